@@ -1,0 +1,200 @@
+"""From a module and example inputs to a Program, through ``torch.export``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+
+from ..errors import CaptureError
+from ..program import ModelFacts, Program, TensorSpec
+from ..shapes import SymbolTable, expression, propagate, size_text
+from ..structure import Structure
+from .functional import make_functional
+from .inline import inline_regions
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to export: the model, its inputs by name, and which dimensions may vary.
+
+    Attributes:
+        dynamic: per input name, dims that may vary with the name to give them; ``"auto"`` lets every dim vary
+            that the model allows.
+        fixed: non-tensor keyword arguments passed on as they are.
+    """
+
+    model: nn.Module
+    inputs: Mapping[str, Tensor]
+    dynamic: Mapping[str, Mapping[int, str]]
+    fixed: Mapping[str, Any]
+    facts: ModelFacts
+
+
+def export_program(request: Request) -> Program:
+    """Export ``request.model`` and turn the result into a Program; the caller checks it against the model.
+
+    Raises:
+        CaptureError: the model cannot be traced, with the module, the line and what to do.
+    """
+    model, inputs = request.model, dict(request.inputs)
+    shapes: dict[str, Any] = {
+        name: {dim: Dim.AUTO for dim in request.dynamic.get(name, {})} or None for name in inputs
+    }
+    shapes |= {name: None for name in request.fixed}
+    with torch.no_grad():
+        structure = Structure.of(model(**inputs, **request.fixed))
+        try:
+            exported = torch.export.export(
+                model, (), {**inputs, **request.fixed}, dynamic_shapes=shapes, strict=False
+            )
+        except Exception as error:
+            raise CaptureError(explain(error, model)) from error
+    return program_of(exported, structure, inputs, request.dynamic, request.facts)
+
+
+def program_of(
+    exported: ExportedProgram,
+    structure: Structure,
+    example_inputs: Mapping[str, Tensor],
+    dynamic: Mapping[str, Mapping[int, str]],
+    facts: ModelFacts,
+) -> Program:
+    """Rebuild the exported graph under the Program's conventions."""
+    signature = exported.graph_signature
+    tensors = {**dict(exported.state_dict), **dict(exported.constants)}
+    lifted = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    user_inputs = set(signature.user_inputs)
+    graph, mapping = fx.Graph(), {}
+    specs: list[TensorSpec] = []
+    weights: dict[str, Tensor] = {}
+    shared: dict[int, str] = {}
+    names = iter(example_inputs)
+    for node in exported.graph.nodes:
+        if node.op == "placeholder":
+            if node.name in lifted:
+                # Tied weights are one storage under two names; one name keeps them one in every artifact.
+                tensor = tensors[lifted[node.name]].detach()
+                target = shared.setdefault(id(tensors[lifted[node.name]]), lifted[node.name])
+                weights.setdefault(target, tensor)
+                new = graph.get_attr(target)
+            elif isinstance(node.meta.get("val"), Tensor) and node.name in user_inputs:
+                new = graph.placeholder(next(names))
+            else:
+                continue
+        elif node.op == "output":
+            count = len(signature.buffers_to_mutate)
+            results = [r for r in node.args[0][count:] if isinstance(r, fx.Node)]
+            new = graph.output(tuple(mapping[r] for r in results))
+        else:
+            new = graph.node_copy(node, lambda n: mapping[n])
+        new.meta = {k: v for k, v in node.meta.items() if k == "val"}
+        new.meta["layer"] = _layer(node)
+        mapping[node] = new
+    inline_regions(graph, exported.graph_module)
+    make_functional(graph)
+    symbols, ranges = retrace(graph, weights, dynamic, exported.range_constraints)
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            specs.append(spec_of(node, node.name, symbols))
+    outputs = list(graph.nodes)[-1].args[0]
+    spec_names = structure.names()
+    if len(spec_names) != len(outputs):
+        raise CaptureError(
+            f"the model returns {len(spec_names)} tensors and the exported graph {len(outputs)}: some output is "
+            "not a tensor computed from the inputs; return tensors only"
+        )
+    return Program(
+        graph=graph,
+        weights=weights,
+        inputs=tuple(specs),
+        outputs=tuple(spec_of(n, name, symbols) for n, name in zip(outputs, spec_names, strict=True)),
+        structure=structure,
+        symbols=symbols,
+        ranges=ranges,
+        example_inputs=dict(example_inputs),
+        facts=facts,
+    )
+
+
+def spec_of(node: fx.Node, name: str, symbols: Mapping[str, str]) -> TensorSpec:
+    """The boundary spec of a node, with symbolic sizes under their names."""
+    value = node.meta["val"]
+    shape = tuple(_dim(size, symbols) for size in value.shape)
+    return TensorSpec(name, shape, value.dtype)
+
+
+def _dim(size: Any, symbols: Mapping[str, str]) -> int | str:
+    expr = expression(size)
+    return int(expr) if expr.is_Integer else size_text(size, symbols)
+
+
+def retrace(
+    graph: fx.Graph,
+    weights: Mapping[str, Tensor],
+    dynamic: Mapping[str, Mapping[int, str]],
+    constraints: Mapping[Any, Any],
+) -> tuple[dict[str, str], dict[str, tuple[int, int | None]]]:
+    """Give every node a fake value in a fresh mode where dims of one name share one symbol.
+
+    Export proves equal only what the model compares; that ``input_ids`` and ``attention_mask`` have one length is
+    known from the names the caller gave their dims.  Returns the name of every symbol, and the range of every
+    name as export found it (a position table bounds a length, for example).
+    """
+    table = SymbolTable()
+    bounds: dict[str, tuple[int, int | None]] = {}
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "placeholder":
+            sizes: list[int | torch.SymInt] = []
+            for dim, size in enumerate(value.shape):
+                expr = expression(size)
+                if expr.is_Integer:
+                    sizes.append(int(expr))
+                    continue
+                name = dynamic[node.name][dim]
+                sizes.append(table.symbol(name, int(size.node.hint)))
+                if expr in constraints:
+                    low, high = constraints[expr].lower, constraints[expr].upper
+                    limit = int(high) if getattr(high, "is_Integer", False) and int(high) < 2**31 else None
+                    old = bounds.get(name, (1, None))
+                    caps = [c for c in (limit, old[1]) if c is not None]
+                    bounds[name] = (max(1, old[0], 1 if int(low) <= 2 else int(low)), min(caps, default=None))
+            node.meta["val"] = table.tensor(sizes, value.dtype)
+        elif node.op == "get_attr":
+            node.meta["val"] = table.constant(weights[node.target])
+    propagate(graph, table.mode)
+    return table.names, bounds
+
+
+def _layer(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path, _ = list(stack.values())[-1]
+    return str(path)
+
+
+def explain(error: BaseException, model: nn.Module) -> str:
+    """One message with the user's own line, the reason and what to do."""
+    import traceback
+
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "/torch/" not in f.filename and "/tersor/" not in f.filename]
+    where = f"{own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else "unknown line"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"cannot capture {type(model).__name__}: {reason}. Raised at {where}. Control flow or sizes that depend on "
+        "tensor values cannot be traced: replace them by torch.where or fixed sizes, or pass example inputs and "
+        "dynamic={} for a fixed-shape capture."
+    )

@@ -1,0 +1,117 @@
+"""Make an exported graph functional: no in-place writes, no views that alias."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..errors import CaptureError
+
+aten = torch.ops.aten
+
+# In a functional graph a view is a reshape; as a reshape it stays right when a rewrite changes the strides.
+_RESHAPES = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
+_EFFECT_FREE = {
+    aten._assert_tensor_metadata.default,
+    aten._assert_scalar.default,
+    aten._assert_async.msg,
+    aten.sym_constrain_range_for_size.default,
+    aten.sym_constrain_range.default,
+}
+
+
+def make_functional(graph: fx.Graph) -> None:
+    """Rewrite ``graph`` in place; the meaning of its outputs is unchanged.
+
+    Raises:
+        CaptureError: an in-place write to a tensor of which views are read later, which cannot be undone here.
+    """
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in _RESHAPES:
+            node.target = _RESHAPES[node.target]
+        elif node.target in _EFFECT_FREE or node.target is torch._check:
+            graph.erase_node(node)
+        elif isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            _replace_mutation(graph, node, order)
+    for node in reversed(list(graph.nodes)):
+        if node.op == "call_function" and not node.users and _is_size_check(node):
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    graph.lint()
+
+
+def _is_size_check(node: fx.Node) -> bool:
+    return node.target in {operator.eq, operator.le, operator.lt, operator.ge, operator.gt, torch.sym_not}
+
+
+def _replace_mutation(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int]) -> None:
+    functional = _functional_twin(node.target)
+    written = node.args[0]
+    if functional is None or not isinstance(written, fx.Node):
+        raise CaptureError(
+            f"{node.name} ({node.target}) in {node.meta.get('layer') or 'the model'} writes in place and has no "
+            "functional form; write it out of place"
+        )
+    base, chain = written, []
+    while _is_view(base):
+        chain.append(base)
+        base = base.args[0]
+    aliases = [u for u in base.users if u is not node and _is_view(u) and u not in chain]
+    if any(order.get(user, 0) > order[node] for alias in aliases for user in alias.users) or len(chain) > 1:
+        raise CaptureError(
+            f"{node.name} ({node.target}) in {node.meta.get('layer') or 'the model'} writes in place through a view "
+            "that is read elsewhere; write it out of place"
+        )
+    node.target = functional
+    _rebind(written, node, order)
+    if chain:
+        with graph.inserting_after(node):
+            merged = _scatter_back(graph, chain[0], base, node)
+        merged.meta = dict(base.meta)
+        order[merged] = order[node]
+        _rebind(base, merged, order)
+
+
+def _rebind(old: fx.Node, new: fx.Node, order: dict[fx.Node, int]) -> None:
+    """Let every use of ``old`` after ``new`` read ``new``."""
+    for user in list(old.users):
+        if user is not new and (user not in order or order[user] > order[new]):
+            user.replace_input_with(old, new)
+
+
+def _scatter_back(graph: fx.Graph, view: fx.Node, base: fx.Node, value: fx.Node) -> fx.Node:
+    twins = {
+        aten.slice.Tensor: aten.slice_scatter.default,
+        aten.select.int: aten.select_scatter.default,
+        aten.alias.default: None,
+    }
+    if view.target not in twins:
+        raise CaptureError(f"{value.name} writes in place through {view.target}; write it out of place")
+    twin = twins[view.target]
+    if twin is None:
+        return value
+    return graph.call_function(twin, (base, value, *view.args[1:]), dict(view.kwargs))
+
+
+def _is_view(node: Any) -> bool:
+    if not isinstance(node, fx.Node) or node.op != "call_function":
+        return False
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.arguments:
+        return False
+    first = schema.arguments[0].alias_info
+    return first is not None and not first.is_write and bool(node.args) and isinstance(node.args[0], fx.Node)
+
+
+def _functional_twin(target: Any) -> Any:
+    packet_name = target._schema.name.split("::")[1]
+    if not packet_name.endswith("_"):
+        return None
+    packet = getattr(getattr(torch.ops, target.namespace), packet_name[:-1], None)
+    return getattr(packet, target._overloadname, None) if packet is not None else None

@@ -1,0 +1,215 @@
+"""``Program``: a captured model as one functional FX graph, its weights, and what is known about both."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from .errors import InputError
+from .structure import Structure
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A named tensor at the program's boundary.
+
+    ``shape`` holds an int for a fixed size and the name of a symbolic dimension otherwise, such as ``"batch"``.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: torch.dtype
+
+    @property
+    def dynamic(self) -> tuple[str, ...]:
+        return tuple(dim for dim in self.shape if isinstance(dim, str))
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What capture learned of the model; nothing here decides what is legal, it labels reports.
+
+    Attributes:
+        family: the model's own name for its kind (``"bert"``), or its class name.
+        source: where it came from, as the user wrote it.
+        config: JSON-able configuration, when the model has one.
+        captured_by: which route captured it (``huggingface``, ``timm``, ``module``, ``archive``).
+        unraised: name and reason of attention-like code that stayed plain ATen.
+        deviation: largest absolute difference from the model on the example inputs, measured at capture.
+        tokenizer_files: tokenizer files found beside the weights, path by name.
+    """
+
+    family: str = "module"
+    source: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    captured_by: str = "module"
+    unraised: tuple[tuple[str, str], ...] = ()
+    deviation: float | None = None
+    tokenizer_files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Program:
+    """A functional FX graph over the ATen and ``tersor`` operators.
+
+    Graph conventions: one ``placeholder`` per input in the order of ``inputs``; one ``get_attr`` node per weight
+    used, whose target is a key of ``weights``; ``call_function`` nodes only; ``output`` returns a flat tuple in
+    the order of ``outputs``.  Every node's ``meta["val"]`` is a fake tensor or a symbolic integer, and
+    ``meta["layer"]`` names the module it came from.
+
+    ``symbols`` maps a symbol of the fake values to its dimension's name; ``ranges`` the name to its smallest and
+    largest size (None where nothing bounds it).
+
+    A Program is never changed in place: a rewrite works on ``program.edit()`` and returns that.
+    """
+
+    graph: fx.Graph
+    weights: dict[str, Tensor]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    structure: Structure
+    symbols: dict[str, str]
+    ranges: dict[str, tuple[int, int | None]]
+    example_inputs: dict[str, Tensor]
+    facts: ModelFacts = field(default_factory=ModelFacts)
+    notes: dict[str, Any] = field(default_factory=dict)
+    _analyses: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph as it stands, node by node, and return the model's own output structure."""
+        return self.structure.pack(self.run(self.bind(*args, **kwargs)))
+
+    def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Outputs as a flat tuple in the order of ``outputs``; ``inputs`` by name."""
+        with torch.no_grad():
+            return GraphInterpreter(self).run(*(inputs[spec.name] for spec in self.inputs))  # type: ignore[no-any-return]
+
+    def bind(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Match call arguments to input names and check dtype and shape.
+
+        Raises:
+            InputError: an input is missing, unknown, of the wrong dtype, or of a size the program does not take.
+        """
+        return bind_inputs(self.inputs, self.ranges, args, kwargs)
+
+    def edit(self) -> Program:
+        """A copy whose graph may be changed; weights are shared until replaced."""
+        graph = fx.Graph()
+        mapping: dict[fx.Node, fx.Node] = {}
+        result = graph.graph_copy(self.graph, mapping)
+        source_output = next(node for node in reversed(self.graph.nodes) if node.op == "output")
+        graph.output(result).meta = dict(source_output.meta)
+        for old, new in mapping.items():
+            new.meta = dict(old.meta)
+        return replace(
+            self, graph=graph, weights=dict(self.weights), notes=copy.deepcopy(self.notes), _analyses={}
+        )
+
+    def with_facts(self, **changes: Any) -> Program:
+        return replace(self, facts=replace(self.facts, **changes))
+
+    def module(self) -> fx.GraphModule:
+        """A runnable module over the same weights, for ``torch.compile`` and the torch target."""
+        root = torch.nn.Module()
+        names: dict[str, str] = {}
+        graph = fx.Graph()
+        mapping: dict[fx.Node, fx.Node] = {}
+        graph.output(graph.graph_copy(self.graph, mapping))
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                flat = names.setdefault(node.target, f"weight_{len(names)}")
+                if not hasattr(root, flat):
+                    root.register_buffer(flat, self.weights[node.target])
+                node.target = flat
+        return fx.GraphModule(root, graph)
+
+    def analysis(self, compute: Any) -> Any:
+        """``compute(self)``, computed once for this Program."""
+        if compute not in self._analyses:
+            self._analyses[compute] = compute(self)
+        return self._analyses[compute]
+
+    @property
+    def output_node(self) -> fx.Node:
+        return next(node for node in reversed(self.graph.nodes) if node.op == "output")
+
+    def find(self, name: str) -> fx.Node:
+        """The node called ``name``; KeyError if there is none."""
+        for node in self.graph.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+    def __str__(self) -> str:
+        from .text import program_text
+
+        return program_text(self)
+
+
+class GraphInterpreter(fx.Interpreter):
+    """Runs a Program's graph; weights are looked up by name, values are freed after their last use."""
+
+    def __init__(self, program: Program) -> None:
+        self._weights = program.weights
+        super().__init__(torch.nn.Module(), garbage_collect_values=True, graph=program.graph)
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:
+        return self._weights[target]
+
+
+def bind_inputs(
+    specs: Sequence[TensorSpec],
+    ranges: Mapping[str, tuple[int, int | None]],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """Match positional and keyword arguments to ``specs``; see :meth:`Program.bind`."""
+    expected = ", ".join(
+        f"{s.name} {_shape_text(s.shape)} {str(s.dtype).removeprefix('torch.')}" for s in specs
+    )
+    if len(args) > len(specs):
+        raise InputError(f"{len(args)} positional inputs given, the program takes {len(specs)}: {expected}")
+    bound: dict[str, Any] = {spec.name: value for spec, value in zip(specs, args, strict=False)}
+    for name, value in kwargs.items():
+        if name not in {spec.name for spec in specs}:
+            if value is None:
+                continue
+            raise InputError(f"unknown input {name!r}; the program takes: {expected}")
+        bound[name] = value
+    sizes: dict[str, tuple[int, str]] = {}
+    for spec in specs:
+        if spec.name not in bound or bound[spec.name] is None:
+            raise InputError(f"input {spec.name!r} is missing; the program takes: {expected}")
+        value = bound[spec.name] = torch.as_tensor(bound[spec.name])
+        if value.dtype != spec.dtype:
+            if value.dtype.is_floating_point != spec.dtype.is_floating_point:
+                raise InputError(f"input {spec.name!r} is {value.dtype}, the program takes {spec.dtype}")
+            bound[spec.name] = value = value.to(spec.dtype)
+        if value.dim() != len(spec.shape):
+            raise InputError(
+                f"input {spec.name!r} has shape {list(value.shape)}, the program takes {_shape_text(spec.shape)}"
+            )
+        for size, want in zip(value.shape, spec.shape, strict=True):
+            if isinstance(want, int):
+                fits, known = size == want, f"{want}"
+            else:
+                first, where = sizes.setdefault(want, (size, spec.name))
+                fits, known = size == first, f"{want} = {first} as in {where!r}"
+            if not fits:
+                raise InputError(
+                    f"input {spec.name!r} has shape {list(value.shape)}: size {size} where the program takes {known}"
+                )
+    for name, (size, where) in sizes.items():
+        low, high = ranges.get(name, (0, None))
+        if size < low or (high is not None and size > high):
+            raise InputError(f"input {where!r} has {name} = {size}; the model takes {low} to {high or 'any'}")
+    return bound
+
+
+def _shape_text(shape: Sequence[int | str]) -> str:
+    return "[" + ", ".join(str(dim) for dim in shape) + "]"

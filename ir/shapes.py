@@ -1,0 +1,147 @@
+"""Shape inference: fake values for every node, and the names of symbolic dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import sympy
+import torch
+from torch import Tensor, fx
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+
+from .errors import VerifierError
+
+if TYPE_CHECKING:
+    from .program import Program
+
+Size = int | torch.SymInt
+
+
+class SymbolTable:
+    """A fresh fake mode and its named symbolic sizes."""
+
+    def __init__(self) -> None:
+        self.shape_env = ShapeEnv()
+        self.mode = FakeTensorMode(shape_env=self.shape_env, allow_non_fake_inputs=False)
+        self.names: dict[str, str] = {}
+        self._symbols: dict[str, torch.SymInt] = {}
+
+    def symbol(self, name: str, hint: int) -> torch.SymInt:
+        """The symbolic size called ``name``; ``hint`` is the size it has in the example."""
+        if name not in self._symbols:
+            # A hint of 0 or 1 would be taken for a fixed size, and broadcasting rules would differ.
+            source = ConstantSource(f"{name}_{len(self._symbols)}")
+            symbol = self.shape_env.create_symbol(
+                max(2, hint),
+                source,
+                dynamic_dim=DimDynamic.DYNAMIC,
+                constraint_dim=None,
+                do_not_specialize_zero_one=True,
+            )
+            self.names[str(symbol)] = name
+            self._symbols[name] = self.shape_env.create_symintnode(symbol, hint=max(2, hint), source=source)
+        return self._symbols[name]
+
+    def tensor(self, sizes: Sequence[Size], dtype: torch.dtype) -> FakeTensor:
+        with self.mode:
+            return torch.empty(tuple(sizes), dtype=dtype)  # type: ignore[return-value]
+
+    def constant(self, tensor: Tensor) -> FakeTensor:
+        """The fake value of a weight, every size fixed."""
+        with self.mode:
+            return torch.empty(tuple(tensor.shape), dtype=tensor.dtype, device=tensor.device)  # type: ignore[return-value]
+
+
+def fake_mode(program: Program) -> FakeTensorMode:
+    """The fake mode that the program's values live in."""
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, FakeTensor):
+            return value.fake_mode
+    return SymbolTable().mode
+
+
+def infer_shapes(program: Program, start: fx.Node | None = None) -> None:
+    """Recompute ``meta["val"]`` of every call node, from ``start`` on when it is given.
+
+    Raises:
+        VerifierError: an operator rejects the shapes of its operands; the message names the node.
+    """
+    mode = fake_mode(program)
+    for node in program.graph.nodes:
+        if node.op == "get_attr" and "val" not in node.meta:
+            weight = program.weights[node.target]
+            with mode:
+                node.meta["val"] = torch.empty(tuple(weight.shape), dtype=weight.dtype, device=weight.device)
+    propagate(program.graph, mode, start)
+
+
+def propagate(graph: fx.Graph, mode: FakeTensorMode, start: fx.Node | None = None) -> None:
+    """Compute the fake value of every call node of ``graph``, from ``start`` on when it is given."""
+    active = start is None
+    with mode, torch.no_grad():
+        for node in graph.nodes:
+            active = active or node is start
+            if active and node.op == "call_function":
+                node.meta["val"] = fake_call(node)
+
+
+def fake_call(node: fx.Node) -> Any:
+    """What ``node`` returns for the fake values of its operands; call inside the program's fake mode."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    try:
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+    except Exception as error:
+        where = node.meta.get("layer", "")
+        raise VerifierError(
+            f"{node.name} ({node.target}{', in ' + where if where else ''}) rejects its operands: {error}; "
+            f"operands {[describe(a) for a in args]}"
+        ) from error
+
+
+def expression(size: Size) -> sympy.Expr:
+    """A size as a sympy expression in the program's symbols."""
+    if isinstance(size, torch.SymInt):
+        return size.node.expr  # type: ignore[no-any-return]
+    return sympy.Integer(int(size))
+
+
+def same_size(left: Size, right: Size) -> bool:
+    """Whether two sizes are equal for every value of the symbols (no guard is added)."""
+    return bool(sympy.simplify(expression(left) - expression(right)) == 0)
+
+
+def size_text(size: Size, symbols: dict[str, str]) -> str:
+    """A size with the program's own dimension names, such as ``batch`` or ``(7*tokens + 9)//10``."""
+    expr = expression(size)
+    named = expr.xreplace(
+        {s: sympy.Symbol(symbols.get(str(s), str(s)), integer=True) for s in expr.free_symbols}
+    )
+    return str(named)
+
+
+def describe(value: Any) -> str:
+    """A value's type in the form ``f32[batch, 6, 64]``."""
+    if isinstance(value, torch.Tensor):
+        dims = ", ".join(str(d) for d in value.shape)
+        return f"{dtype_text(value.dtype)}[{dims}]"
+    return repr(value)
+
+
+def dtype_text(dtype: torch.dtype) -> str:
+    short = {
+        torch.float32: "f32",
+        torch.float16: "f16",
+        torch.bfloat16: "bf16",
+        torch.float64: "f64",
+        torch.int64: "i64",
+        torch.int32: "i32",
+        torch.int16: "i16",
+        torch.int8: "i8",
+        torch.uint8: "u8",
+        torch.bool: "bool",
+    }
+    return short.get(dtype, str(dtype).removeprefix("torch."))
