@@ -1,0 +1,1 @@
+"""Graph rewrites and the pipeline that runs them."""

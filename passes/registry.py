@@ -1,0 +1,63 @@
+"""Passes and methods by name, found by walking the package: a new file is a new pass, no list is edited."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from functools import cache
+from typing import TypeVar
+
+from tersor.ir.errors import SpecError
+
+from .contract import Method, Pass
+
+_ROOT = __name__.rpartition(".")[0]
+_T = TypeVar("_T")
+
+
+def find_passes() -> dict[str, type[Pass]]:
+    """Every pass by its name: those of this package, and those that the running program has defined."""
+    import_all(_ROOT)
+    return named_subclasses(Pass)  # type: ignore[type-abstract]
+
+
+def find_methods(base: type[Method]) -> dict[str, type[Method]]:
+    """Every method of a family by its name; ``base`` is the abstract class that annotates the slot."""
+    package = base.__module__.rpartition(".")[0]
+    if package:
+        import_all(package)
+    return named_subclasses(base)
+
+
+@cache
+def import_all(package: str) -> None:
+    """Import every module below ``package``."""
+    root = importlib.import_module(package)
+    for module in pkgutil.walk_packages(getattr(root, "__path__", ()), package + "."):
+        importlib.import_module(module.name)
+
+
+def named_subclasses(base: type[_T]) -> dict[str, type[_T]]:
+    """Concrete subclasses of ``base`` by their ``name``, in alphabetical order.
+
+    Raises:
+        SpecError: two classes have one name.
+    """
+    found: dict[str, type[_T]] = {}
+    for kind in _subclasses(base):
+        name = kind.__dict__.get("name")
+        if name is None or inspect.isabstract(kind):
+            continue
+        twin = found.setdefault(name, kind)
+        if twin is not kind:
+            both = " and ".join(f"{k.__module__}.{k.__qualname__}" for k in (twin, kind))
+            raise SpecError(f"{both} are both called {name!r}: rename one")
+    return dict(sorted(found.items()))
+
+
+def _subclasses(base: type[_T]) -> Iterator[type[_T]]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _subclasses(kind)
