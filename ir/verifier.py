@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-import math
-import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +15,7 @@ from .dialect import DIALECT, is_dialect
 from .errors import VerifierError
 from .program import Program, TensorSpec
 from .shapes import describe, expression, fake_call, fake_mode, size_text
-
-_NAMESPACES = {"aten", "tersor", "prims"}
-_FUNCTION_MODULES = {operator.__name__, "_operator", math.__name__, builtins.__name__, "torch"}
+from .targets import target_name
 
 
 @dataclass(frozen=True)
@@ -90,16 +85,11 @@ def _has_value(_: Program, node: fx.Node) -> str | None:
 
 
 def _known_target(_: Program, node: fx.Node) -> str | None:
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        if target.namespace not in _NAMESPACES:
-            return f"operator namespace {target.namespace!r} is none of {sorted(_NAMESPACES)}"
-        if target._schema.is_mutable:
-            return "it writes to an operand; use the functional form"
-        return None
-    if getattr(target, "__module__", None) in _FUNCTION_MODULES:
-        return None
-    return "it calls neither an ATen operator, a dialect operator nor a scalar function"
+    try:
+        target_name(node.target)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _dialect_check(_: Program, node: fx.Node) -> str | None:
