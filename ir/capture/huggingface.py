@@ -6,6 +6,7 @@ While the model is exported its attention functions emit ``tersor::attention`` a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,30 +23,72 @@ def is_huggingface(model: nn.Module) -> bool:
     return any(kind.__module__.startswith("transformers.modeling_utils") for kind in type(model).__mro__)
 
 
+def config_of(model: nn.Module) -> dict[str, Any]:
+    """The model's configuration as plain JSON data; empty when it has none."""
+    config = getattr(model, "config", None)
+    if not hasattr(config, "to_json_string"):
+        return {}
+    return dict(json.loads(config.to_json_string(use_diff=False)))
+
+
+@contextmanager
+def cache_free(model: nn.Module) -> Iterator[None]:
+    """Within the block, ``model`` returns no key-value cache: a Program gets its cache from a pass."""
+    before = [(config, config.use_cache) for config in _configs(model) if hasattr(config, "use_cache")]
+    try:
+        for config, _ in before:
+            config.use_cache = False
+        yield
+    finally:
+        for config, cache in before:
+            config.use_cache = cache
+
+
 @contextmanager
 def semantic_attention(model: nn.Module) -> Iterator[None]:
-    """Within the block, ``model`` (and its parts with configs of their own) speaks the dialect."""
+    """Within the block, ``model`` (and its parts with configs of their own) speaks the dialect.
+
+    A part whose attention is written by hand never asks the attention interface; it keeps its implementation,
+    and only that implementation's mask function is replaced, by one that returns what the part expects.
+    """
     from transformers import AttentionInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as MASKS
     from transformers.masking_utils import AttentionMaskInterface
 
     AttentionInterface.register(NAME, attention_forward)
     AttentionMaskInterface.register(NAME, token_mask)
-    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    by_hand = {id(m.config) for m in model.modules() if is_huggingface(m) and not _asks_the_interface(m)}
     before = [
-        (c, getattr(c, "_attn_implementation_internal", None), getattr(c, "use_cache", None))
-        for c in configs.values()
+        (config, config._attn_implementation_internal)
+        for config in _configs(model)
+        if hasattr(config, "_attn_implementation_internal") and id(config) not in by_hand
     ]
+    masks = {"sdpa": token_mask, "eager": additive_token_mask}
+    shadowed = {name: MASKS._local_mapping[name] for name in masks if name in MASKS._local_mapping}
     try:
-        for config, _, cache in before:
+        for name, function in masks.items():
+            MASKS[name] = function
+        for config, _ in before:
             config._attn_implementation_internal = NAME
-            if cache is not None:
-                config.use_cache = False
         yield
     finally:
-        for config, implementation, cache in before:
+        for name in masks:
+            del MASKS[name]
+        for name, function in shadowed.items():
+            MASKS[name] = function
+        for config, implementation in before:
             config._attn_implementation_internal = implementation
-            if cache is not None:
-                config.use_cache = cache
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """The configurations of ``model`` and its parts, each once."""
+    found = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    return list(found.values())
+
+
+def _asks_the_interface(model: nn.Module) -> bool:
+    """Whether the model's attention calls whatever function the interface holds."""
+    return bool(model._can_set_attn_implementation())
 
 
 def attention_forward(
@@ -115,6 +158,15 @@ def token_mask(
         return None
     device = kwargs.get("device", "cpu")
     return DIALECT["token_mask"].overload(padding, q_length, kv_length, causal, window, torch.device(device))  # type: ignore[no-any-return]
+
+
+def additive_token_mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Tensor | None:
+    """transformers' mask function for attention written by hand: 0 where a key is visible, else the lowest number."""
+    kwargs["allow_is_causal_skip"] = False
+    visible = token_mask(*args, dtype=dtype, **kwargs)
+    if visible is None:
+        return None
+    return torch.where(visible, torch.zeros((), dtype=dtype, device=visible.device), torch.finfo(dtype).min)
 
 
 def _is_zero(offset: Any) -> bool:

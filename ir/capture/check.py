@@ -1,0 +1,70 @@
+"""Compare a captured Program with the model it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CaptureError
+from ..program import Program
+from ..structure import Structure
+
+# Largest difference that reordered sums may leave, relative to the output's largest magnitude.
+ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def compare_with_model(
+    program: Program, model: Callable[..., Any], samples: Sequence[Mapping[str, Tensor]]
+) -> float:
+    """Largest absolute difference over the samples, padding left out.
+
+    Raises:
+        CaptureError: a difference no rounding explains; the message names output, sizes and both magnitudes.
+    """
+    worst = 0.0
+    for inputs in samples:
+        expected = Structure.flatten(model(**inputs))
+        actual = program.run(program.bind(**inputs))
+        padding = _padding(inputs)
+        for spec, want, got in zip(program.outputs, expected, actual, strict=True):
+            want, got = _real_tokens(want, padding), _real_tokens(got, padding)
+            difference = _difference(want, got)
+            scale = max(1.0, float(want.abs().max())) if want.numel() and want.is_floating_point() else 1.0
+            worst = max(worst, difference)
+            if not difference <= ROUNDING.get(want.dtype, 0.0) * scale:
+                sizes = ", ".join(f"{name} {list(t.shape)}" for name, t in inputs.items())
+                raise CaptureError(
+                    f"output {spec.name!r} of the captured graph differs from the model by {difference:.3g} "
+                    f"(its values reach {scale:.3g}) on inputs {sizes}: the model's result depends on state, chance or "
+                    "on Python values that were fixed while tracing. Make it a function of its inputs, or pass "
+                    "dynamic={} to fix all sizes"
+                )
+    return worst
+
+
+def _difference(want: Tensor, got: Tensor) -> float:
+    if want.shape != got.shape:
+        return float("inf")
+    if not want.numel():
+        return 0.0
+    if not want.is_floating_point():
+        return 0.0 if torch.equal(want, got) else float("inf")
+    equal = (want == got) | (want.isnan() & got.isnan())
+    gap = (want.double() - got.double()).abs().masked_fill(equal, 0.0)
+    return float(gap.max())
+
+
+def _padding(inputs: Mapping[str, Tensor]) -> Tensor | None:
+    """The mask of real tokens among the inputs, if there is one: ``[batch, tokens]`` of zeros and ones."""
+    mask = inputs.get("attention_mask")
+    return mask.bool() if mask is not None and mask.dim() == 2 else None
+
+
+def _real_tokens(value: Tensor, padding: Tensor | None) -> Tensor:
+    """What a model computes at padding is nobody's result: a fully hidden row is a mean in one kernel, zero in another."""
+    if padding is None or value.dim() < 2 or value.shape[:2] != padding.shape:
+        return value
+    return value[padding]

@@ -1,0 +1,127 @@
+"""Which dimensions of the inputs may vary, what they are called, and the same inputs at other sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CaptureError, InputError
+from ..program import Program
+
+Dims = dict[str, dict[int, str]]
+
+
+def dynamic_dims(inputs: Mapping[str, Tensor], dynamic: Any) -> Dims:
+    """The dims of each input that may vary, with their names.
+
+    ``"auto"``: dim 0 is the batch; dim 1 counts tokens in ids, masks and ``[batch, tokens, features]`` values, and
+    samples in ``[batch, samples]`` values.  Images (four dims) keep their height and width.  A dim whose size
+    differs from its namesake's gets a name of its own.
+
+    Raises:
+        InputError: an explicit mapping names an unknown input or a dim that the input does not have.
+    """
+    if dynamic != "auto":
+        return _explicit(inputs, dynamic)
+    sizes: dict[str, int] = {}
+    return {name: _automatic(name, tensor, sizes) for name, tensor in inputs.items()}
+
+
+def _automatic(name: str, tensor: Tensor, sizes: dict[str, int]) -> dict[int, str]:
+    counted = tensor.dim() if not tensor.dtype.is_floating_point else min(tensor.dim(), 2)
+    if tensor.dim() == 3 and tensor.dtype.is_floating_point:
+        counted = 3
+    if tensor.dim() >= 4:
+        counted = 1
+    usual = ("batch", "samples" if tensor.dim() == 2 and tensor.dtype.is_floating_point else "tokens")
+    dims: dict[int, str] = {}
+    for dim in range(counted):
+        label = usual[dim] if dim < len(usual) else "features"
+        size = tensor.shape[dim]
+        if sizes.setdefault(label, size) != size:
+            label = next((known for known, n in sizes.items() if n == size), f"{name}_{label}")
+            sizes.setdefault(label, size)
+        dims[dim] = label
+    return dims
+
+
+def _explicit(inputs: Mapping[str, Tensor], dynamic: Any) -> Dims:
+    if not isinstance(dynamic, Mapping):
+        raise InputError(
+            f'dynamic is {dynamic!r}: pass "auto" or a mapping such as {{"input_ids": {{0: "batch"}}}}'
+        )
+    for name, dims in dynamic.items():
+        if name not in inputs:
+            raise InputError(f"dynamic names input {name!r}; the inputs are {', '.join(inputs)}")
+        for dim in dims:
+            if not 0 <= dim < inputs[name].dim():
+                raise InputError(
+                    f"dynamic names dim {dim} of {name!r}, which has shape {list(inputs[name].shape)}"
+                )
+    return {name: {int(d): str(label) for d, label in dynamic.get(name, {}).items()} for name in inputs}
+
+
+def check_dynamic(program: Program, dims: Dims) -> None:
+    """Raise CaptureError when a dim that the caller named has been fixed."""
+    for spec in program.inputs:
+        for dim, label in dims.get(spec.name, {}).items():
+            if isinstance(spec.shape[dim], int):
+                raise CaptureError(
+                    f"dim {dim} of {spec.name!r} was to vary as {label!r} but the model fixes it to "
+                    f"{spec.shape[dim]}: its code compares, unpacks or stores that size. Leave it out of dynamic, or "
+                    "make the code take the size from the tensor's shape"
+                )
+
+
+def resized(program: Program) -> dict[str, Tensor] | None:
+    """The example at another batch and length; None when every size is fixed.
+
+    Rows and tokens are repeated in order; counting inputs (positions) count on; masks end in padding.
+    """
+    sizes: dict[str, int] = {}
+    for spec in program.inputs:
+        for size, dim in zip(program.example_inputs[spec.name].shape, spec.shape, strict=True):
+            if isinstance(dim, str) and dim in program.ranges.keys() | set(program.symbols.values()):
+                sizes[dim] = _another(size, program.ranges.get(dim, (1, None)))
+    if not sizes:
+        return None
+    return {
+        spec.name: _resize(program.example_inputs[spec.name], [sizes.get(str(d)) for d in spec.shape])
+        for spec in program.inputs
+    }
+
+
+def _another(size: int, allowed: tuple[int, int | None]) -> int:
+    low, high = allowed
+    larger = size + max(1, size // 2)
+    if high is None or larger <= high:
+        return larger
+    return max(low, min(high, size - 1))
+
+
+def _resize(tensor: Tensor, sizes: list[int | None]) -> Tensor:
+    for dim, size in enumerate(sizes):
+        if size is None or size == tensor.shape[dim]:
+            continue
+        old = tensor.shape[dim]
+        index = torch.arange(size, device=tensor.device)
+        step = torch.arange(old, device=tensor.device)
+        line = tensor.movedim(dim, -1)
+        if (
+            tensor.dtype in (torch.int64, torch.int32)
+            and old > 1
+            and bool((line == line[..., :1] + step).all())
+        ):
+            tensor = (line[..., :1] + index).movedim(-1, dim).to(tensor.dtype)
+            continue
+        tensor = tensor.index_select(dim, index % old)
+        if dim == 1 and tensor.dim() == 2 and _is_mask(tensor):
+            tensor = tensor.to(torch.uint8).sort(dim=1, descending=True).values.to(tensor.dtype)
+    return tensor
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.bool or bool(((tensor == 0) | (tensor == 1)).all())

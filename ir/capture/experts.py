@@ -1,0 +1,63 @@
+"""Mixtures of experts as dense batched products while a model is captured.
+
+transformers dispatches tokens to experts by data-dependent loops or by a grouped matmul; neither is plain ATen
+with static ranks.  Running every expert on every token and weighting by the router is the same sum in another
+order, and its shapes depend on nothing but the token count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+NAME = "tersor_dense"
+
+
+@contextmanager
+def dense_experts(model: nn.Module) -> Iterator[None]:
+    """Within the block, every experts module of ``model`` that asks transformers' interface runs densely."""
+    try:
+        from transformers.integrations.moe import ExpertsInterface
+    except ImportError:
+        yield
+        return
+    ExpertsInterface.register(NAME, dense_forward)
+    configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
+    before = [
+        (config, config._experts_implementation_internal)
+        for config in configs.values()
+        if hasattr(config, "_experts_implementation_internal")
+    ]
+    try:
+        for config, _ in before:
+            config._experts_implementation_internal = NAME
+        yield
+    finally:
+        for config, implementation in before:
+            config._experts_implementation_internal = implementation
+
+
+def dense_forward(
+    experts: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    """transformers' experts function: tokens ``[tokens, width]``, routing ``[tokens, k]``, result ``[tokens, width]``."""
+    first = experts.gate_up_proj if experts.has_gate else experts.up_proj
+    count = first.shape[0]
+    one_hot = nn.functional.one_hot(top_k_index, count).to(top_k_weights.dtype)
+    routing = (one_hot * top_k_weights[:, :, None]).sum(1)
+    inner = _per_expert(experts, "gate_up_proj" if experts.has_gate else "up_proj", hidden_states[None])
+    inner = experts._apply_gate(inner) if experts.has_gate else experts.act_fn(inner)
+    outer = _per_expert(experts, "down_proj", inner)
+    if experts.has_post_expert_norm:
+        outer = experts.post_expert_norm(outer)
+    return (outer * routing.transpose(0, 1)[:, :, None]).sum(0).to(hidden_states.dtype)
+
+
+def _per_expert(experts: nn.Module, name: str, x: Tensor) -> Tensor:
+    """``[experts or 1, tokens, in]`` times each expert's weight: ``[experts, tokens, out]``."""
+    weight: Tensor = getattr(experts, name)
+    product = torch.matmul(x, weight if experts.is_transposed else weight.transpose(1, 2))
+    return product + getattr(experts, f"{name}_bias")[:, None, :] if experts.has_bias else product

@@ -1,0 +1,93 @@
+"""``capture``: the way in.  Find the model, its inputs and its free dimensions, export, raise, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CaptureError
+from ..program import Program
+from ..raising import raise_attention
+from .check import compare_with_model
+from .dims import check_dynamic, dynamic_dims, resized
+from .experts import dense_experts
+from .export import Request, export_program
+from .huggingface import cache_free, is_huggingface, semantic_attention
+from .inputs import bind_example, repeat_single_rows, suggested_inputs
+from .sources import Source, find_source
+from .state import inference_state
+
+Dynamic = Literal["auto"] | Mapping[str, Mapping[int, str]]
+
+
+def capture(
+    model_or_path: nn.Module | str | Path,
+    example_inputs: Any = None,
+    dynamic: Dynamic = "auto",
+) -> Program:
+    """Capture a model as a Program and measure that it computes what the model computes.
+
+    Args:
+        model_or_path: a module (Hugging Face, timm or any other), or where to find one: a Hugging Face folder
+            (``config.json`` and safetensors), a ``.pt2`` archive, ``timm:NAME@weights.safetensors`` or
+            ``module.path:factory``.
+        example_inputs: a mapping of input names to tensors, a tuple of tensors, or one tensor; arguments that are
+            no tensors are passed to the model as they are and become constants.  May be left out where the model
+            says what it takes.  A batch of one is repeated, because a traced size of one would be fixed.
+        dynamic: ``"auto"`` lets every batch and length dimension vary that the model allows; a mapping such as
+            ``{"input_ids": {0: "batch", 1: "tokens"}}`` names the dimensions that must vary; ``{}`` fixes all.
+
+    Returns:
+        the Program, in evaluation mode, sharing the model's weights.  ``facts.deviation`` holds the largest
+        absolute difference from the model, on the example and at another batch and length; ``facts.unraised``
+        the attention-like code that stayed plain ATen, with reasons.
+
+    Raises:
+        InputError: the path, the folder's files, the inputs or ``dynamic`` do not fit.
+        CaptureError: the model cannot be traced, a dimension that was asked for cannot vary, or the captured
+            graph does not compute what the model computes.
+    """
+    source = find_source(model_or_path)
+    with torch.no_grad():
+        if source.exported is not None:
+            return _from_archive(source)
+        return _from_module(source, source.module, example_inputs, dynamic)
+
+
+def _from_module(source: Source, model: nn.Module, example_inputs: Any, dynamic: Dynamic) -> Program:
+    with inference_state(model), cache_free(model):
+        given = example_inputs if example_inputs is not None else suggested_inputs(model)
+        inputs, fixed = bind_example(model, given)
+        if dynamic == "auto" or dynamic:
+            inputs = repeat_single_rows(inputs)
+        dims = dynamic_dims(inputs, dynamic)
+        with ExitStack() as stack:
+            if is_huggingface(model):
+                stack.enter_context(semantic_attention(model))
+                stack.enter_context(dense_experts(model))
+            program = export_program(Request(model, inputs, dims, fixed, source.facts))
+        if dynamic != "auto":
+            check_dynamic(program, dims)
+        program = raise_attention(program)
+        deviation = compare_with_model(program, lambda **values: model(**values, **fixed), _samples(program))
+        return program.with_facts(deviation=deviation)
+
+
+def _from_archive(source: Source) -> Program:
+    from .archive import import_archive
+
+    assert source.exported is not None
+    program, call = import_archive(source.exported, source.facts)
+    program = raise_attention(program)
+    return program.with_facts(deviation=compare_with_model(program, call, _samples(program)))
+
+
+def _samples(program: Program) -> list[dict[str, Tensor]]:
+    """The example, and the example at another batch and length where something may vary."""
+    other = resized(program)
+    return [dict(program.example_inputs)] + ([other] if other is not None else [])

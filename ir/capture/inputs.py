@@ -1,0 +1,172 @@
+"""Example inputs: what a model says it takes, and how a caller's values bind to its ``forward``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+BATCH = 2
+TOKENS = 10
+FRAMES = 24
+
+
+def suggested_inputs(model: nn.Module) -> dict[str, Tensor]:
+    """Inputs that fit ``model``, from its configuration.
+
+    Raises:
+        InputError: the model does not say what it takes.
+    """
+    for suggest in (_from_huggingface, _from_timm, _from_torch):
+        found = suggest(model)
+        if found is not None:
+            return found
+    raise InputError(
+        f"{type(model).__name__} does not say what inputs it takes: pass example_inputs, a mapping of the names of "
+        f"{_signature_text(model)} to tensors"
+    )
+
+
+def bind_example(model: nn.Module, given: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Split the caller's values into tensors by name and other arguments by name; None values are left out.
+
+    Raises:
+        InputError: a value has no parameter to go to, is a nest of tensors, or there is no tensor at all.
+    """
+    parameters = _parameters(model)
+    values: dict[str, Any]
+    if isinstance(given, Tensor):
+        given = (given,)
+    if isinstance(given, Mapping):
+        values = {str(name): value for name, value in given.items()}
+    elif isinstance(given, Sequence) and not isinstance(given, str):
+        names = list(parameters)
+        if len(given) > len(names):
+            raise InputError(f"{len(given)} inputs given, {_signature_text(model)} takes {len(names)}")
+        values = dict(zip(names, given, strict=False))
+    else:
+        raise InputError(
+            f"example_inputs is a {type(given).__name__}: pass a mapping of names to tensors or a tuple"
+        )
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values())
+    unknown = [name for name in values if name not in parameters and not takes_any]
+    if unknown:
+        raise InputError(f"{_signature_text(model)} has no input {unknown[0]!r}")
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    fixed = {name: v for name, v in values.items() if not isinstance(v, Tensor) and v is not None}
+    for name, value in fixed.items():
+        if not isinstance(value, bool | int | float | str):
+            raise InputError(
+                f"input {name!r} is a {type(value).__name__}; inputs are tensors, or numbers, strings and booleans "
+                "that become constants: wrap the model in a module whose forward takes the tensors one by one"
+            )
+    if not tensors:
+        raise InputError(
+            f"example_inputs holds no tensor; {_signature_text(model)} needs at least one tensor input"
+        )
+    return {name: tensor.detach() for name, tensor in tensors.items()}, fixed
+
+
+def repeat_single_rows(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs with their batch of one repeated to two; unchanged when the batch is larger."""
+    first = next(iter(inputs.values()))
+    if first.dim() == 0 or first.shape[0] != 1:
+        return dict(inputs)
+    return {
+        name: tensor.repeat(BATCH, *[1] * (tensor.dim() - 1))
+        if tensor.dim() and tensor.shape[0] == 1
+        else tensor
+        for name, tensor in inputs.items()
+    }
+
+
+def _from_huggingface(model: nn.Module) -> dict[str, Tensor] | None:
+    config, main = getattr(model, "config", None), getattr(model, "main_input_name", None)
+    if config is None or not isinstance(main, str):
+        return None
+    accepted = _parameters(model)
+    dtype = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)
+    if main == "input_ids":
+        return _text(config, accepted)
+    if main == "pixel_values":
+        vision = getattr(config, "vision_config", None) or config
+        height, width = _pair(getattr(vision, "image_size", None) or 224)
+        channels = int(getattr(vision, "num_channels", 3))
+        return {main: _noise((BATCH, channels, height, width), dtype)}
+    if main == "input_features" and hasattr(config, "max_source_positions"):
+        return {main: _noise((BATCH, config.num_mel_bins, 2 * config.max_source_positions), dtype)}
+    if main == "input_values" and hasattr(config, "conv_kernel"):
+        return {main: _noise((BATCH, _samples(config.conv_kernel, config.conv_stride)), dtype)}
+    return None
+
+
+def _text(config: Any, accepted: Mapping[str, Any]) -> dict[str, Tensor]:
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limit = getattr(text, "max_position_embeddings", None)
+    # Position tables may start behind the padding id, as RoBERTa's do.
+    tokens = TOKENS if not isinstance(limit, int) else max(2, min(TOKENS, limit - 4))
+    generator = torch.Generator().manual_seed(0)
+    inputs = {"input_ids": torch.randint(int(text.vocab_size), (BATCH, tokens), generator=generator)}
+    if "attention_mask" in accepted:
+        # With padding in it: models leave a mask of ones out, and would be compared with another kernel.
+        inputs["attention_mask"] = torch.ones(BATCH, tokens, dtype=torch.int64)
+        inputs["attention_mask"][1, tokens - tokens // 3 :] = 0
+    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in accepted:
+        inputs["decoder_input_ids"] = torch.randint(
+            int(text.vocab_size), (BATCH, tokens - 1), generator=generator
+        )
+    return inputs
+
+
+def _from_timm(model: nn.Module) -> dict[str, Tensor] | None:
+    declared = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    if not isinstance(declared, Mapping) or "input_size" not in declared:
+        return None
+    channels, height, width = declared["input_size"]
+    embed = getattr(model, "patch_embed", None)
+    if getattr(embed, "img_size", None) is not None:
+        height, width = embed.img_size  # type: ignore[union-attr,misc]
+    convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = convolution.in_channels if convolution is not None else channels
+    dtype = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)
+    name = next(iter(_parameters(model)))
+    return {name: _noise((BATCH, int(channels), int(height), int(width)), dtype)}
+
+
+def _from_torch(model: nn.Module) -> dict[str, Tensor] | None:
+    if not isinstance(model, nn.TransformerEncoder | nn.TransformerEncoderLayer):
+        return None
+    attention = next(m for m in model.modules() if isinstance(m, nn.MultiheadAttention))
+    shape = (BATCH, TOKENS) if attention.batch_first else (TOKENS, BATCH)
+    return {"src": _noise((*shape, attention.embed_dim), attention.out_proj.weight.dtype)}
+
+
+def _samples(kernels: Sequence[int], strides: Sequence[int]) -> int:
+    """Audio samples that leave ``FRAMES`` frames behind a stack of unpadded convolutions."""
+    length = FRAMES
+    for kernel, stride in reversed(list(zip(kernels, strides, strict=True))):
+        length = (length - 1) * stride + kernel
+    return length
+
+
+def _noise(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _parameters(model: nn.Module) -> dict[str, inspect.Parameter]:
+    """Parameters of ``forward`` that can be given by name, in order."""
+    named = inspect.signature(model.forward).parameters
+    return {n: p for n, p in named.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _signature_text(model: nn.Module) -> str:
+    return f"{type(model).__name__}.forward({', '.join(_parameters(model))})"

@@ -1,0 +1,132 @@
+"""The code above a value, run on concrete sizes without the rest of the program."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx
+
+from ..program import Program
+from ..shapes import expression
+from ._pattern import calls
+
+aten = torch.ops.aten
+
+# These read the shape of their first operand, never its values.
+_SHAPE_ONLY = (
+    aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like,
+    aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty,
+)  # fmt: skip
+_LIMIT = 200
+
+
+class Sizes:
+    """One concrete size for every symbol of a program: ``length`` for those of ``spanned``, 2 for the others."""
+
+    def __init__(self, program: Program, length: int, spanned: Collection[sympy.Symbol] = ()) -> None:
+        long = {str(symbol) for symbol in spanned}
+        self.values = {symbol: length if symbol in long else 2 for symbol in program.symbols}
+
+    def of(self, size: Any) -> int:
+        expr = expression(size)
+        return int(expr.xreplace({s: sympy.Integer(self.values[str(s)]) for s in expr.free_symbols}))
+
+
+@dataclass(frozen=True)
+class Cone:
+    """The nodes that a value is computed from, in order.
+
+    Attributes:
+        nodes: everything to evaluate, the value's own node last.
+        inputs: program inputs whose values (not only whose sizes) are read.
+        literals: integers written into the code, and sizes of nothing else.
+    """
+
+    program: Program
+    nodes: tuple[fx.Node, ...]
+    inputs: frozenset[fx.Node]
+    literals: frozenset[int]
+
+    @staticmethod
+    def above(program: Program, root: fx.Node, stop: fx.Node | None = None) -> Cone | None:
+        """The cone of ``root``, cut at ``stop``; None where it is too large to be a mask's or draws random numbers."""
+        found: set[fx.Node] = set()
+        inputs: set[fx.Node] = set()
+        literals: set[int] = set()
+        pending = [root]
+        while pending:
+            node = pending.pop()
+            if node in found:
+                continue
+            found.add(node)
+            if len(found) > _LIMIT or _is_random(node):
+                return None
+            if node is stop or _is_size(node):
+                continue
+            if node.op == "placeholder":
+                inputs.add(node)
+            literals |= {n for n in _leaves(node) if isinstance(n, int) and not isinstance(n, bool)}
+            operands = list(node.all_input_nodes)
+            if calls(node, *_SHAPE_ONLY):
+                operands = [n for n in operands if n is not node.args[0]]
+            pending += operands
+        order = {node: i for i, node in enumerate(program.graph.nodes)}
+        return Cone(
+            program,
+            tuple(sorted(found, key=order.__getitem__)),
+            frozenset(inputs),
+            frozenset(literals),
+        )
+
+    def cut_at(self, node: fx.Node | None) -> Cone | None:
+        """The same value as a function of ``node`` alone; None where other inputs' values are read too."""
+        if node is None:
+            return self if not self.inputs else None
+        cut = Cone.above(self.program, self.nodes[-1], node)
+        return cut if cut is not None and not cut.inputs - {node} and node in cut.nodes else None
+
+    def run(self, sizes: Sizes, given: Mapping[fx.Node, Tensor]) -> Any:
+        """The value at ``sizes`` with some nodes' values given; None where the code rejects these sizes."""
+        values: dict[fx.Node, Any] = dict(given)
+        try:
+            with torch.no_grad():
+                for node in self.nodes:
+                    if node not in values:
+                        values[node] = self._value(node, values, sizes)
+        except (RuntimeError, IndexError, ValueError, KeyError):
+            return None
+        return values[self.nodes[-1]]
+
+    def _value(self, node: fx.Node, values: Mapping[fx.Node, Any], sizes: Sizes) -> Any:
+        if _is_size(node):
+            return sizes.of(node.meta["val"])
+        if node.op == "get_attr":
+            return self.program.weights[str(node.target)]
+
+        def operand(n: fx.Node) -> Any:
+            if n in values:
+                return values[n]
+            fake = n.meta["val"]
+            return torch.zeros([sizes.of(s) for s in fake.shape], dtype=fake.dtype)
+
+        args, kwargs = fx.map_arg((node.args, node.kwargs), operand)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _is_size(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.SymInt | int)
+
+
+def _is_random(node: fx.Node) -> bool:
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
+
+
+def _leaves(node: fx.Node) -> list[Any]:
+    leaves: list[Any] = []
+    fx.node.map_aggregate((node.args, node.kwargs), leaves.append)
+    return leaves

@@ -1,0 +1,94 @@
+"""What a raising pattern is, and the helpers that read nodes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import fx
+
+from ..builder import Builder
+from ..program import Program
+from ..shapes import same_size
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class WhyNot:
+    """Code that looks like the pattern and is not raised: the node that stands in the way, and the reason."""
+
+    node: fx.Node
+    reason: str
+
+
+M = TypeVar("M")
+
+
+class Pattern(ABC, Generic[M]):
+    """One idiom.  Its docstring shows the code it matches; ``match`` proves it or says why not."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def anchor(self, node: fx.Node) -> bool:
+        """Whether ``node`` is the kind of node at which the idiom may end; cheap."""
+
+    @abstractmethod
+    def match(self, program: Program, node: fx.Node) -> M | WhyNot | None:
+        """The operands found from ``node`` upwards; None where the code is something else altogether."""
+
+    @abstractmethod
+    def apply(self, g: Builder, node: fx.Node, match: M) -> None:
+        """Replace ``node``; ``g`` writes before it.  Nodes left without users are removed by the driver."""
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """Every argument of an operator call by its schema name, defaults filled in."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    values = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    values |= {a.name: value for a, value in zip(schema.arguments, node.args, strict=False)}
+    return values | dict(node.kwargs)
+
+
+def calls(node: Any, *targets: Any) -> bool:
+    """Whether ``node`` is a call of one of ``targets`` (overloads or whole packets)."""
+    if not isinstance(node, fx.Node) or node.op != "call_function":
+        return False
+    packet = getattr(node.target, "overloadpacket", None)
+    return node.target in targets or packet in targets
+
+
+def sizes(node: fx.Node) -> torch.Size:
+    """The (symbolic) shape of a node's value."""
+    return node.meta["val"].shape  # type: ignore[no-any-return]
+
+
+def where(node: fx.Node) -> str:
+    """A node with its layer, for messages."""
+    layer = node.meta.get("layer")
+    return f"{node.name} in {layer}" if layer else node.name
+
+
+def skip_noops(node: fx.Node) -> fx.Node:
+    """The value behind slices that keep everything, casts to the same dtype, and copies."""
+    while isinstance(node.args[0] if node.args else None, fx.Node) and _keeps_everything(node):
+        node = node.args[0]  # type: ignore[assignment]
+    return node
+
+
+def _keeps_everything(node: fx.Node) -> bool:
+    source, value = node.args[0].meta.get("val"), node.meta.get("val")  # type: ignore[union-attr]
+    if not isinstance(source, torch.Tensor) or not isinstance(value, torch.Tensor):
+        return False
+    if not calls(
+        node, aten.slice.Tensor, aten.alias.default, aten.contiguous.default, aten.clone.default,
+        aten.detach.default, aten.to.dtype, aten.expand.default, aten.reshape.default, aten.dropout.default,
+    ):  # fmt: skip
+        return False
+    if calls(node, aten.dropout.default) and arguments(node)["train"]:
+        return False
+    same = len(source.shape) == len(value.shape) and source.dtype == value.dtype
+    return same and all(same_size(a, b) for a, b in zip(source.shape, value.shape, strict=True))

@@ -1,0 +1,60 @@
+"""Runs the patterns, in order, over a Program."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from ..builder import Builder
+from ..dialect import is_dialect
+from ..program import Program
+from ._pattern import Pattern, WhyNot, arguments, where
+from .fold_mask import FoldMask
+from .grouped_heads import GroupedHeads
+from .sdpa import ScaledDotProduct
+
+# Attention must be one node before its keys and its mask can be looked at.
+PATTERNS: tuple[Pattern, ...] = (ScaledDotProduct(), GroupedHeads(), FoldMask())
+
+
+def raise_attention(program: Program) -> Program:
+    """``program`` with its attention as dialect nodes; what stays plain ATen is listed in ``facts.unraised``."""
+    edited = program.edit()
+    unraised: list[tuple[str, str]] = []
+    for pattern in PATTERNS:
+        for node in list(edited.graph.nodes):
+            if node.op != "call_function" or not pattern.anchor(node):
+                continue
+            found = pattern.match(edited, node)
+            if found is None:
+                continue
+            if isinstance(found, WhyNot):
+                unraised.append((node.name, f"{pattern.name}: {where(found.node)}: {found.reason}"))
+                continue
+            pattern.apply(Builder(edited, node, node.meta.get("layer", "")), node, found)
+        remove_dead(edited.graph)
+    for node in edited.graph.nodes:
+        if is_dialect(node, "attention"):
+            normalize(node)
+    present = {node.name for node in edited.graph.nodes}
+    kept = tuple(entry for entry in unraised if entry[0] in present)
+    return edited.with_facts(unraised=program.facts.unraised + kept)
+
+
+def normalize(node: fx.Node) -> None:
+    """Write every argument of a dialect call out, so that equal calls read equal: operands first, then attributes."""
+    values = arguments(node)
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    node.args = tuple(values[a.name] for a in schema if not a.kwarg_only)
+    node.kwargs = {a.name: values[a.name] for a in schema if a.kwarg_only}
+
+
+def remove_dead(graph: fx.Graph) -> None:
+    """Remove calls and weights that nothing reads; inputs stay."""
+    for node in reversed(list(graph.nodes)):
+        if node.op in ("call_function", "get_attr") and not node.users and not _writes(node):
+            graph.erase_node(node)
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable

@@ -1,0 +1,92 @@
+"""Replace the mask of an attention node by the attributes it means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from ..builder import Builder
+from ..dialect import is_dialect
+from ..program import Program
+from ..shapes import same_size
+from ._pattern import Pattern, WhyNot, arguments, calls, sizes
+from .mask_meaning import Meaning, split_mask
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Folded:
+    meaning: Meaning
+    biases: tuple[fx.Node, ...]
+
+
+class FoldMask(Pattern[Folded]):
+    """``attention(q, k, v, mask)`` where ``mask`` is padding, causality or a window, with or without a bias.
+
+    The mask must span the attention's own queries and keys.  What hides no key for a reason of its kind (chunks,
+    image blocks) stays an explicit operand.
+    """
+
+    name = "mask"
+
+    def anchor(self, node: fx.Node) -> bool:
+        return is_dialect(node, "attention")
+
+    def match(self, program: Program, node: fx.Node) -> Folded | WhyNot | None:
+        values = arguments(node)
+        mask = values["mask"]
+        if mask is None or values["query_positions"] is not None or values["key_positions"] is not None:
+            return None
+        queries, keys = sizes(values["query"])[2], sizes(values["key"])[2]
+        split = split_mask(program, mask, queries, keys)
+        if split is None:
+            return None
+        meaning, biases = split
+        padding = meaning.padding
+        if padding is not None and not same_size(sizes(padding)[-1], keys):
+            return WhyNot(padding, "the padding does not span the keys")
+        return Folded(meaning, biases)
+
+    def apply(self, g: Builder, node: fx.Node, match: Folded) -> None:
+        values, meaning = arguments(node), match.meaning
+        padding, bias = values["padding"], None
+        for term in match.biases:
+            bias = term if bias is None else g.add(bias, term)
+        if meaning.padding is not None:
+            own = _as_bool(g, meaning.padding, meaning.inverted)
+            padding = own if padding is None else g.call(aten.bitwise_and.Tensor, padding, own)
+        windows = [w for w in (values["window"], meaning.window) if w > 0]
+        attention = g.op(
+            "attention",
+            values["query"],
+            values["key"],
+            values["value"],
+            bias,
+            padding,
+            None,
+            None,
+            values["sinks"],
+            scale=values["scale"],
+            causal=bool(values["causal"] or meaning.causal),
+            window=min(windows, default=0),
+            softcap=values["softcap"],
+        )
+        node.replace_all_uses_with(attention)
+        g.program.graph.erase_node(node)
+
+
+def _as_bool(g: Builder, padding: fx.Node, inverted: bool) -> fx.Node:
+    """The padding as attention takes it, true for real keys: one node for all the layers that read it."""
+    if not inverted and padding.meta["val"].dtype == torch.bool:
+        return padding
+    target, operands = (aten.eq.Scalar, (padding, 0)) if inverted else (aten.ne.Scalar, (padding, 0))
+    for user in padding.users:
+        if calls(user, target) and user.args == operands and user < g.before:
+            return user
+    with g.at(padding.next):
+        made = g.call(target, *operands)
+        made.meta["layer"] = padding.meta.get("layer", "")
+        return made
