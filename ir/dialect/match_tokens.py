@@ -9,16 +9,16 @@ from ._op import dialect_op
 from .select_tokens import Size, kept_count, token_ordinals
 
 
-def _counts(tokens: Size, prefix: int, keep_per_mille: int) -> tuple[Size, Size]:
-    kept = kept_count(tokens, prefix, keep_per_mille)
+def _counts(tokens: Size, fixed: int, keep_per_mille: int) -> tuple[Size, Size]:
+    kept = kept_count(tokens, fixed, keep_per_mille)
     return kept, tokens - kept
 
 
 def _shape(
-    metric: Tensor, padding: Tensor | None = None, *, keep_per_mille: int, prefix: int = 0
+    metric: Tensor, padding: Tensor | None = None, *, keep_per_mille: int, prefix: int = 0, last: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens, _ = metric.shape
-    kept, merged = _counts(tokens, prefix, keep_per_mille)
+    kept, merged = _counts(tokens, prefix + last, keep_per_mille)
     return (
         metric.new_empty(batch, kept, dtype=torch.int64),
         metric.new_empty(batch, merged, dtype=torch.int64),
@@ -32,7 +32,7 @@ def _flops(metric: Tensor, *_: object, **__: object) -> object:
 
 
 def _check(
-    metric: Tensor, padding: Tensor | None = None, *, keep_per_mille: int, prefix: int = 0
+    metric: Tensor, padding: Tensor | None = None, *, keep_per_mille: int, prefix: int = 0, last: int = 0
 ) -> str | None:
     if metric.dim() != 3:
         return f"metric has {metric.dim()} dims, expected [batch, tokens, features]"
@@ -43,13 +43,13 @@ def _check(
 
 @dialect_op(
     "match_tokens",
-    "(Tensor metric, Tensor? padding=None, *, int keep_per_mille, int prefix=0) -> (Tensor, Tensor, Tensor)",
+    "(Tensor metric, Tensor? padding=None, *, int keep_per_mille, int prefix=0, int last=0) -> (Tensor, Tensor, Tensor)",
     shape=_shape,
     flops=_flops,
     check=_check,
 )
 def match_tokens(
-    metric: Tensor, padding: Tensor | None = None, *, keep_per_mille: int, prefix: int = 0
+    metric: Tensor, padding: Tensor | None = None, *, keep_per_mille: int, prefix: int = 0, last: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Split the tokens alternately into sources and targets and merge the most similar pairs.
 
@@ -58,8 +58,8 @@ def match_tokens(
     Args:
         metric: ``[batch, tokens, features]``, compared by cosine (head-averaged keys in the paper).
         padding: bool ``[batch, tokens]``, True for real tokens; each row merges as many as it would alone.
-        keep_per_mille: share of the tokens past the prefix that stays, 500 to 1000.
-        prefix: tokens at the start of each row that neither merge nor are merged into.
+        keep_per_mille: share of the tokens between the protected ones that stays, 500 to 1000.
+        prefix, last: real tokens at each end of a row that neither merge nor are merged into.
 
     Returns:
         ``kept`` int64 ``[batch, k]`` ascending; ``source`` int64 ``[batch, tokens - k]``, the tokens that leave;
@@ -69,9 +69,9 @@ def match_tokens(
     batch, tokens, _ = metric.shape
     if padding is None:
         padding = torch.ones(batch, tokens, dtype=torch.bool, device=metric.device)
-    count, _ = _counts(tokens, prefix, keep_per_mille)
+    count, _ = _counts(tokens, prefix + last, keep_per_mille)
     ordinal, real = token_ordinals(padding)
-    free = padding & (ordinal >= prefix)
+    free = padding & (ordinal >= prefix) & (ordinal < real - last)
     odd = free & ((ordinal - prefix) % 2 == 1)
     even = free & ~odd
     unit = torch.nn.functional.normalize(metric.to(torch.float32), dim=-1)
@@ -83,7 +83,9 @@ def match_tokens(
     rank = torch.empty_like(order).scatter_(
         1, order, torch.arange(tokens, device=metric.device).expand_as(order)
     )
-    budget = real - torch.minimum(real, kept_count(real.clamp(min=prefix), prefix, keep_per_mille))  # type: ignore[arg-type]
+    budget = real - torch.minimum(
+        real, kept_count(real.clamp(min=prefix + last), prefix + last, keep_per_mille)
+    )  # type: ignore[arg-type]
     leaves = odd & (rank < budget)
     # Leaving tokens first, then padding to fill the columns of shorter rows, each in the order of the tokens.
     tier = leaves.to(torch.int64) * 2 + (~padding).to(torch.int64)

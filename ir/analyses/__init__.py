@@ -1,0 +1,1 @@
+"""Pure analyses of a Program, cached on it: layers, token axis, cost."""

@@ -1,0 +1,188 @@
+"""What a token method is and what it sees."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from tersor.ir.builder import Builder
+from tersor.ir.dialect import is_dialect
+from tersor.ir.errors import RefusedError
+
+from ..contract import Method
+
+aten = torch.ops.aten
+
+Restore = Callable[[Builder, fx.Node, fx.Node], fx.Node]
+
+
+@dataclass
+class TokenSite:
+    """One place where tokens are reduced: the residual stream right after a layer's attention was added.
+
+    Attributes:
+        hidden: the stream ``[batch, tokens, width]``.
+        attention: the layer's attention node.
+        padding: bool ``[batch, tokens]``, True for real tokens; None when every token is real.
+        layer, depth: index of the layer, from 0, and how many there are.
+        keep_per_mille: share of the unprotected tokens to keep, in thousandths.
+        prefix, last: real tokens at each end of a row that must stay.
+        carried: values that the method attached to tokens at an earlier site, ``[batch, tokens]`` each.
+    """
+
+    hidden: fx.Node
+    attention: fx.Node
+    padding: fx.Node | None
+    layer: int
+    depth: int
+    keep_per_mille: int
+    prefix: int
+    last: int
+    carried: dict[str, fx.Node] = field(default_factory=dict)
+
+    @property
+    def query(self) -> fx.Node:
+        """``[batch, heads, tokens, head_dim]``."""
+        return self.attention.args[0]  # type: ignore[return-value]
+
+    @property
+    def key(self) -> fx.Node:
+        """``[batch, kv_heads, tokens, head_dim]``."""
+        return self.attention.args[1]  # type: ignore[return-value]
+
+    @property
+    def heads(self) -> int:
+        return int(self.query.meta["val"].shape[1])
+
+    def operand(self, name: str) -> fx.Node | None:
+        """An optional tensor operand of the attention: mask, padding, query_positions, key_positions, sinks."""
+        schema = self.attention.target._schema  # type: ignore[union-attr]
+        for position, argument in enumerate(schema.arguments):
+            if argument.name == name:
+                given = self.attention.args[position : position + 1]
+                return given[0] if given else self.attention.kwargs.get(name)  # type: ignore[return-value]
+        return None
+
+    @property
+    def settings(self) -> dict[str, float | int | bool]:
+        """The attention's scale, causal, window and softcap."""
+        names = ("scale", "causal", "window", "softcap")
+        return {n: self.attention.kwargs[n] for n in names if n in self.attention.kwargs}  # type: ignore[misc]
+
+    def real(self, g: Builder) -> fx.Node:
+        """1.0 for real tokens and 0.0 for padding, float32 ``[batch, tokens]``."""
+        if self.padding is not None:
+            return g.call(aten.to.dtype, self.padding, torch.float32)
+        # From the key, which is there before the attention too, where query weights are written.
+        first = g.call(aten.select.int, g.call(aten.select.int, self.key, 1, 0), 2, 0)
+        return g.call(aten.ones_like.default, g.call(aten.to.dtype, first, torch.float32))
+
+    def ordinals(self, g: Builder) -> fx.Node:
+        """Index of every token among its row's real tokens, int64 ``[batch, tokens]``."""
+        counted = g.call(aten.cumsum.default, self.real(g), 1)
+        return g.call(aten.to.dtype, g.add(counted, -1.0), torch.int64)
+
+    def importance(
+        self, g: Builder, query_weights: Callable[[Builder], fx.Node], iterations: int = 1
+    ) -> fx.Node:
+        """Attention that each key receives, ``[batch, heads, tokens]``: see ``tersor::attention_importance``.
+
+        ``query_weights`` writes the weights, ``[batch, heads or 1, tokens]``, before the attention.
+        """
+        old = self.attention
+        if not is_dialect(old, "attention"):
+            raise RefusedError(
+                f"{old.name} already yields importance for another pass; put one of them elsewhere"
+            )
+        with g.at(old):
+            weights = query_weights(g)
+            both = g.op(
+                "attention_importance",
+                *old.args[:3],
+                weights,
+                *old.args[3:],
+                **old.kwargs,
+                iterations=iterations,
+            )
+            output, received = g.item(both, 0), g.item(both, 1)
+            for node in (weights, both, output, received):
+                node.meta["layer"] = old.meta.get("layer", "")
+        old.replace_all_uses_with(output)
+        g.program.graph.erase_node(old)
+        self.attention = both
+        return received
+
+
+@dataclass
+class Reduction:
+    """What a method did at a site.
+
+    Attributes:
+        hidden: the stream with fewer tokens ``[batch, kept, width]``.
+        index: int64 ``[batch, kept]``, ascending: the token that each column stands for.
+        restore: writes the full-length stream again, from the stream at the site and the reduced one.
+        carried: per-token values to hand to the next site, with fewer tokens already.
+        key_bias: float ``[batch, kept]`` to add to the logits of every key in the layers that follow.
+    """
+
+    hidden: fx.Node
+    index: fx.Node
+    restore: Restore
+    carried: dict[str, fx.Node] = field(default_factory=dict)
+    key_bias: fx.Node | None = None
+
+
+class TokenMethod(Method):
+    """How tokens are reduced at one site; fills the slot of ``token-drop``.
+
+    ``least_keep`` is the smallest share (in thousandths) that the method can keep at one site.
+    """
+
+    least_keep: ClassVar[int] = 50
+
+    @abstractmethod
+    def reduce(self, g: Builder, site: TokenSite) -> Reduction:
+        """Write the reduction before ``g.before``."""
+
+    def why_not(self, site: TokenSite) -> str | None:
+        """Why the method makes no sense at a site, or None."""
+        return None
+
+
+class Scorer(TokenMethod):
+    """A method that scores tokens and keeps the best; the rest is dropped where it stands."""
+
+    @abstractmethod
+    def score(self, g: Builder, site: TokenSite) -> fx.Node:
+        """One score per token ``[batch, tokens]``; higher stays."""
+
+    def reduce(self, g: Builder, site: TokenSite) -> Reduction:
+        index = select(g, site, self.score(g, site), site.keep_per_mille)
+        return drop(g, site, index)
+
+
+def select(g: Builder, site: TokenSite, score: fx.Node, keep_per_mille: int) -> fx.Node:
+    """Index of the best tokens, protected ones among them."""
+    return g.op(
+        "select_tokens",
+        score,
+        site.padding,
+        keep_per_mille=keep_per_mille,
+        prefix=site.prefix,
+        last=site.last,
+    )
+
+
+def drop(g: Builder, site: TokenSite, index: fx.Node) -> Reduction:
+    """Keep the tokens of ``index``; dropped ones come back at the end as they were at the site."""
+    return Reduction(
+        hidden=g.op("gather_tokens", site.hidden, index, 1),
+        index=index,
+        restore=lambda b, base, reduced: b.op("scatter_tokens", base, index, reduced),
+        carried={name: g.op("gather_tokens", value, index, 1) for name, value in site.carried.items()},
+    )

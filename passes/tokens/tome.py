@@ -1,0 +1,69 @@
+"""Token merging (ToMe, Bolya et al. 2023, "Token Merging: Your ViT But Faster")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from tersor.ir.builder import Builder
+
+from .method import Reduction, TokenMethod, TokenSite
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class ToMe(TokenMethod):
+    """Merge the tokens with the most similar keys, pair by pair, weighted by size (ToMe)."""
+
+    name: ClassVar[str] = "tome"
+    least_keep: ClassVar[int] = 500
+    proportional: bool = field(default=True, metadata={"help": "add log(size) to the logits of merged keys"})
+
+    def why_not(self, site: TokenSite) -> str | None:
+        if site.attention.kwargs.get("causal"):
+            return "attention is causal: a merged token would carry later content to an earlier position"
+        if site.keep_per_mille < self.least_keep:
+            return f"keep={site.keep_per_mille / 1000:g} merges more than half of the tokens at once; use more layers"
+        return None
+
+    def reduce(self, g: Builder, site: TokenSite) -> Reduction:
+        size = site.carried.get("size") or site.real(g)
+        metric = g.mean(site.key, [1])
+        matched = g.op(
+            "match_tokens",
+            metric,
+            site.padding,
+            keep_per_mille=site.keep_per_mille,
+            prefix=site.prefix,
+            last=site.last,
+        )
+        kept, source, target = (g.item(matched, i) for i in range(3))
+        merged = g.op("merge_tokens", site.hidden, size, kept, source, target)
+        hidden, sizes = g.item(merged, 0), g.item(merged, 1)
+        bias = None
+        if self.proportional:
+            # Padding has size 0; it is masked anyway, and the logarithm must stay finite.
+            bias = g.call(aten.log.default, g.call(aten.clamp.default, sizes, 1e-6))
+        return Reduction(
+            hidden=hidden,
+            index=kept,
+            restore=lambda b, base, reduced: unmerge(b, base, reduced, kept, source, target),
+            carried={"size": sizes},
+            key_bias=bias,
+        )
+
+
+def unmerge(
+    b: Builder, base: fx.Node, reduced: fx.Node, kept: fx.Node, source: fx.Node, target: fx.Node
+) -> fx.Node:
+    """Give every token the value of the merged token it became part of."""
+    first = b.call(aten.select.int, base, 2, 0)
+    column = b.call(aten.to.dtype, b.call(aten.zeros_like.default, first), torch.int64)
+    own = b.call(aten.cumsum.default, b.call(aten.ones_like.default, kept), 1)
+    column = b.op("scatter_tokens", column, kept, b.add(own, -1))
+    column = b.op("scatter_tokens", column, source, target)
+    return b.op("gather_tokens", reduced, column, 1)

@@ -1,0 +1,139 @@
+"""Zero-TPrune (Wang et al. 2023, "Zero-Shot Token Pruning through Leveraging of the Attention Graph").
+
+Stage I ranks tokens by weighted PageRank on the attention graph and removes the least important; stage S splits
+the rest by importance and removes, from the less important half, the tokens whose keys are closest to a token of
+the more important half.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from tersor.ir.builder import Builder
+
+from .method import Reduction, TokenMethod, TokenSite, drop, select
+
+aten = torch.ops.aten
+_ABOVE_ANY_DISTANCE = 4.0  # a cosine distance is at most 2
+
+
+@dataclass(frozen=True)
+class ZeroTPrune(TokenMethod):
+    """Drop tokens that matter little on the attention graph, then those most like an important one."""
+
+    name: ClassVar[str] = "zero-tprune"
+    similar: float = field(default=0.5, metadata={"help": "share of the dropped tokens that stage S drops"})
+    early: int = field(default=30, metadata={"help": "PageRank iterations in the first three layers"})
+    middle: int = field(default=5, metadata={"help": "PageRank iterations between the first and last three"})
+    late: int = field(default=1, metadata={"help": "PageRank iterations in the last three layers"})
+    low: float = field(
+        default=0.01, metadata={"help": "heads with a smaller variance of importance are left out"}
+    )
+    high: float = field(
+        default=0.7, metadata={"help": "heads with a larger variance of importance are left out"}
+    )
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.similar <= 1.0:
+            raise ValueError(f"similar={self.similar:g} is outside 0 to 1")
+        if min(self.early, self.middle, self.late) < 1:
+            raise ValueError("early, middle and late must be at least 1 iteration")
+
+    def why_not(self, site: TokenSite) -> str | None:
+        if site.attention.kwargs.get("causal"):
+            return "attention is causal, so PageRank drains to the first token; use received-attention"
+        return None
+
+    def reduce(self, g: Builder, site: TokenSite) -> Reduction:
+        dropped = 1000 - site.keep_per_mille
+        first = 1000 - round(dropped * (1.0 - self.similar))
+        second = round(1000 * site.keep_per_mille / first)
+        importance = self.importance(g, site)
+        index = select(g, site, importance, first) if first < 1000 else None
+        if second < 1000:
+            index = self._most_similar_go(g, site, importance, index, second)
+        if index is None:
+            index = select(g, site, importance, 1000)
+        return drop(g, site, index)
+
+    def iterations(self, site: TokenSite) -> int:
+        if site.layer < 3:
+            return self.early
+        return self.late if site.layer >= site.depth - 3 else self.middle
+
+    def importance(self, g: Builder, site: TokenSite) -> fx.Node:
+        """Weighted PageRank, heads joined by the root mean square of those that tell tokens apart."""
+        rank = site.importance(g, lambda b: uniform(b, site), self.iterations(site))
+        real = g.call(aten.unsqueeze.default, site.real(g), 1)
+        count = g.call(aten.sum.dim_IntList, real, [-1], True)
+        scaled = g.mul(rank, count)
+        spread = g.mul(g.call(aten.pow.Tensor_Scalar, g.add(scaled, -1.0), 2), real)
+        variance = g.call(aten.div.Tensor, g.call(aten.sum.dim_IntList, spread, [-1], True), count)
+        fits = g.call(
+            aten.logical_and.default,
+            g.call(aten.ge.Scalar, variance, self.low),
+            g.call(aten.le.Scalar, variance, self.high),
+        )
+        weight = g.call(aten.to.dtype, fits, torch.float32)
+        # Where no head of a row tells tokens apart, all heads are asked.
+        none = g.call(aten.eq.Scalar, g.call(aten.sum.dim_IntList, weight, [1], True), 0)
+        weight = g.add(weight, g.call(aten.to.dtype, none, torch.float32))
+        squares = g.mul(g.call(aten.pow.Tensor_Scalar, scaled, 2), weight)
+        total = g.call(
+            aten.div.Tensor,
+            g.call(aten.sum.dim_IntList, squares, [1]),
+            g.call(aten.sum.dim_IntList, weight, [1]),
+        )
+        return g.call(aten.sqrt.default, total)
+
+    def _most_similar_go(
+        self, g: Builder, site: TokenSite, importance: fx.Node, index: fx.Node | None, keep_per_mille: int
+    ) -> fx.Node:
+        key, padding = g.mean(site.key, [1]), site.padding
+        if index is not None:
+            key, importance = (
+                g.op("gather_tokens", key, index, 1),
+                g.op("gather_tokens", importance, index, 1),
+            )
+            padding = g.op("gather_tokens", padding, index, 1) if padding is not None else None
+        upper = upper_half(g, importance, padding)
+        unit = g.call(
+            aten.div.Tensor,
+            key,
+            g.call(aten.clamp.default, g.call(aten.linalg_vector_norm.default, key, 2.0, [-1], True), 1e-12),
+        )
+        cosine = g.call(aten.matmul.default, unit, g.call(aten.transpose.int, unit, 1, 2))
+        others = g.call(aten.logical_not.default, g.call(aten.unsqueeze.default, upper, 1))
+        nearest = g.call(aten.amax.default, g.call(aten.masked_fill.Scalar, cosine, others, -1.0), [-1])
+        distance = g.call(aten.rsub.Scalar, nearest, 1.0)
+        score = g.call(aten.masked_fill.Scalar, distance, upper, _ABOVE_ANY_DISTANCE)
+        kept = g.op(
+            "select_tokens", score, padding, keep_per_mille=keep_per_mille, prefix=site.prefix, last=site.last
+        )
+        return kept if index is None else g.op("gather_tokens", index, kept, 1)
+
+
+def uniform(g: Builder, site: TokenSite) -> fx.Node:
+    """The start of PageRank: equal weight on every real token, ``[batch, 1, tokens]``, summing to 1."""
+    real = site.real(g)
+    share = g.call(aten.div.Tensor, real, g.call(aten.sum.dim_IntList, real, [-1], True))
+    return g.call(aten.unsqueeze.default, share, 1)
+
+
+def upper_half(g: Builder, importance: fx.Node, padding: fx.Node | None) -> fx.Node:
+    """Bool ``[batch, tokens]``: the more important half of each row's real tokens."""
+    if padding is None:
+        real = g.call(aten.to.dtype, g.call(aten.ones_like.default, importance), torch.int64)
+    else:
+        real = g.call(aten.to.dtype, padding, torch.int64)
+        hidden = g.call(aten.logical_not.default, padding)
+        importance = g.call(aten.masked_fill.Scalar, importance, hidden, float("-inf"))
+    ordered = g.item(g.call(aten.sort.default, importance, -1, True), 0)
+    count = g.call(aten.sum.dim_IntList, real, [-1], True)
+    middle = g.call(aten.floor_divide.default, g.add(count, -1), 2)
+    threshold = g.call(aten.gather.default, ordered, 1, middle)
+    return g.call(aten.ge.Tensor, importance, threshold)
