@@ -1,0 +1,1 @@
+"""Sessions, caches and generation loops for lowered programs."""

@@ -1,0 +1,1 @@
+"""Tersor: a compiler that makes transformer models faster."""
