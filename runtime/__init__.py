@@ -1,1 +1,1 @@
-"""Sessions, caches and generation loops for lowered programs."""
+"""Sessions over lowered programs, paired timing and facts of the machine."""

@@ -1,0 +1,46 @@
+"""A lowered program ready to be called: arguments in, the model's own output structure out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tersor.codegen.target import Executable
+from tersor.ir.program import bind_inputs
+from tersor.ir.structure import Structure
+
+
+@dataclass(frozen=True)
+class Session:
+    """An Executable with what its flat tensors mean.
+
+    Attributes:
+        executable: what runs.
+        structure: the nesting of the model's output.
+        ranges: smallest and largest size of every dimension that may vary.
+    """
+
+    executable: Executable
+    structure: Structure
+    ranges: Mapping[str, tuple[int, int | None]]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run on positional or named inputs, or on one mapping such as a tokenizer's result.
+
+        Raises:
+            InputError: an input is missing, unknown, of the wrong dtype, or of a size the model does not take.
+        """
+        return self.structure.pack(self.executable.run(self.bind(*args, **kwargs)))
+
+    def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Flat outputs for inputs that :meth:`bind` returned."""
+        return self.executable.run(inputs)
+
+    def bind(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Match arguments to input names and check them."""
+        if len(args) == 1 and isinstance(args[0], Mapping):
+            args, kwargs = (), {**args[0], **kwargs}
+        return bind_inputs(self.executable.inputs, self.ranges, args, kwargs)
