@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import sympy
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -93,7 +94,9 @@ def fake_call(node: fx.Node) -> Any:
     """What ``node`` returns for the fake values of its operands; call inside the program's fake mode."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
     try:
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        # Without the Python dispatcher some operators (baddbmm) refuse symbolic sizes.
+        with enable_python_dispatcher():
+            return node.target(*args, **kwargs)  # type: ignore[operator]
     except Exception as error:
         where = node.meta.get("layer", "")
         raise VerifierError(
