@@ -1,0 +1,264 @@
+"""How far a rewritten Program's outputs are from those of the one it came from, measured on data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from tersor.ir.capture.check import ROUNDING
+from tersor.ir.dialect import is_dialect
+from tersor.ir.program import Program
+
+Inputs = Mapping[str, Tensor]
+Outputs = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class OutputDeviation:
+    """One named output, over all samples; padding is left out.
+
+    Attributes:
+        cosine_distance: mean of ``1 - cos`` over positions; of integer outputs the share that differs.
+        relative_l2: ``|got - want| / |want|`` over the whole output.
+        max_abs: largest absolute difference.
+        rounding: largest absolute difference over the largest magnitude and the dtype's allowance for reordered
+            sums; at most 1 when the outputs agree to rounding.
+        kl: mean divergence of the predicted distribution from the reference's, in nats; logits only.
+        top1_agreement: share of positions with the same most likely token; logits only.
+        finite: whether every value is finite wherever the reference is.
+    """
+
+    name: str
+    cosine_distance: float
+    relative_l2: float
+    max_abs: float
+    rounding: float
+    kl: float | None
+    top1_agreement: float | None
+    finite: bool
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """Deviation of every comparable output; ``not_compared`` are outputs that are missing or of another shape."""
+
+    outputs: tuple[OutputDeviation, ...]
+    samples: int
+    not_compared: tuple[str, ...] = ()
+
+    @property
+    def overall(self) -> float:
+        """Mean cosine distance over the outputs; infinite when a value is not finite or nothing can be compared."""
+        if not self.outputs or not self.finite:
+            return math.inf
+        return sum(output.cosine_distance for output in self.outputs) / len(self.outputs)
+
+    @property
+    def finite(self) -> bool:
+        return all(output.finite for output in self.outputs)
+
+    @property
+    def is_rounding(self) -> bool:
+        """Whether all outputs are there and agree to rounding."""
+        within = all(output.finite and output.rounding <= 1.0 for output in self.outputs)
+        return bool(self.outputs) and not self.not_compared and within
+
+    @property
+    def top1_agreement(self) -> float | None:
+        """Smallest agreement over the outputs that are logits; None when none is."""
+        known = [o.top1_agreement for o in self.outputs if o.top1_agreement is not None]
+        return min(known, default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"overall": self.overall, **asdict(self)}
+
+
+class Reference:
+    """Outputs of a Program on calibration inputs, for others to be compared with."""
+
+    def __init__(self, program: Program, samples: Sequence[Inputs]) -> None:
+        self.program = program
+        self.samples = [program.bind(**sample) for sample in samples]
+        self.outputs = [_named_outputs(program, sample) for sample in self.samples]
+        self._real = [real_tokens(program, sample) for sample in self.samples]
+
+    def compare(self, program: Program) -> Deviation:
+        """Deviation of ``program``, whose inputs are the same, from this reference."""
+        return self.compare_outputs([_named_outputs(program, sample) for sample in self.samples])
+
+    def compare_outputs(self, outputs: Sequence[Outputs]) -> Deviation:
+        """Deviation of outputs by name, one mapping a sample, that were computed elsewhere."""
+        compared: list[OutputDeviation] = []
+        missing: list[str] = []
+        for spec in self.program.outputs:
+            want = [sample[spec.name] for sample in self.outputs]
+            got = [sample.get(spec.name) for sample in outputs]
+            pairs = [(w, g) for w, g in zip(want, got, strict=True) if g is not None and g.shape == w.shape]
+            if len(pairs) < len(want):
+                missing.append(spec.name)
+                continue
+            rows = [(_rows(w, real), _rows(g, real)) for (w, g), real in zip(pairs, self._real, strict=True)]
+            compared.append(_compare(spec.name, rows, is_logits(self.program, spec.name)))
+        return Deviation(tuple(compared), len(self.samples), tuple(missing))
+
+    @property
+    def finite(self) -> bool:
+        """Whether the reference itself is finite; without that nothing can be compared with it."""
+        return all(
+            bool(_rows(value, real).isfinite().all())
+            for sample, real in zip(self.outputs, self._real, strict=True)
+            for value in sample.values()
+        )
+
+
+def is_logits(program: Program, output: str) -> bool:
+    """Whether an output holds scores over a vocabulary or over classes, by its name or its width."""
+    spec = next(spec for spec in program.outputs if spec.name == output)
+    vocabulary = program.facts.config.get("vocab_size")
+    return (
+        spec.dtype.is_floating_point
+        and len(spec.shape) >= 2
+        and (
+            output.rpartition(".")[2].endswith("logits")
+            or (vocabulary is not None and spec.shape[-1] == vocabulary)
+        )
+    )
+
+
+def real_tokens(program: Program, inputs: Inputs) -> Tensor | None:
+    """Bool ``[batch, tokens]``, True for real tokens: what the attention reads as padding; None when it reads none."""
+    for node in program.graph.nodes:
+        source = _padding_operand(node)
+        if source is not None:
+            return _evaluate(program, source, inputs)
+    return None
+
+
+def _padding_operand(node: fx.Node) -> fx.Node | None:
+    if not is_dialect(node):
+        return None
+    for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if argument.name == "padding":
+            value = node.args[position] if position < len(node.args) else node.kwargs.get("padding")
+            return value if isinstance(value, fx.Node) else None
+    return None
+
+
+def _evaluate(program: Program, wanted: fx.Node, inputs: Inputs) -> Tensor | None:
+    """The value of a node that is computed from inputs and weights alone, as padding is."""
+    values: dict[fx.Node, Any] = {}
+    needed, frontier = {wanted}, [wanted]
+    while frontier:
+        for source in frontier.pop().all_input_nodes:
+            if source not in needed:
+                needed.add(source)
+                frontier.append(source)
+    with torch.no_grad():
+        for node in program.graph.nodes:
+            if node not in needed:
+                continue
+            if node.op == "call_function":
+                args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+                values[node] = node.target(*args, **kwargs)
+            else:
+                values[node] = (inputs if node.op == "placeholder" else program.weights)[node.target]
+    return values[wanted].bool()  # type: ignore[no-any-return]
+
+
+def _named_outputs(program: Program, sample: Inputs) -> dict[str, Tensor]:
+    return dict(zip((spec.name for spec in program.outputs), program.run(sample), strict=True))
+
+
+def _rows(value: Tensor, real: Tensor | None) -> Tensor:
+    """Vectors to compare, ``[rows, features]``, without padding."""
+    if real is not None and value.dim() >= 2 and value.shape[:2] == real.shape:
+        value = value[real]
+    features = value.shape[-1] if value.dim() > 1 and value.shape[-1] > 1 else max(1, value.numel())
+    return value.reshape(-1, features)
+
+
+def _compare(name: str, rows: Iterable[tuple[Tensor, Tensor]], logits: bool) -> OutputDeviation:
+    parts = [_Sums.of(want, got, logits) for want, got in rows]
+    count = sum(p.rows for p in parts) or 1
+    scale = max((p.scale for p in parts), default=0.0)
+    max_abs = max((p.max_abs for p in parts), default=0.0)
+    allowance = scale * max((p.allowance for p in parts), default=0.0)
+    norm = math.sqrt(sum(p.norm_squared for p in parts))
+    gap = math.sqrt(sum(p.gap_squared for p in parts))
+    return OutputDeviation(
+        name,
+        cosine_distance=sum(p.cosine_distance for p in parts) / count,
+        relative_l2=_ratio(gap, norm),
+        max_abs=max_abs,
+        rounding=_ratio(max_abs, allowance),
+        kl=sum(p.kl for p in parts) / count if logits else None,
+        top1_agreement=sum(p.agreeing for p in parts) / count if logits else None,
+        finite=all(p.finite for p in parts),
+    )
+
+
+def _ratio(part: float, whole: float) -> float:
+    if math.isnan(part):
+        return math.inf
+    return part / whole if whole else (math.inf if part else 0.0)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over the rows of one sample; ``cosine_distance``, ``kl`` and ``agreeing`` are not yet divided by rows."""
+
+    rows: int
+    cosine_distance: float
+    norm_squared: float
+    gap_squared: float
+    max_abs: float
+    scale: float
+    allowance: float
+    kl: float
+    agreeing: float
+    finite: bool
+
+    @staticmethod
+    def of(want: Tensor, got: Tensor, logits: bool) -> _Sums:
+        allowance = ROUNDING.get(want.dtype, 0.0)
+        exact = not want.is_floating_point()
+        want, got = want.double(), got.double()
+        same = want == got
+        # Infinities that agree, as in masked logits, differ by nothing; their difference would be NaN.
+        gap = (got - want).masked_fill(same, 0.0)
+        finite_want = want.masked_fill(~want.isfinite(), 0.0)
+        if exact:
+            distance = (~same).double().mean(-1) if want.numel() else want.new_zeros(0)
+        else:
+            distance = _cosine_distance(finite_want, got.masked_fill(same & ~want.isfinite(), 0.0))
+        kl = agreeing = 0.0
+        if logits:
+            predicted, reference = got.log_softmax(-1), want.log_softmax(-1)
+            # exp(-inf) * -inf: a class that both exclude adds nothing.
+            kl = float((reference.exp() * (reference - predicted)).nan_to_num(nan=0.0).sum())
+            agreeing = float((got.argmax(-1) == want.argmax(-1)).sum())
+        return _Sums(
+            rows=want.shape[0],
+            cosine_distance=float(distance.sum()),
+            norm_squared=float(finite_want.square().sum()),
+            gap_squared=float(gap.square().sum()),
+            max_abs=float(gap.abs().max()) if gap.numel() else 0.0,
+            scale=float(finite_want.abs().max()) if want.numel() else 0.0,
+            allowance=allowance,
+            kl=kl,
+            agreeing=agreeing,
+            finite=bool((got.isfinite() | same).all()),
+        )
+
+
+def _cosine_distance(want: Tensor, got: Tensor) -> Tensor:
+    """``1 - cos`` of every row; 0 between two zero vectors, 1 between a zero vector and another."""
+    norms = want.norm(dim=-1) * got.norm(dim=-1)
+    cosine: Tensor = (want * got).sum(-1) / norms.clamp(min=torch.finfo(torch.float64).tiny)
+    both_zero: Tensor = (want == 0).all(-1) & (got == 0).all(-1)
+    return torch.where(both_zero, 0.0, (1.0 - cosine).clamp(min=0.0))
