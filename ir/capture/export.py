@@ -14,7 +14,7 @@ from ..errors import CaptureError
 from ..program import ModelFacts, Program, TensorSpec
 from ..shapes import SymbolTable, expression, propagate, size_text
 from ..structure import Structure
-from .functional import make_functional
+from .functional import InPlaceError, make_functional
 from .inline import inline_regions
 
 aten = torch.ops.aten
@@ -45,9 +45,9 @@ def export_program(request: Request) -> Program:
     """
     model, inputs = request.model, dict(request.inputs)
     shapes: dict[str, Any] = {
-        name: {dim: Dim.AUTO for dim in request.dynamic.get(name, {})} or None for name in inputs
+        name: dict.fromkeys(request.dynamic.get(name, {}), Dim.AUTO) or None for name in inputs
     }
-    shapes |= {name: None for name in request.fixed}
+    shapes |= dict.fromkeys(request.fixed)
     with torch.no_grad():
         structure = Structure.of(model(**inputs, **request.fixed))
         try:
@@ -56,7 +56,22 @@ def export_program(request: Request) -> Program:
             )
         except Exception as error:
             raise CaptureError(explain(error, model)) from error
-    return program_of(exported, structure, inputs, request.dynamic, request.facts)
+    return convert(exported, structure, inputs, request.dynamic, request.facts)
+
+
+def convert(
+    exported: ExportedProgram,
+    structure: Structure,
+    example_inputs: Mapping[str, Tensor],
+    dynamic: Mapping[str, Mapping[int, str]],
+    facts: ModelFacts,
+) -> Program:
+    """``program_of``, with PyTorch's own functionalization where writes through several views need it."""
+    try:
+        return program_of(exported, structure, example_inputs, dynamic, facts)
+    except InPlaceError:
+        functional = exported.run_decompositions({})
+        return program_of(functional, structure, example_inputs, dynamic, facts)
 
 
 def program_of(

@@ -23,11 +23,15 @@ _EFFECT_FREE = {
 }
 
 
+class InPlaceError(CaptureError):
+    """An in-place write that cannot be undone node by node."""
+
+
 def make_functional(graph: fx.Graph) -> None:
     """Rewrite ``graph`` in place; the meaning of its outputs is unchanged.
 
     Raises:
-        CaptureError: an in-place write to a tensor of which views are read later, which cannot be undone here.
+        InPlaceError: an in-place write to a tensor of which views are read later, which cannot be undone here.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
@@ -54,7 +58,7 @@ def _replace_mutation(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int])
     functional = _functional_twin(node.target)
     written = node.args[0]
     if functional is None or not isinstance(written, fx.Node):
-        raise CaptureError(
+        raise InPlaceError(
             f"{node.name} ({node.target}) in {node.meta.get('layer') or 'the model'} writes in place and has no "
             "functional form; write it out of place"
         )
@@ -64,7 +68,7 @@ def _replace_mutation(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int])
         base = base.args[0]
     aliases = [u for u in base.users if u is not node and _is_view(u) and u not in chain]
     if any(order.get(user, 0) > order[node] for alias in aliases for user in alias.users) or len(chain) > 1:
-        raise CaptureError(
+        raise InPlaceError(
             f"{node.name} ({node.target}) in {node.meta.get('layer') or 'the model'} writes in place through a view "
             "that is read elsewhere; write it out of place"
         )
@@ -92,7 +96,7 @@ def _scatter_back(graph: fx.Graph, view: fx.Node, base: fx.Node, value: fx.Node)
         aten.alias.default: None,
     }
     if view.target not in twins:
-        raise CaptureError(f"{value.name} writes in place through {view.target}; write it out of place")
+        raise InPlaceError(f"{value.name} writes in place through {view.target}; write it out of place")
     twin = twins[view.target]
     if twin is None:
         return value

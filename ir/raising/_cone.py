@@ -130,3 +130,26 @@ def _leaves(node: fx.Node) -> list[Any]:
     leaves: list[Any] = []
     fx.node.map_aggregate((node.args, node.kwargs), leaves.append)
     return leaves
+
+
+def constant(program: Program, value: Any) -> float | None:
+    """The number that ``value`` is for every input and size, or None."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return float(value)
+    if not isinstance(value, fx.Node):
+        return None
+    fake = value.meta.get("val")
+    if not isinstance(fake, Tensor) or fake.numel() != 1:
+        return None
+    cone = Cone.above(program, value)
+    if cone is None or cone.inputs or any(_varies(node) for node in cone.nodes):
+        return None
+    found = cone.run(Sizes(program, 2), {})
+    return float(found) if isinstance(found, Tensor) and not found.is_complex() else None
+
+
+def _varies(node: fx.Node) -> bool:
+    size = node.meta.get("val")
+    return isinstance(size, torch.SymInt) and bool(expression(size).free_symbols)

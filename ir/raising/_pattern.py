@@ -28,21 +28,27 @@ M = TypeVar("M")
 
 
 class Pattern(ABC, Generic[M]):
-    """One idiom.  Its docstring shows the code it matches; ``match`` proves it or says why not."""
+    """One idiom in one Program.  Its docstring shows the code it matches; ``match`` proves it or says why not."""
 
     name: ClassVar[str]
 
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
     @abstractmethod
     def anchor(self, node: fx.Node) -> bool:
-        """Whether ``node`` is the kind of node at which the idiom may end; cheap."""
+        """Whether ``node`` is the kind of node that the idiom is built around; cheap."""
 
     @abstractmethod
-    def match(self, program: Program, node: fx.Node) -> M | WhyNot | None:
-        """The operands found from ``node`` upwards; None where the code is something else altogether."""
+    def match(self, node: fx.Node) -> M | WhyNot | None:
+        """The operands found around ``node``; None where the code is something else altogether."""
 
     @abstractmethod
-    def apply(self, g: Builder, node: fx.Node, match: M) -> None:
-        """Replace ``node``; ``g`` writes before it.  Nodes left without users are removed by the driver."""
+    def apply(self, node: fx.Node, match: M) -> None:
+        """Rewrite what was matched.  Nodes left without users are removed by the driver."""
+
+    def builder(self, before: fx.Node) -> Builder:
+        return Builder(self.program, before, before.meta.get("layer", ""))
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
@@ -54,11 +60,10 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def calls(node: Any, *targets: Any) -> bool:
-    """Whether ``node`` is a call of one of ``targets`` (overloads or whole packets)."""
+    """Whether ``node`` is a call of one of ``targets`` (overloads, or packets for all their overloads)."""
     if not isinstance(node, fx.Node) or node.op != "call_function":
         return False
-    packet = getattr(node.target, "overloadpacket", None)
-    return node.target in targets or packet in targets
+    return node.target in targets or getattr(node.target, "overloadpacket", None) in targets
 
 
 def sizes(node: fx.Node) -> torch.Size:
@@ -73,22 +78,23 @@ def where(node: fx.Node) -> str:
 
 
 def skip_noops(node: fx.Node) -> fx.Node:
-    """The value behind slices that keep everything, casts to the same dtype, and copies."""
-    while isinstance(node.args[0] if node.args else None, fx.Node) and _keeps_everything(node):
+    """The value behind slices that keep everything, casts to the same dtype, copies and dropout at rest."""
+    while _keeps_everything(node):
         node = node.args[0]  # type: ignore[assignment]
     return node
 
 
 def _keeps_everything(node: fx.Node) -> bool:
+    if not calls(
+        node, aten.slice.Tensor, aten.alias.default, aten.contiguous.default, aten.clone.default,
+        aten.detach.default, aten.to, aten._to_copy.default, aten.expand.default, aten.reshape.default,
+        aten.dropout.default,
+    ):  # fmt: skip
+        return False
     source, value = node.args[0].meta.get("val"), node.meta.get("val")  # type: ignore[union-attr]
     if not isinstance(source, torch.Tensor) or not isinstance(value, torch.Tensor):
         return False
-    if not calls(
-        node, aten.slice.Tensor, aten.alias.default, aten.contiguous.default, aten.clone.default,
-        aten.detach.default, aten.to.dtype, aten.expand.default, aten.reshape.default, aten.dropout.default,
-    ):  # fmt: skip
-        return False
-    if calls(node, aten.dropout.default) and arguments(node)["train"]:
+    if calls(node, aten.dropout.default) and arguments(node)["train"] and arguments(node)["p"] > 0:
         return False
     same = len(source.shape) == len(value.shape) and source.dtype == value.dtype
     return same and all(same_size(a, b) for a, b in zip(source.shape, value.shape, strict=True))

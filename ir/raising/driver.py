@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
-from ..builder import Builder
 from ..dialect import is_dialect
 from ..program import Program
 from ._pattern import Pattern, WhyNot, arguments, where
 from .fold_mask import FoldMask
 from .grouped_heads import GroupedHeads
 from .sdpa import ScaledDotProduct
+from .softmax_attention import SoftmaxAttention
 
 # Attention must be one node before its keys and its mask can be looked at.
-PATTERNS: tuple[Pattern, ...] = (ScaledDotProduct(), GroupedHeads(), FoldMask())
+PATTERNS: tuple[type[Pattern[Any]], ...] = (ScaledDotProduct, SoftmaxAttention, GroupedHeads, FoldMask)
 
 
 def raise_attention(program: Program) -> Program:
     """``program`` with its attention as dialect nodes; what stays plain ATen is listed in ``facts.unraised``."""
     edited = program.edit()
     unraised: list[tuple[str, str]] = []
-    for pattern in PATTERNS:
+    for kind in PATTERNS:
+        pattern = kind(edited)
         for node in list(edited.graph.nodes):
             if node.op != "call_function" or not pattern.anchor(node):
                 continue
-            found = pattern.match(edited, node)
+            found = pattern.match(node)
             if found is None:
                 continue
             if isinstance(found, WhyNot):
                 unraised.append((node.name, f"{pattern.name}: {where(found.node)}: {found.reason}"))
                 continue
-            pattern.apply(Builder(edited, node, node.meta.get("layer", "")), node, found)
+            pattern.apply(node, found)
         remove_dead(edited.graph)
     for node in edited.graph.nodes:
         if is_dialect(node, "attention"):

@@ -9,7 +9,6 @@ from torch import fx
 
 from ..builder import Builder
 from ..dialect import is_dialect
-from ..program import Program
 from ..shapes import same_size
 from ._pattern import Pattern, WhyNot, arguments, calls, sizes
 from .mask_meaning import Meaning, split_mask
@@ -35,13 +34,13 @@ class FoldMask(Pattern[Folded]):
     def anchor(self, node: fx.Node) -> bool:
         return is_dialect(node, "attention")
 
-    def match(self, program: Program, node: fx.Node) -> Folded | WhyNot | None:
+    def match(self, node: fx.Node) -> Folded | WhyNot | None:
         values = arguments(node)
         mask = values["mask"]
         if mask is None or values["query_positions"] is not None or values["key_positions"] is not None:
             return None
         queries, keys = sizes(values["query"])[2], sizes(values["key"])[2]
-        split = split_mask(program, mask, queries, keys)
+        split = split_mask(self.program, mask, queries, keys)
         if split is None:
             return None
         meaning, biases = split
@@ -50,7 +49,8 @@ class FoldMask(Pattern[Folded]):
             return WhyNot(padding, "the padding does not span the keys")
         return Folded(meaning, biases)
 
-    def apply(self, g: Builder, node: fx.Node, match: Folded) -> None:
+    def apply(self, node: fx.Node, match: Folded) -> None:
+        g = self.builder(node)
         values, meaning = arguments(node), match.meaning
         padding, bias = values["padding"], None
         for term in match.biases:

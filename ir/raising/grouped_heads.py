@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from ..builder import Builder
 from ..dialect import is_dialect
-from ..program import Program
 from ..shapes import same_size
 from ._pattern import Pattern, WhyNot, arguments, calls, sizes, skip_noops
 
@@ -34,14 +32,14 @@ class GroupedHeads(Pattern[Grouped]):
     def anchor(self, node: fx.Node) -> bool:
         return is_dialect(node, "attention")
 
-    def match(self, program: Program, node: fx.Node) -> Grouped | WhyNot | None:
+    def match(self, node: fx.Node) -> Grouped | WhyNot | None:
         values = arguments(node)
         key, value = repeated(values["key"]), repeated(values["value"])
         if key is None or value is None or not same_size(sizes(key)[1], sizes(value)[1]):
             return None
         return Grouped(key, value)
 
-    def apply(self, g: Builder, node: fx.Node, match: Grouped) -> None:
+    def apply(self, node: fx.Node, match: Grouped) -> None:
         query = node.args[0]
         node.args = (query, match.key, match.value, *node.args[3:])
 

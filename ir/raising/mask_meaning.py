@@ -13,7 +13,7 @@ from ..dialect import is_dialect
 from ..dialect.attention import visible_keys
 from ..program import Program
 from ..shapes import Size, expression, same_size
-from ._cone import Cone, Sizes
+from ._cone import Cone, Sizes, constant
 from ._pattern import arguments, calls, sizes
 
 aten = torch.ops.aten
@@ -51,7 +51,7 @@ def split_mask(
         return meaning, ()
     hidden: fx.Node | None = None
     visible: fx.Node | None = None
-    if calls(mask, aten.where.self):
+    if calls(mask, aten.where):
         visible, bias, low = mask.args[:3]  # type: ignore[assignment]
     elif calls(mask, aten.masked_fill):
         bias, hidden, low = mask.args[:3]  # type: ignore[assignment]
@@ -104,7 +104,7 @@ def mask_meaning(
     cone = Cone.above(program, mask)
     if cone is None:
         return None
-    for padding in _padding_candidates(program, cone, keys):
+    for padding in _padding_candidates(cone, keys):
         part = cone.cut_at(padding)
         if part is None:
             continue
@@ -209,7 +209,7 @@ def _paddings(padding: fx.Node | None, batch: int, columns: int) -> Iterator[Ten
     yield from (behind, before, holes)
 
 
-def _padding_candidates(program: Program, cone: Cone, keys: Size) -> Iterator[fx.Node | None]:
+def _padding_candidates(cone: Cone, keys: Size) -> Iterator[fx.Node | None]:
     """None when no input's value is read; else nodes ``[batch, keys]`` of the cone, nearest the inputs first."""
     if not cone.inputs:
         yield None
@@ -238,11 +238,8 @@ def _lengths(program: Program, cone: Cone, queries: Size, keys: Size) -> list[Si
 
 
 def _is_low(program: Program, value: Any) -> bool:
-    if isinstance(value, fx.Node):
-        cone = Cone.above(program, value)
-        found = cone.run(Sizes(program, SHORT), {}) if cone is not None and not cone.inputs else None
-        return isinstance(found, Tensor) and bool((found <= HIDDEN).all())
-    return isinstance(value, int | float) and value <= HIDDEN
+    number = constant(program, value)
+    return number is not None and number <= HIDDEN
 
 
 def _same(size: Any, other: Size) -> bool:

@@ -8,7 +8,6 @@ import torch
 from torch import fx
 
 from ..builder import Builder
-from ..program import Program
 from ..shapes import same_size
 from ._pattern import Pattern, WhyNot, arguments, calls, sizes
 
@@ -37,7 +36,7 @@ class ScaledDotProduct(Pattern[Operands]):
     def anchor(self, node: fx.Node) -> bool:
         return calls(node, aten.scaled_dot_product_attention.default)
 
-    def match(self, program: Program, node: fx.Node) -> Operands | WhyNot | None:
+    def match(self, node: fx.Node) -> Operands | WhyNot | None:
         values = arguments(node)
         query, key, value, mask = values["query"], values["key"], values["value"], values["attn_mask"]
         if values["dropout_p"]:
@@ -56,7 +55,8 @@ class ScaledDotProduct(Pattern[Operands]):
         scale = float(values["scale"]) if values["scale"] is not None else float(int(width) ** -0.5)
         return Operands(query, key, value, mask, scale, bool(values["is_causal"]), ranks == {3})
 
-    def apply(self, g: Builder, node: fx.Node, match: Operands) -> None:
+    def apply(self, node: fx.Node, match: Operands) -> None:
+        g = self.builder(node)
         replace_with_attention(g, node, match)
 
 
