@@ -1,0 +1,1 @@
+"""Code generation: Programs become something that runs.  Each sub-package is one target."""

@@ -1,0 +1,92 @@
+"""What is checked before a model is handed over: it is valid ONNX, still dynamic, and computes the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+import torch
+from torch import Tensor
+
+from tersor.codegen.target import Executable
+from tersor.ir.errors import LoweringError
+from tersor.ir.program import Program, TensorSpec
+
+MICROSOFT = "com.microsoft"
+
+
+def check_model(model: ir.Model, portable: bool) -> None:
+    """Run the ONNX checker, and see that no operator is outside the promised set.
+
+    Raises:
+        LoweringError: the checker's finding, or the operators' names.
+    """
+    allowed = {""} if portable else {"", MICROSOFT}
+    foreign = sorted({f"{n.domain}::{n.op_type}" for n in model.graph.all_nodes() if n.domain not in allowed})
+    if foreign:
+        raise LoweringError(
+            f"the lowered model uses operators outside the promised set: {', '.join(foreign)}"
+        )
+    try:
+        common_passes.CheckerPass()(model)
+    except Exception as error:
+        raise LoweringError(f"the ONNX checker refuses the lowered model: {error}") from error
+
+
+def assert_dynamic(model: ir.Model, program: Program) -> None:
+    """See that every dynamic dim of the Program's inputs and outputs is dynamic in the model under its name.
+
+    Raises:
+        LoweringError: a dim was fixed, lost or renamed; the message names the tensor and the dim.
+    """
+    for values, specs in ((model.graph.inputs, program.inputs), (model.graph.outputs, program.outputs)):
+        if len(values) != len(specs):
+            raise LoweringError(
+                f"the model has {len(values)} inputs or outputs where the program has {len(specs)}"
+            )
+        for value, spec in zip(values, specs, strict=True):
+            _same_dims(value, spec)
+
+
+def _same_dims(value: ir.Value, spec: TensorSpec) -> None:
+    dims = [d if isinstance(d, int) else d.value for d in value.shape] if value.shape is not None else []
+    if len(dims) != len(spec.shape):
+        raise LoweringError(
+            f"{value.name!r} has {len(dims)} dims in the model and {len(spec.shape)} in the program"
+        )
+    for position, (have, want) in enumerate(zip(dims, spec.shape, strict=True)):
+        if have != want:
+            raise LoweringError(
+                f"dim {position} of {value.name!r} is {want} in the program and {have} in the model: a dynamic size "
+                "was specialised, which is a defect of the lowering"
+            )
+
+
+def compare(program: Program, executable: Executable, inputs: Mapping[str, Tensor]) -> float:
+    """Largest absolute difference between the Program and its executable on ``inputs``, over all float outputs.
+
+    Raises:
+        LoweringError: shapes or dtypes differ, one has NaN where the other has not, or an integer output differs.
+    """
+    deviation = 0.0
+    pairs = zip(program.run(inputs), executable.run(inputs), program.outputs, strict=True)
+    for expected, actual, spec in pairs:
+        if expected.shape != actual.shape or expected.dtype != actual.dtype:
+            raise LoweringError(
+                f"output {spec.name!r} is {list(actual.shape)} {actual.dtype} where the program gives "
+                f"{list(expected.shape)} {expected.dtype}"
+            )
+        if not expected.dtype.is_floating_point:
+            if not torch.equal(expected, actual):
+                raise LoweringError(f"integer output {spec.name!r} differs from the program's")
+            continue
+        finite = torch.isfinite(expected)
+        if not torch.equal(expected[~finite].nan_to_num(), actual[~finite].nan_to_num()) or not torch.equal(
+            finite, torch.isfinite(actual)
+        ):
+            raise LoweringError(f"output {spec.name!r} has NaN or infinity where the program's differs")
+        if finite.any():
+            difference = (expected[finite].double() - actual[finite].double()).abs().max()
+            deviation = max(deviation, float(difference))
+    return deviation

@@ -1,0 +1,113 @@
+"""A Program run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from tersor.codegen.target import Executable
+from tersor.ir.errors import ArtifactError
+from tersor.ir.program import Program, TensorSpec
+
+from .emitter import Ops
+from .export import build, export
+from .file import replacing
+from .session import chosen_providers, run, session_from_file, session_from_model, session_options
+
+MODEL_FILE, SETTINGS_FILE = "model.onnx", "onnx.json"
+
+
+class OnnxExecutable(Executable):
+    """An ONNX Runtime session, and the Program or file that it came from."""
+
+    def __init__(
+        self,
+        session: Any,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        *,
+        ops: Ops,
+        program: Program | None = None,
+        path: Path | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.session = session
+        self.ops = ops
+        self.metadata = dict(metadata or {})
+        self._inputs, self._outputs = inputs, outputs
+        self._program, self._path = program, path
+
+    @classmethod
+    def of(
+        cls,
+        program: Program,
+        *,
+        ops: Ops = "ort",
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Lower ``program`` and open a session on it; the weights stay where the Program holds them."""
+        # ONNX Runtime transposes and packs weights itself; stored transposes would be a second copy in memory.
+        model = build(program, ops, metadata, store_transposed=False)
+        session = session_from_model(model, session_options(threads), chosen_providers(providers))
+        return cls(session, program.inputs, program.outputs, ops=ops, program=program, metadata=metadata)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        return run(self.session, {spec.name: inputs[spec.name] for spec in self._inputs})
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.onnx`` (and ``model.onnx.data`` above 2 GB) and ``onnx.json``."""
+        target = folder / MODEL_FILE
+        if self._program is not None:
+            export(self._program, target, ops=self.ops, metadata=self.metadata)
+        elif self._path is not None and self._path.resolve() != target.resolve():
+            for source in (self._path, self._path.with_name(self._path.name + ".data")):
+                if source.exists():
+                    shutil.copyfile(source, folder / source.name)
+        settings = {"ops": self.ops, "inputs": _encode(self._inputs), "outputs": _encode(self._outputs)}
+        with replacing(folder / SETTINGS_FILE) as stream:
+            stream.write(json.dumps(settings, indent=1).encode())
+
+    @classmethod
+    def load(cls, folder: Path, **options: Any) -> Self:
+        """Open a session on a saved model; ``threads`` and ``providers`` as for :meth:`of`."""
+        path = folder / SETTINGS_FILE
+        try:
+            settings = json.loads(path.read_text())
+            ops, inputs, outputs = settings["ops"], _decode(settings["inputs"]), _decode(settings["outputs"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{path} is missing or damaged ({error}); save the artifact again") from error
+        providers = chosen_providers(options.get("providers"))
+        session = session_from_file(folder / MODEL_FILE, session_options(options.get("threads")), providers)
+        return cls(session, inputs, outputs, ops=ops, path=folder / MODEL_FILE)
+
+
+def _encode(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
+    return [
+        {"name": s.name, "shape": list(s.shape), "dtype": str(s.dtype).removeprefix("torch.")} for s in specs
+    ]
+
+
+def _decode(data: Any) -> tuple[TensorSpec, ...]:
+    specs = []
+    for item in data:
+        dtype = getattr(torch, item["dtype"])
+        if not isinstance(dtype, torch.dtype):
+            raise TypeError(f"{item['dtype']!r} is no dtype")
+        specs.append(TensorSpec(str(item["name"]), tuple(item["shape"]), dtype))
+    return tuple(specs)

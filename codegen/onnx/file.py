@@ -1,0 +1,152 @@
+"""Writing models without holding their weights twice.
+
+A serialized message is the sum of its fields in any order, so that the graph is written first and the weights are
+appended to it one by one as the bytes of a ``TensorProto``, or go to a second file that the graph points into.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+# protobuf refuses messages of 2 GB; some headroom for what engines add when they rewrite a model.
+SINGLE_FILE_LIMIT = 2**31 - 2**26
+# A smaller weight (a constant, mostly) stays in the graph part, where shape inference can read it.
+INLINE_BYTES = 1024
+_ALIGNMENT = 4096
+
+# (field number << 3 | 2): a length-delimited field.
+_MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7 << 3 | 2, 5 << 3 | 2, 9 << 3 | 2
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight that is stored apart from the graph."""
+
+    name: str
+    tensor: Tensor
+    kind: ir.DataType
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.numel() * self.tensor.element_size()
+
+    def header(self) -> onnx.TensorProto:
+        return onnx.TensorProto(name=self.name, dims=list(self.tensor.shape), data_type=int(self.kind))
+
+    def data(self) -> memoryview:
+        """The bytes; a weight that is a view of another layout is copied here, and only for as long as it is written."""
+        flat = self.tensor.contiguous().reshape(-1)
+        return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+
+
+def split_weights(model: ir.Model) -> tuple[onnx.ModelProto, list[Weight]]:
+    """The model as a message without its large weights, and those weights."""
+    initializers = model.graph.initializers
+    large = [
+        v for v in initializers.values() if v.const_value is not None and v.const_value.nbytes > INLINE_BYTES
+    ]
+    for value in large:
+        del initializers[value.name]
+    try:
+        proto = ir.serde.serialize_model(model)
+    finally:
+        for value in large:
+            initializers[value.name] = value
+    return proto, [
+        Weight(str(v.name), _tensor(v), v.const_value.dtype) for v in large if v.const_value is not None
+    ]
+
+
+def external(proto: onnx.ModelProto, weights: list[Weight], location: str) -> onnx.ModelProto:
+    """``proto`` with every weight pointing into the file ``location`` at the offsets of :func:`offsets`."""
+    for weight, offset in zip(weights, offsets(weights), strict=True):
+        tensor = weight.header()
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", location), ("offset", offset), ("length", weight.nbytes)):
+            tensor.external_data.add(key=key, value=str(value))
+        proto.graph.initializer.append(tensor)
+    return proto
+
+
+def offsets(weights: list[Weight]) -> list[int]:
+    """Where each weight starts in the data file: on page boundaries, so that engines can map it."""
+    starts, position = [], 0
+    for weight in weights:
+        starts.append(position)
+        position += -(-weight.nbytes // _ALIGNMENT) * _ALIGNMENT
+    return starts
+
+
+def write(model: ir.Model, path: Path, limit: int = SINGLE_FILE_LIMIT) -> list[Path]:
+    """Write ``model`` to ``path``; above ``limit`` bytes its weights go to ``<name>.data`` beside it.
+
+    Both files appear under their names only when they are complete.  Returns the files written.
+    """
+    proto, weights = split_weights(model)
+    total = proto.ByteSize() + sum(w.nbytes + 1024 for w in weights)
+    if total < limit:
+        with replacing(path) as stream:
+            _write_single(proto, weights, stream)
+        return [path]
+    data = path.with_name(path.name + ".data")
+    with replacing(data) as stream:
+        for weight, offset in zip(weights, offsets(weights), strict=True):
+            stream.seek(offset)
+            stream.write(weight.data())
+    with replacing(path) as stream:
+        stream.write(external(proto, weights, data.name).SerializeToString())
+    return [path, data]
+
+
+def _write_single(proto: onnx.ModelProto, weights: list[Weight], stream: BinaryIO) -> None:
+    graph = proto.graph.SerializeToString()
+    proto.ClearField("graph")
+    headers = [w.header().SerializeToString() for w in weights]
+    raw = [_TENSOR_RAW_DATA.to_bytes(1, "little") + _varint(w.nbytes) for w in weights]
+    bodies = [len(h) + len(r) + w.nbytes for h, r, w in zip(headers, raw, weights, strict=True)]
+    length = len(graph) + sum(1 + len(_varint(body)) + body for body in bodies)
+    stream.write(proto.SerializeToString())
+    stream.write(_MODEL_GRAPH.to_bytes(1, "little") + _varint(length) + graph)
+    for weight, header, tag, body in zip(weights, headers, raw, bodies, strict=True):
+        stream.write(_GRAPH_INITIALIZER.to_bytes(1, "little") + _varint(body) + header + tag)
+        stream.write(weight.data())
+
+
+def _varint(number: int) -> bytes:
+    groups = bytearray()
+    while number > 0x7F:
+        groups.append(number & 0x7F | 0x80)
+        number >>= 7
+    groups.append(number)
+    return bytes(groups)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A stream to a temporary name beside ``path`` that takes its place at the end, and leaves nothing on failure."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+        os.replace(temporary, path)  # noqa: PTH105
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _tensor(value: ir.Value) -> Tensor:
+    raw = value.const_value.raw if value.const_value is not None else None  # type: ignore[attr-defined]
+    if isinstance(raw, Tensor):
+        return raw.detach().cpu()
+    assert value.const_value is not None
+    return torch.from_numpy(value.const_value.numpy().copy())

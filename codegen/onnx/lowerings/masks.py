@@ -1,0 +1,165 @@
+"""What a query may see, as an additive bias that every layer of a model shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+
+from tersor.ir.dialect import DIALECT
+from tersor.ir.shapes import expression
+
+from ..emitter import Emitter
+from ..registry import lowers
+
+
+@dataclass(frozen=True)
+class Sight:
+    """The operands of an attention that decide visibility; equal ones give one and the same mask.
+
+    ``queries`` and ``keys`` are the values whose dim 2 counts them.
+    """
+
+    query: ir.Value
+    key: ir.Value
+    mask: ir.Value | None
+    padding: ir.Value | None
+    query_positions: ir.Value | None
+    key_positions: ir.Value | None
+    causal: bool
+    window: int
+
+    @property
+    def everything(self) -> bool:
+        """Whether every query sees every key, with no bias."""
+        return self.mask is None and self.padding is None and not self.causal and self.window <= 0
+
+    @property
+    def may_be_blind(self) -> bool:
+        """Whether some query may see no key at all."""
+        indices = self.query_positions is None and self.key_positions is None
+        return self.mask is not None or self.padding is not None or not indices
+
+
+def visible(
+    e: Emitter,
+    queries: int | torch.SymInt,
+    keys: int | torch.SymInt,
+    padding: ir.Value | None,
+    query_positions: ir.Value | None,
+    key_positions: ir.Value | None,
+    causal: bool,
+    window: int,
+) -> ir.Value | None:
+    """Bool ``[batch or 1, 1, queries or 1, keys]``, or None when all keys are visible."""
+    seen: list[ir.Value] = []
+    if padding is not None:
+        seen.append(e.op("Unsqueeze", e.cast(padding, torch.bool), e.ints([1, 2])))
+    if causal or window > 0:
+        q = _positions(e, queries, query_positions, axis=2)
+        k = _positions(e, keys, key_positions, axis=1)
+        distance = e.op("Unsqueeze", e.op("Sub", q, k), e.ints([1]))
+        if causal:
+            seen.append(e.op("GreaterOrEqual", distance, e.const(0)))
+        if window > 0:
+            seen.append(e.op("Less", distance if causal else e.op("Abs", distance), e.const(window)))
+    if not seen:
+        return None
+    result = seen[0]
+    for other in seen[1:]:
+        result = e.op("And", result, other)
+    return result
+
+
+def _positions(e: Emitter, count: int | torch.SymInt, given: ir.Value | None, axis: int) -> ir.Value:
+    """Positions as ``[batch or 1, queries, 1]`` (axis 2) or ``[batch or 1, 1, keys]`` (axis 1)."""
+    if given is None:
+        length = e.sizes.scalar(count)
+        given = e.op("Unsqueeze", e.op("Range", e.const(0), length, e.const(1)), e.ints([0]))
+    return e.op("Unsqueeze", given, e.ints([axis]))
+
+
+def bias(e: Emitter, sight: Sight, dtype: torch.dtype) -> ir.Value:
+    """Additive bias ``[batch or 1, heads or 1, queries or 1, keys]``; what is hidden gets the lowest finite number.
+
+    With a finite number a query that sees nothing gets a uniform row instead of NaN; :func:`sighted` zeroes it.
+    """
+    return e.shared_value(("bias", _key(e, sight), dtype), lambda: _bias(e, sight, dtype))
+
+
+def _bias(e: Emitter, sight: Sight, dtype: torch.dtype) -> ir.Value:
+    low = e.const(torch.finfo(dtype).min, dtype)
+    seen = _seen(e, sight)
+    if sight.mask is None or e.fake(sight.mask).dtype == torch.bool:
+        assert seen is not None
+        return e.op("Where", seen, e.const(0, dtype), low)
+    # Both -inf and the sum of two lowest numbers end as the lowest number.
+    mask = e.op("Max", e.cast(sight.mask, dtype), low)
+    return mask if seen is None else e.op("Where", seen, mask, low)
+
+
+def sighted(e: Emitter, sight: Sight, dtype: torch.dtype) -> ir.Value | None:
+    """1 for queries that see some key and 0 for the others, ``[batch or 1, heads or 1, queries or 1, 1]``.
+
+    None when every query sees at least itself.
+    """
+    if not sight.may_be_blind:
+        return None
+    return e.shared_value(("sighted", _key(e, sight), dtype), lambda: _sighted(e, sight, dtype))
+
+
+def _sighted(e: Emitter, sight: Sight, dtype: torch.dtype) -> ir.Value:
+    seen = _seen(e, sight)
+    if sight.mask is not None and e.fake(sight.mask).dtype != torch.bool:
+        mask = e.fake(sight.mask).dtype
+        finite = e.op("Greater", sight.mask, e.const(float("-inf"), mask))
+        seen = finite if seen is None else e.op("And", seen, finite)
+    assert seen is not None
+    return e.op("ReduceMax", e.op("Cast", seen, to=_onnx(dtype)), e.ints([3]), keepdims=1)
+
+
+def _seen(e: Emitter, sight: Sight) -> ir.Value | None:
+    """The bool part of the visibility: padding, causality, window and a bool mask."""
+
+    def compute() -> ir.Value:
+        q, k = e.fake(sight.query).shape[2], e.fake(sight.key).shape[2]
+        seen = visible(
+            e, q, k, sight.padding, sight.query_positions, sight.key_positions, sight.causal, sight.window
+        )
+        if sight.mask is None or e.fake(sight.mask).dtype != torch.bool:
+            assert seen is not None
+            return seen
+        return sight.mask if seen is None else e.op("And", seen, sight.mask)
+
+    floating = sight.mask is not None and e.fake(sight.mask).dtype != torch.bool
+    if floating and sight.padding is None and not sight.causal and sight.window <= 0:
+        return None
+    return e.shared_value(("seen", _key(e, sight)), compute)
+
+
+def _key(e: Emitter, sight: Sight) -> tuple[object, ...]:
+    sizes = (expression(e.fake(sight.query).shape[2]), expression(e.fake(sight.key).shape[2]))
+    operands = (sight.mask, sight.padding, sight.query_positions, sight.key_positions)
+    return (*sizes, *map(id, operands), sight.causal, sight.window)
+
+
+def _onnx(dtype: torch.dtype) -> int:
+    return int(ir.tensor_adapters.from_torch_dtype(dtype))
+
+
+@lowers(DIALECT["token_mask"].overload)
+def token_mask(
+    e: Emitter,
+    padding: ir.Value | None,
+    queries: int | torch.SymInt,
+    keys: int | torch.SymInt,
+    causal: bool,
+    window: int,
+    device: torch.device,
+) -> ir.Value:
+    seen = visible(e, queries, keys, padding, None, None, causal, window)
+    if seen is None:
+        true = ir.tensor_adapters.TorchTensor(torch.tensor([True]))
+        return e.op("ConstantOfShape", e.shape([1, 1, 1, keys]), value=true)
+    return seen

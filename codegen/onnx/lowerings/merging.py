@@ -1,0 +1,117 @@
+"""Matching and merging of tokens (ToMe)."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import torch
+
+from tersor.ir.dialect import DIALECT
+
+from ..emitter import Emitter
+from ..registry import lowers
+from .tokens import Size, ascending, first_of, inverse, ordinals, row_budget
+
+_END = torch.iinfo(torch.int64).max
+
+
+@lowers(DIALECT["match_tokens"].overload)
+def match_tokens(
+    e: Emitter, metric: ir.Value, padding: ir.Value | None = None, *, keep_per_mille: int, prefix: int = 0
+) -> tuple[ir.Value, ...]:
+    assert e.node is not None
+    kept_fake, source_fake, _ = e.node.meta["val"]
+    count, merged = kept_fake.shape[1], source_fake.shape[1]
+    metric = e.cast(metric, torch.float32)
+    norm = e.op("Max", e.op("ReduceL2", metric, e.ints([2]), keepdims=1), e.const(1e-12, torch.float32))
+    unit = e.op("Div", metric, norm)
+    tokens = e.fake(metric).shape[1]
+    if padding is None:
+        source, partner = _match(e, unit, merged, prefix)
+        leaves = None
+    else:
+        source, partner, leaves = _match_rows(
+            e, unit, e.cast(padding, torch.bool), tokens, merged, keep_per_mille, prefix
+        )
+    stays = e.op("ScatterElements", _full(e, metric, 1), source, _full_like(e, source), axis=1)
+    kept = first_of(e, stays, count)[1]
+    column = e.op("Sub", e.op("CumSum", stays, e.const(1)), e.const(1))
+    target = e.op("GatherElements", column, partner, axis=1)
+    if leaves is not None:
+        target = e.op("Where", e.op("GatherElements", leaves, source, axis=1), target, e.const(0))
+    return kept, source, target
+
+
+def _match(e: Emitter, unit: ir.Value, merged: Size, prefix: int) -> tuple[ir.Value, ir.Value]:
+    """Sources in order and their partners, where every row is full: only odd by even similarities are computed."""
+    axis, step, end = e.ints([1]), e.ints([2]), e.ints([_END])
+    odd = e.op("Slice", unit, e.ints([prefix + 1]), end, axis, step)
+    even = e.op("Slice", unit, e.ints([prefix]), end, axis, step)
+    similarity = e.op("MatMul", odd, e.op("Transpose", even, perm=[0, 2, 1]))
+    best = e.op("ReduceMax", similarity, e.ints([2]), keepdims=0)
+    partner = e.op("ArgMax", similarity, axis=2, keepdims=0)
+    leaving = ascending(e, first_of(e, best, merged)[1], merged)
+    twice = e.const(2)
+    source = e.op("Add", e.op("Mul", leaving, twice), e.const(prefix + 1))
+    joined = e.op("GatherElements", partner, leaving, axis=1)
+    return source, e.op("Add", e.op("Mul", joined, twice), e.const(prefix))
+
+
+def _match_rows(
+    e: Emitter,
+    unit: ir.Value,
+    padding: ir.Value,
+    tokens: Size,
+    merged: Size,
+    keep_per_mille: int,
+    prefix: int,
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Sources, partners and which tokens leave, where rows differ in length."""
+    ordinal, real = ordinals(e, padding)
+    place = e.op("Sub", ordinal, e.const(prefix))
+    free = e.op("And", padding, e.op("GreaterOrEqual", place, e.const(0)))
+    is_odd = e.op("Equal", e.op("Mod", place, e.const(2)), e.const(1))
+    odd = e.op("And", free, is_odd)
+    even = e.op("And", free, e.op("Not", is_odd))
+    low = e.const(float("-inf"), torch.float32)
+    similarity = e.op("MatMul", unit, e.op("Transpose", unit, perm=[0, 2, 1]))
+    similarity = e.op("Where", e.op("Unsqueeze", even, e.ints([1])), similarity, low)
+    partner = e.op("ArgMax", similarity, axis=2, keepdims=0)
+    best = e.op("Where", odd, e.op("ReduceMax", similarity, e.ints([2]), keepdims=0), low)
+    rank = inverse(e, first_of(e, best, tokens)[1], tokens)
+    budget = e.op("Sub", real, row_budget(e, real, prefix, keep_per_mille))
+    leaves = e.op("And", odd, e.op("Less", rank, budget))
+    # Leaving tokens first, then padding to fill the columns of shorter rows, each in the order of the tokens.
+    tier = e.op("Where", leaves, e.const(2), e.op("Where", padding, e.const(0), e.const(1)))
+    source = ascending(e, first_of(e, tier, merged)[1], merged)
+    return source, e.op("GatherElements", partner, source, axis=1), leaves
+
+
+def _full(e: Emitter, metric: ir.Value, number: int) -> ir.Value:
+    """Int64 ``[batch, tokens]`` filled with a number."""
+    shape = e.shape(e.fake(metric).shape[:2])
+    return e.op("ConstantOfShape", shape, value=ir.tensor_adapters.TorchTensor(torch.tensor([number])))
+
+
+def _full_like(e: Emitter, index: ir.Value) -> ir.Value:
+    return e.op("Mul", index, e.const(0))
+
+
+@lowers(DIALECT["merge_tokens"].overload)
+def merge_tokens(
+    e: Emitter, x: ir.Value, size: ir.Value, kept: ir.Value, source: ir.Value, target: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """The sum is a ``ScatterElements``: ONNX Runtime runs ``ScatterND`` in parallel, where equal targets race."""
+    fake, width = e.fake(x), e.fake(x).shape[2]
+    weighted = e.op("Mul", x, e.op("Unsqueeze", e.cast(size, fake.dtype), e.ints([2])))
+    total = _rows(e, weighted, kept)
+    places = e.op("Expand", e.op("Unsqueeze", target, e.ints([2])), e.shape([1, 1, width]))
+    total = e.op("ScatterElements", total, places, _rows(e, weighted, source), axis=1, reduction="add")
+    sizes = e.op("GatherElements", size, kept, axis=1)
+    joined = e.op("GatherElements", size, source, axis=1)
+    sizes = e.op("ScatterElements", sizes, target, joined, axis=1, reduction="add")
+    floor = e.op("Max", sizes, e.const(1e-6, e.fake(size).dtype))
+    return e.op("Div", total, e.op("Unsqueeze", e.cast(floor, fake.dtype), e.ints([2]))), sizes
+
+
+def _rows(e: Emitter, x: ir.Value, index: ir.Value) -> ir.Value:
+    return e.op("GatherND", x, e.op("Unsqueeze", index, e.ints([2])), batch_dims=1)

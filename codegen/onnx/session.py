@@ -1,0 +1,103 @@
+"""ONNX Runtime sessions over Program tensors, with no copy on the way in or out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from tersor.ir.errors import ArtifactError, InputError, LoweringError
+
+from .file import external, split_weights
+
+CPU = "CPUExecutionProvider"
+
+
+def runtime() -> Any:
+    """The onnxruntime module.
+
+    Raises:
+        InputError: it is not installed; the message names what to install.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(
+            "target='onnx' runs in ONNX Runtime, which is not installed: pip install 'tersor[cpu]' "
+            "(or 'tersor[gpu]'), or use target='torch'; writing .onnx files works without it"
+        ) from error
+    return onnxruntime
+
+
+def session_options(threads: int | None, optimize: bool = True) -> Any:
+    """Options of a session: ``threads`` per operator (None: one per core)."""
+    ort = runtime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def chosen_providers(providers: Sequence[str] | None) -> list[str]:
+    """Execution providers in order of preference; CUDA, where present, before the CPU.
+
+    Raises:
+        InputError: a provider that this ONNX Runtime does not have.
+    """
+    available = runtime().get_available_providers()
+    if providers is None:
+        return [p for p in ("CUDAExecutionProvider", CPU) if p in available]
+    for provider in providers:
+        if provider not in available:
+            raise InputError(
+                f"ONNX Runtime here has no {provider}; it has {', '.join(available)}. For CUDA: pip install 'tersor[gpu]'"
+            )
+    return list(providers)
+
+
+def session_from_model(model: ir.Model, options: Any, providers: list[str]) -> Any:
+    """A session that reads the model's weights where the Program holds them.
+
+    Raises:
+        LoweringError: ONNX Runtime refuses the model.
+    """
+    ort = runtime()
+    proto, weights = split_weights(model)
+    held = [ort.OrtValue.from_dlpack(w.tensor.contiguous()) for w in weights]
+    options.add_external_initializers([w.name for w in weights], held)
+    try:
+        return ort.InferenceSession(
+            external(proto, weights, "weights").SerializeToString(), options, providers=providers
+        )
+    except Exception as error:
+        raise LoweringError(f"ONNX Runtime refuses the lowered model: {error}") from error
+
+
+def session_from_file(path: Path, options: Any, providers: list[str]) -> Any:
+    """A session over a file.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or holds operators that this ONNX Runtime does not know.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing; save the artifact again")
+    try:
+        return runtime().InferenceSession(str(path), options, providers=providers)
+    except Exception as error:
+        raise ArtifactError(f"ONNX Runtime cannot load {path}: {error}") from error
+
+
+def run(session: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Run ``session``; outputs share memory with the session's own results."""
+    ort = runtime()
+    feeds = {
+        name: ort.OrtValue.from_dlpack(value.detach().cpu().contiguous()) for name, value in inputs.items()
+    }
+    return tuple(torch.from_dlpack(value) for value in session.run_with_ort_values(None, feeds))

@@ -1,0 +1,87 @@
+"""The contract between the front door and the code generators."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from tersor.ir.errors import InputError
+from tersor.ir.program import Program, TensorSpec
+
+
+class Executable(ABC):
+    """A Program in the form that a target runs."""
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Named inputs in the order of the Program's."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Named outputs in the order of the Program's."""
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Outputs as a flat tuple in the order of ``outputs``; ``inputs`` by name, as ``Program.bind`` returns them."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write this target's own files into ``folder``, which exists."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path, **options: Any) -> Self:
+        """Read back what :meth:`save` wrote.
+
+        Raises:
+            ArtifactError: a file is missing or damaged.
+        """
+
+
+class Target(ABC):
+    """One way of running Programs.  A target is a sub-package of ``codegen`` that defines a subclass."""
+
+    name: ClassVar[str]
+    executable: ClassVar[type[Executable]]
+
+    @abstractmethod
+    def lower(self, program: Program, **options: Any) -> Executable:
+        """Turn ``program`` into something that runs; ``options`` are the target's own.
+
+        Raises:
+            LoweringError: an operator has no form in this target; the message names operator, node and layer.
+            InputError: an option is unknown or has an unknown value.
+        """
+
+
+def target_names() -> tuple[str, ...]:
+    """Names of all targets in this installation, without importing them."""
+    package = importlib.import_module(__package__)
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.ispkg))
+
+
+def find_target(name: str) -> Target:
+    """The target called ``name``.
+
+    Raises:
+        InputError: there is none; the message names the nearest.
+    """
+    names = target_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"unknown target {name!r}{hint} Targets: {', '.join(names)}")
+    module = importlib.import_module(f"{__package__}.{name}")
+    for value in vars(module).values():
+        if isinstance(value, type) and issubclass(value, Target) and getattr(value, "name", None) == name:
+            return value()
+    raise InputError(f"codegen.{name} defines no Target called {name!r}")
