@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from tersor.ir.errors import InputError
 from tersor.ir.layer_path import block_path
 from tersor.ir.program import Program
 from tersor.ir.shapes import expression, fake_mode
+from tersor.ir.views import is_view
 
 aten = torch.ops.aten
 Expr = Any  # sympy ships no types
@@ -168,7 +168,7 @@ class _Counter:
         return self.flops_of[key]
 
     def _bytes(self, node: fx.Node) -> Expr:
-        if _is_view(node):
+        if is_view(node):
             return sympy.Integer(0)
         written = self._size(node.meta["val"])
         read = []
@@ -213,7 +213,7 @@ def _formula(node: fx.Node) -> Callable[[fx.Node, Any, Any], Any] | None:
         return lambda node, args, kwargs: flop_registry[target.overloadpacket](
             *args, **kwargs, out_val=node.meta["val"]
         )
-    return _count_parts if target._can_decompose() and not _is_view(node) else None
+    return _count_parts if target._can_decompose() and not is_view(node) else None
 
 
 def _count_parts(node: fx.Node, args: Any, kwargs: Any) -> Any:
@@ -239,20 +239,6 @@ _FORMULAS: dict[Any, Callable[..., Any]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     aten._grouped_mm: _grouped_product_flops,
 }
-
-
-def _is_view(node: fx.Node) -> bool:
-    """Whether the result shares its operand's memory."""
-    target = node.target
-    if target is operator.getitem:
-        return True
-    if not isinstance(target, torch._ops.OpOverload) or target is aten.contiguous.default:
-        return False
-    arguments = target._schema.arguments
-    if not arguments or arguments[0].alias_info is None or not isinstance(node.args[0], fx.Node):
-        return False
-    source, result = node.args[0].meta["val"], node.meta["val"]
-    return not isinstance(result, Tensor) or source.dtype == result.dtype
 
 
 def _signature(value: Any) -> Any:

@@ -1,0 +1,68 @@
+"""The same computation written twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from tersor.ir.program import Program
+from tersor.ir.shapes import expression
+
+from ..contract import Pass, Promise, Site
+from .purity import is_pure, may_replace
+
+
+@dataclass(frozen=True)
+class CommonSubexpressions(Pass):
+    """Compute equal values once: the same operator on the same operands, the same weight, the same size."""
+
+    name: ClassVar[str] = "common-subexpressions"
+    family: ClassVar[str] = "cleanup"
+    promise: ClassVar[Promise] = Promise.EXACT
+
+    def legality(self, program: Program) -> list[Site]:
+        return [Site(node.name, node.meta.get("layer") or "") for node in _twins(program)]
+
+    def rewrite(self, program: Program, sites: list[Site]) -> Program:
+        work = program.edit()
+        chosen = {site.node for site in sites}
+        for node, first in _twins(work).items():
+            if node.name in chosen:
+                node.replace_all_uses_with(first)
+                work.graph.erase_node(node)
+        return work
+
+
+def _twins(program: Program) -> dict[fx.Node, fx.Node]:
+    """Every node that repeats an earlier one, with the first of its kind, in graph order."""
+    first: dict[Any, fx.Node] = {}
+    twins: dict[fx.Node, fx.Node] = {}
+    for node in program.graph.nodes:
+        if not is_pure(node):
+            continue
+        original = first.setdefault(_key(node, twins), node)
+        if original is not node and may_replace(node, original):
+            twins[node] = original
+    return twins
+
+
+def _key(node: fx.Node, twins: Mapping[fx.Node, fx.Node]) -> Any:
+    value = node.meta["val"]
+    if isinstance(value, torch.SymInt):
+        return "size", expression(value)
+    return node.op, node.target, _frozen(node.args, twins), _frozen(node.kwargs, twins)
+
+
+def _frozen(value: Any, twins: Mapping[fx.Node, fx.Node]) -> Any:
+    """A hashable stand-in that tells 1 from 1.0 and True, which Python holds equal."""
+    if isinstance(value, fx.Node):
+        return twins.get(value, value)
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(item, twins) for item in value)
+    if isinstance(value, dict):
+        return tuple((key, _frozen(item, twins)) for key, item in sorted(value.items()))
+    return type(value), repr(value)

@@ -1,0 +1,221 @@
+"""Run passes one after another: legality, rewrite, verifier, promise check, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from torch import Tensor
+
+from tersor.ir.analyses.cost import Totals, cost
+from tersor.ir.errors import InputError, PromiseError, RefusedError, VerifierError
+from tersor.ir.program import Program
+from tersor.ir.verifier import verify
+
+from .cleanup import Cleanup
+from .contract import Pass, Promise, Refusal, Site
+from .deviation import Deviation, Reference
+from .report import Report, Step
+from .spec import Spec, parse_spec
+
+OnViolation = Literal["raise", "revert"]
+Measure = Callable[[Program, Program], float]
+
+
+def run(
+    program: Program,
+    specs: Sequence[str | Pass],
+    *,
+    calibration: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]] | None = None,
+    max_deviation: float | None = None,
+    on_violation: OnViolation = "raise",
+    measure: Measure | None = None,
+    require_speedup: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[Program, Report]:
+    """Rewrite ``program`` by ``specs`` in order, with clean-up before the first and after every one.
+
+    Args:
+        specs: spec strings or passes.
+        calibration: inputs by name, one mapping a sample; the Program's example inputs where none is given.
+        max_deviation: largest overall deviation from ``program`` that approximate passes may reach together.
+        on_violation: what a pass that is refused, breaks its promise or passes the budget leads to: an error, or
+            going on without it.
+        measure: latency of its second Program over that of its first, lowered and paired.
+        require_speedup: revert a pass whose result ``measure`` finds no faster.
+        progress: told what is being done.
+
+    Returns:
+        the rewritten Program, whose inputs are unchanged, and the report.
+
+    Raises:
+        SpecError: a spec is wrong.
+        InputError: calibration inputs do not fit, or the model's own outputs on them are not finite.
+        RefusedError, PromiseError: as ``on_violation`` asks.
+        VerifierError: a pass produced a malformed Program, which is a defect of the pass.
+    """
+    passes = [parse_spec(spec) for spec in specs]
+    if on_violation not in ("raise", "revert"):
+        raise InputError(f"on_violation={on_violation!r} is neither 'raise' nor 'revert'")
+    if require_speedup and measure is None:
+        raise InputError(
+            "require_speedup needs measure=, a function that times two Programs against each other"
+        )
+    pipeline = _Pipeline(
+        original=Reference(program, _samples(program, calibration)),
+        max_deviation=max_deviation,
+        on_violation=on_violation,
+        measure=measure,
+        require_speedup=require_speedup,
+        progress=progress or (lambda _: None),
+    )
+    return pipeline.run(program, passes)
+
+
+@dataclass
+class _Pipeline:
+    original: Reference
+    max_deviation: float | None
+    on_violation: OnViolation
+    measure: Measure | None
+    require_speedup: bool
+    progress: Callable[[str], None]
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def run(self, program: Program, passes: Sequence[Pass]) -> tuple[Program, Report]:
+        if not self.original.finite:
+            raise InputError(
+                "the model's own outputs on the calibration inputs are not finite; check weights and inputs"
+            )
+        self.sizes = sizes_of(program, self.original.samples[0])
+        steps: list[Step] = []
+        reference = self.original
+        for instance in (Cleanup(), *passes):
+            self.progress(str(Spec.of(instance)))
+            started = time.perf_counter()
+            program, step, reference = self._apply(instance, program, reference)
+            steps.append(replace(step, seconds=time.perf_counter() - started))
+        final = self.original.compare_outputs(reference.outputs)
+        return program, Report(tuple(steps), self.sizes, len(self.original.samples), final)
+
+    def _apply(
+        self, instance: Pass, program: Program, reference: Reference
+    ) -> tuple[Program, Step, Reference]:
+        """The Program after the pass, what is to be reported, and what the next pass is compared with."""
+        before = self._totals(program)
+        step = Step(
+            str(Spec.of(instance)), instance.family, instance.promised, "kept", before=before, after=before
+        )
+        try:
+            sites = _sites(instance, program)
+            step = replace(step, sites=tuple(sites))
+            if not sites:
+                return program, replace(step, verdict="unchanged", reason="nothing to do"), reference
+            with _blame(step.spec):
+                after = instance.rewrite(program, sites)
+                verify(after)
+                after = _cleaned(instance, after)
+        except RefusedError as error:
+            if self.on_violation == "raise":
+                raise
+            return program, replace(step, verdict="refused", reason=str(error)), reference
+        exact = instance.promised is not Promise.APPROXIMATE
+        result = Reference(after, self.original.samples)
+        deviation = (reference if exact else self.original).compare_outputs(result.outputs)
+        step = replace(step, deviation=deviation)
+        broken = self._broken(instance.promised, deviation)
+        if broken:
+            if self.on_violation == "raise":
+                raise PromiseError(f"{step.spec} {broken}")
+            return program, replace(step, verdict="reverted", reason=broken), reference
+        if self.measure is not None and instance.family != Cleanup.family:
+            ratio = self.measure(program, after)
+            step = replace(step, latency_ratio=ratio)
+            if self.require_speedup and not ratio < 1.0:
+                slower = f"it does not pay: the result takes {ratio:.3f} times as long"
+                return program, replace(step, verdict="reverted", reason=slower), reference
+        return after, replace(step, after=self._totals(after)), result
+
+    def _broken(self, promise: Promise, deviation: Deviation) -> str:
+        """How the measurement contradicts the promise or the budget; empty when it does not."""
+        if not deviation.outputs:
+            return f"left no output to compare: {', '.join(deviation.not_compared)} changed shape"
+        if not deviation.finite:
+            names = ", ".join(o.name for o in deviation.outputs if not o.finite)
+            return f"makes {names} not finite"
+        if promise is Promise.APPROXIMATE:
+            if self.max_deviation is not None and not deviation.overall <= self.max_deviation:
+                return f"deviates by {deviation.overall:.4g}, past the budget of {self.max_deviation:g}"
+            return ""
+        agreement = deviation.top1_agreement
+        if promise is Promise.GREEDY_EXACT and agreement is not None:
+            return (
+                "" if agreement == 1.0 else f"promised the same top tokens and keeps {agreement:.2%} of them"
+            )
+        if deviation.is_rounding:
+            return ""
+        if deviation.not_compared:
+            return f"promised exact outputs and changed the shape of {', '.join(deviation.not_compared)}"
+        worst = max(deviation.outputs, key=lambda output: output.rounding)
+        return f"promised exact outputs and changes {worst.name} by up to {worst.max_abs:.3g}, more than rounding"
+
+    def _totals(self, program: Program) -> Totals | None:
+        total = program.analysis(cost)
+        if set(total.dims) - self.sizes.keys():
+            return None
+        return total.at(**{name: self.sizes[name] for name in total.dims})  # type: ignore[no-any-return]
+
+
+def sizes_of(program: Program, inputs: Mapping[str, Tensor]) -> dict[str, int]:
+    """Size of every named dimension in the given inputs."""
+    pairs = ((spec.shape, inputs[spec.name].shape) for spec in program.inputs)
+    return {
+        name: int(size)
+        for names, sizes in pairs
+        for name, size in zip(names, sizes, strict=True)
+        if isinstance(name, str)
+    }
+
+
+def _samples(
+    program: Program, calibration: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]] | None
+) -> list[Mapping[str, Tensor]]:
+    if calibration is None:
+        calibration = program.example_inputs
+    samples = [calibration] if isinstance(calibration, Mapping) else list(calibration)
+    if not samples or not all(samples):
+        raise InputError("promises are checked on data: pass calibration=, a list of inputs by name")
+    return samples
+
+
+def _sites(instance: Pass, program: Program) -> list[Site]:
+    found = instance.legality(program)
+    if isinstance(found, Refusal):
+        layer = ""
+        if found.node:
+            layer = program.find(found.node).meta.get("layer") or ""
+        where = f" at {found.node}" if found.node else ""
+        raise RefusedError(
+            f"{instance.name} cannot act here: {found.reason}{where}{f' in {layer}' if layer else ''}"
+        )
+    return found
+
+
+def _cleaned(instance: Pass, program: Program) -> Program:
+    if isinstance(instance, Cleanup):
+        return program
+    cleanup = Cleanup()
+    program = cleanup.rewrite(program, cleanup.legality(program))
+    verify(program)
+    return program
+
+
+@contextmanager
+def _blame(spec: str) -> Iterator[None]:
+    try:
+        yield
+    except VerifierError as error:
+        raise VerifierError(f"{spec} made a malformed program: {error}") from error
