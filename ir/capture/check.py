@@ -64,7 +64,8 @@ def _padding(inputs: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def _real_tokens(value: Tensor, padding: Tensor | None) -> Tensor:
-    """What a model computes at padding is nobody's result: a fully hidden row is a mean in one kernel, zero in another."""
+    # What a model computes at padding is nobody's result: a row that sees nothing is a mean in one kernel and zero
+    # in another.
     if padding is None or value.dim() < 2 or value.shape[:2] != padding.shape:
         return value
     return value[padding]

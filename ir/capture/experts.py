@@ -43,7 +43,7 @@ def dense_experts(model: nn.Module) -> Iterator[None]:
 def dense_forward(
     experts: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
-    """transformers' experts function: tokens ``[tokens, width]``, routing ``[tokens, k]``, result ``[tokens, width]``."""
+    """transformers' experts function: ``[tokens, width]`` in and out, routing ``[tokens, k]``."""
     first = experts.gate_up_proj if experts.has_gate else experts.up_proj
     count = first.shape[0]
     one_hot = nn.functional.one_hot(top_k_index, count).to(top_k_weights.dtype)

@@ -91,7 +91,6 @@ def program_of(
     }
     user_inputs = set(signature.user_inputs)
     graph, mapping = fx.Graph(), {}
-    specs: list[TensorSpec] = []
     weights: dict[str, Tensor] = {}
     shared: dict[int, str] = {}
     names = iter(example_inputs)
@@ -119,9 +118,7 @@ def program_of(
     inline_regions(graph, exported.graph_module)
     make_functional(graph)
     symbols, ranges = retrace(graph, weights, dynamic, exported.range_constraints)
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            specs.append(spec_of(node, node.name, symbols))
+    specs = tuple(spec_of(node, node.name, symbols) for node in graph.nodes if node.op == "placeholder")
     outputs = list(graph.nodes)[-1].args[0]
     spec_names = structure.names()
     if len(spec_names) != len(outputs):
@@ -132,7 +129,7 @@ def program_of(
     return Program(
         graph=graph,
         weights=weights,
-        inputs=tuple(specs),
+        inputs=specs,
         outputs=tuple(spec_of(n, name, symbols) for n, name in zip(outputs, spec_names, strict=True)),
         structure=structure,
         symbols=symbols,

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..errors import CaptureError
 from ..program import Program
 from ..raising import raise_attention
 from .check import compare_with_model
