@@ -45,9 +45,9 @@ class Weight:
         return onnx.TensorProto(name=self.name, dims=list(self.tensor.shape), data_type=int(self.kind))
 
     def data(self) -> memoryview:
-        """The bytes; a weight that is a view of another layout is copied here, and only for as long as it is written."""
+        """The bytes; a weight that is a view of another layout is copied for as long as it is written."""
         flat = self.tensor.contiguous().reshape(-1)
-        return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+        return memoryview(flat.view(torch.uint8).numpy().data) if flat.numel() else memoryview(b"")
 
 
 def split_weights(model: ir.Model) -> tuple[onnx.ModelProto, list[Weight]]:
@@ -57,12 +57,12 @@ def split_weights(model: ir.Model) -> tuple[onnx.ModelProto, list[Weight]]:
         v for v in initializers.values() if v.const_value is not None and v.const_value.nbytes > INLINE_BYTES
     ]
     for value in large:
-        del initializers[value.name]
+        del initializers[str(value.name)]
     try:
         proto = ir.serde.serialize_model(model)
     finally:
         for value in large:
-            initializers[value.name] = value
+            initializers[str(value.name)] = value
     return proto, [
         Weight(str(v.name), _tensor(v), v.const_value.dtype) for v in large if v.const_value is not None
     ]
@@ -145,7 +145,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def _tensor(value: ir.Value) -> Tensor:
-    raw = value.const_value.raw if value.const_value is not None else None  # type: ignore[attr-defined]
+    raw = value.const_value.raw if value.const_value is not None else None
     if isinstance(raw, Tensor):
         return raw.detach().cpu()
     assert value.const_value is not None

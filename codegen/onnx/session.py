@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from tersor.ir.errors import ArtifactError, InputError, LoweringError
 
@@ -57,7 +57,8 @@ def chosen_providers(providers: Sequence[str] | None) -> list[str]:
     for provider in providers:
         if provider not in available:
             raise InputError(
-                f"ONNX Runtime here has no {provider}; it has {', '.join(available)}. For CUDA: pip install 'tersor[gpu]'"
+                f"ONNX Runtime here has no {provider}; it has {', '.join(available)}. "
+                "For CUDA: pip install 'tersor[gpu]'"
             )
     return list(providers)
 
@@ -100,4 +101,4 @@ def run(session: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     feeds = {
         name: ort.OrtValue.from_dlpack(value.detach().cpu().contiguous()) for name, value in inputs.items()
     }
-    return tuple(torch.from_dlpack(value) for value in session.run_with_ort_values(None, feeds))
+    return tuple(from_dlpack(value) for value in session.run_with_ort_values(None, feeds))

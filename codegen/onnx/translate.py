@@ -123,7 +123,7 @@ class _Walker:
         self.values[node] = result
 
     def _annotate(self, name: str, value: ir.Value, fake: Tensor) -> None:
-        if value.producer() is not None and value.type is None or value.shape is None:
+        if (value.producer() is not None and value.type is None) or value.shape is None:
             self.emitter.annotate(value, fake)
             self.emitter.rename(value, name)
         self.emitter.sizes.define(value, fake.shape)
@@ -161,7 +161,7 @@ class _Walker:
         result = next(n for n in reversed(inner.nodes) if n.op == "output").args[0]
         if isinstance(result, fx.Node):
             return self.value(result)
-        return tuple(self.value(r) for r in result)  # type: ignore[union-attr]
+        return tuple(self.value(r) for r in result)
 
 
 def _input(emitter: Emitter, walker: _Walker, node: fx.Node) -> ir.Value:

@@ -51,7 +51,7 @@ def embedding(e: Emitter, weight: ir.Value, indices: ir.Value, *_: Any, **__: An
 
 
 @lowers(aten.gather.default)
-def gather(e: Emitter, x: ir.Value, dim: int, index: ir.Value, **_: Any) -> ir.Value:
+def gather(e: Emitter, x: ir.Value, dim: int, index: ir.Value, **_: Any) -> Any:
     if e.fake(x).dim() == 0:
         return NotImplemented
     return e.op("GatherElements", x, index, axis=dim % e.fake(x).dim())
@@ -78,7 +78,7 @@ def index(e: Emitter, x: ir.Value, indices: Sequence[ir.Value | None]) -> Any:
         return e.op("Gather", x, value, axis=position)
     if [position for position, _ in given] != list(range(len(given))):
         return NotImplemented
-    shape = torch.broadcast_shapes(*(e.fake(value).shape for _, value in given))
+    shape = torch.broadcast_shapes(*(e.fake(value).shape for _, value in given))  # type: ignore[no-untyped-call]
     columns = []
     for _, value in given:
         fake = e.fake(value)

@@ -16,8 +16,12 @@ aten = torch.ops.aten
 
 def _common(e: Emitter, left: Operand, right: Operand) -> torch.dtype:
     """The dtype in which PyTorch compares the two."""
-    values = [e.fake(x) if isinstance(x, ir.Value) else x for x in (left, right)]
-    return torch.result_type(*(int(v) if isinstance(v, torch.SymInt) else v for v in values))
+    # A size promotes as any integer does; reading its number would fix it.
+    first, second = (
+        e.fake(x) if isinstance(x, ir.Value) else 1 if isinstance(x, torch.SymInt) else x
+        for x in (left, right)
+    )
+    return torch.result_type(first, second)
 
 
 def _comparison(kind: str, negated: bool = False) -> Callable[..., ir.Value]:

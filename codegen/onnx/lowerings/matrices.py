@@ -15,27 +15,30 @@ aten = torch.ops.aten
 
 
 @lowers(aten.linear.default)
-def linear(e: Emitter, x: ir.Value, weight: ir.Value, bias: ir.Value | None = None) -> ir.Value:
+def linear(e: Emitter, x: ir.Value, weight: ir.Value, bias: ir.Value | None = None) -> Any:
     """``MatMul`` by the transposed weight and ``Add``, the form that ONNX Runtime's fusions look for.
 
     A weight that only linear layers read is stored transposed.  One that is read otherwise too (a tied embedding)
     is stored once, as it is, and multiplied by ``Gemm``, which transposes while it packs.
     """
-    node = e.node
-    assert node is not None
-    source = node.args[1]
-    stored = isinstance(source, torch.fx.Node) and source.op == "get_attr"
-    if stored and str(source.target) not in e.shared:
-        product = e.op("MatMul", x, e.transposed_weight(str(source.target)))
+    assert e.node is not None
+    stored = _stored_name(e.node.args[1])
+    if stored is not None and stored not in e.shared:
+        product = e.op("MatMul", x, e.transposed_weight(stored))
         return product if bias is None else e.op("Add", product, bias)
     if e.fake(weight).dim() != 2:
         return NotImplemented
-    if not stored:
+    if stored is None:
         product = e.op("MatMul", x, e.op("Transpose", weight, perm=[1, 0]))
         return product if bias is None else e.op("Add", product, bias)
     rows = e.op("Reshape", x, e.ints([-1, int(e.fake(weight).shape[1])]))
     product = e.op("Gemm", rows, weight, bias, transB=1)
     return e.reshape(product, e.result.shape, current=())
+
+
+def _stored_name(source: Any) -> str | None:
+    """The name of the weight that an argument is, or None for a computed one."""
+    return str(source.target) if isinstance(source, torch.fx.Node) and source.op == "get_attr" else None
 
 
 @lowers(aten.matmul.default, aten.mm.default, aten.bmm.default)

@@ -84,7 +84,7 @@ def _ends(e: Emitter, ordinal: ir.Value, real: ir.Value, prefix: int, last: int)
 
 @lowers(DIALECT["gather_tokens"].overload)
 def gather_tokens(e: Emitter, x: ir.Value, index: ir.Value, dim: int) -> ir.Value:
-    """``GatherND`` over the dims up to the token dim copies whole rows; ``GatherElements`` needs an index per number."""
+    """``GatherND`` copies whole rows; ``GatherElements`` would want an index for every number."""
     source, batch = e.fake(x).shape, e.result.shape[0]
     if expression(source[0]) != expression(batch):
         x = e.op("Expand", x, e.shape([batch, *([1] * (len(source) - 1))]))
