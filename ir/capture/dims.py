@@ -14,12 +14,12 @@ from ..program import Program
 Dims = dict[str, dict[int, str]]
 
 
-def dynamic_dims(inputs: Mapping[str, Tensor], dynamic: Any) -> Dims:
+def dynamic_dims(inputs: Mapping[str, Tensor], dynamic: Any, tokens_first: bool = False) -> Dims:
     """The dims of each input that may vary, with their names.
 
     ``"auto"``: dim 0 is the batch; dim 1 counts tokens in ids, masks and ``[batch, tokens, features]`` values, and
     samples in ``[batch, samples]`` values.  Images (four dims) keep their height and width.  A dim whose size
-    differs from its namesake's gets a name of its own.
+    differs from its namesake's gets a name of its own.  ``tokens_first`` swaps the first two dims of such values.
 
     Raises:
         InputError: an explicit mapping names an unknown input or a dim that the input does not have.
@@ -27,16 +27,18 @@ def dynamic_dims(inputs: Mapping[str, Tensor], dynamic: Any) -> Dims:
     if dynamic != "auto":
         return _explicit(inputs, dynamic)
     sizes: dict[str, int] = {}
-    return {name: _automatic(name, tensor, sizes) for name, tensor in inputs.items()}
+    return {name: _automatic(name, tensor, sizes, tokens_first) for name, tensor in inputs.items()}
 
 
-def _automatic(name: str, tensor: Tensor, sizes: dict[str, int]) -> dict[int, str]:
+def _automatic(name: str, tensor: Tensor, sizes: dict[str, int], tokens_first: bool) -> dict[int, str]:
     counted = tensor.dim() if not tensor.dtype.is_floating_point else min(tensor.dim(), 2)
     if tensor.dim() == 3 and tensor.dtype.is_floating_point:
         counted = 3
     if tensor.dim() >= 4:
         counted = 1
     usual = ("batch", "samples" if tensor.dim() == 2 and tensor.dtype.is_floating_point else "tokens")
+    if tokens_first and tensor.dim() == 3:
+        usual = ("tokens", "batch")
     dims: dict[int, str] = {}
     for dim in range(counted):
         label = usual[dim] if dim < len(usual) else "features"
@@ -86,8 +88,11 @@ def resized(program: Program) -> dict[str, Tensor] | None:
         for size, dim in zip(program.example_inputs[spec.name].shape, spec.shape, strict=True):
             if isinstance(dim, str) and dim in program.ranges.keys() | set(program.symbols.values()):
                 sizes[dim] = _another(size, program.ranges.get(dim, (1, None)))
-    if not sizes:
-        return None
+    return example_at(program, sizes) if sizes else None
+
+
+def example_at(program: Program, sizes: Mapping[str, int]) -> dict[str, Tensor]:
+    """The example at given sizes of its dimensions, as :func:`resized` makes it; others stay as they are."""
     return {
         spec.name: _resize(program.example_inputs[spec.name], [sizes.get(str(d)) for d in spec.shape])
         for spec in program.inputs

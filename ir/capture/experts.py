@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +41,7 @@ def dense_experts(model: nn.Module) -> Iterator[None]:
             config._experts_implementation_internal = implementation
 
 
-def dense_forward(
-    experts: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
-) -> Tensor:
+def dense_forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """transformers' experts function: ``[tokens, width]`` in and out, routing ``[tokens, k]``."""
     first = experts.gate_up_proj if experts.has_gate else experts.up_proj
     count = first.shape[0]
@@ -53,10 +52,11 @@ def dense_forward(
     outer = _per_expert(experts, "down_proj", inner)
     if experts.has_post_expert_norm:
         outer = experts.post_expert_norm(outer)
-    return (outer * routing.transpose(0, 1)[:, :, None]).sum(0).to(hidden_states.dtype)
+    mixed: Tensor = (outer * routing.transpose(0, 1)[:, :, None]).sum(0)
+    return mixed.to(hidden_states.dtype)
 
 
-def _per_expert(experts: nn.Module, name: str, x: Tensor) -> Tensor:
+def _per_expert(experts: Any, name: str, x: Tensor) -> Tensor:
     """``[experts or 1, tokens, in]`` times each expert's weight: ``[experts, tokens, out]``."""
     weight: Tensor = getattr(experts, name)
     product = torch.matmul(x, weight if experts.is_transposed else weight.transpose(1, 2))

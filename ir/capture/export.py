@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
-from ..errors import CaptureError
+from ..errors import CaptureError, InputError
 from ..program import ModelFacts, Program, TensorSpec
 from ..shapes import SymbolTable, expression, propagate, size_text
 from ..structure import Structure
+from .explain import locate
 from .functional import InPlaceError, make_functional
 from .inline import inline_regions
 
@@ -41,6 +42,7 @@ def export_program(request: Request) -> Program:
     """Export ``request.model`` and turn the result into a Program; the caller checks it against the model.
 
     Raises:
+        InputError: the model itself rejects the inputs.
         CaptureError: the model cannot be traced, with the module, the line and what to do.
     """
     model, inputs = request.model, dict(request.inputs)
@@ -49,13 +51,28 @@ def export_program(request: Request) -> Program:
     }
     shapes |= dict.fromkeys(request.fixed)
     with torch.no_grad():
-        structure = Structure.of(model(**inputs, **request.fixed))
+        try:
+            output = model(**inputs, **request.fixed)
+        except Exception as error:
+            raise InputError(
+                f"{type(model).__name__} rejects the example inputs: {locate(error, model)}"
+            ) from error
+        try:
+            structure = Structure.of(output)
+        except TypeError as error:
+            raise CaptureError(
+                f"cannot capture {type(model).__name__}: {error}. Wrap it in a module that returns tensors"
+            ) from error
         try:
             exported = torch.export.export(
                 model, (), {**inputs, **request.fixed}, dynamic_shapes=shapes, strict=False
             )
         except Exception as error:
-            raise CaptureError(explain(error, model)) from error
+            raise CaptureError(
+                f"cannot capture {type(model).__name__}: {locate(error, model)}. Control flow and sizes that depend on "
+                "tensor values cannot be traced: replace them by torch.where or by fixed sizes, or pass dynamic={} "
+                "when only changing sizes stand in the way"
+            ) from error
     return convert(exported, structure, inputs, request.dynamic, request.facts)
 
 
@@ -90,7 +107,8 @@ def program_of(
         **signature.inputs_to_lifted_tensor_constants,
     }
     user_inputs = set(signature.user_inputs)
-    graph, mapping = fx.Graph(), {}
+    graph = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
     weights: dict[str, Tensor] = {}
     shared: dict[int, str] = {}
     names = iter(example_inputs)
@@ -139,14 +157,14 @@ def program_of(
     )
 
 
-def spec_of(node: fx.Node, name: str, symbols: Mapping[str, str]) -> TensorSpec:
+def spec_of(node: fx.Node, name: str, symbols: dict[str, str]) -> TensorSpec:
     """The boundary spec of a node, with symbolic sizes under their names."""
     value = node.meta["val"]
     shape = tuple(_dim(size, symbols) for size in value.shape)
     return TensorSpec(name, shape, value.dtype)
 
 
-def _dim(size: Any, symbols: Mapping[str, str]) -> int | str:
+def _dim(size: Any, symbols: dict[str, str]) -> int | str:
     expr = expression(size)
     return int(expr) if expr.is_Integer else size_text(size, symbols)
 
@@ -195,18 +213,3 @@ def _layer(node: fx.Node) -> str:
         return ""
     path, _ = list(stack.values())[-1]
     return str(path)
-
-
-def explain(error: BaseException, model: nn.Module) -> str:
-    """One message with the user's own line, the reason and what to do."""
-    import traceback
-
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "/torch/" not in f.filename and "/tersor/" not in f.filename]
-    where = f"{own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else "unknown line"
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (
-        f"cannot capture {type(model).__name__}: {reason}. Raised at {where}. Control flow or sizes that depend on "
-        "tensor values cannot be traced: replace them by torch.where or fixed sizes, or pass example inputs and "
-        "dynamic={} for a fixed-shape capture."
-    )

@@ -51,7 +51,7 @@ def load_folder(folder: Path) -> tuple[nn.Module, dict[str, str]]:
     return model, {name: str(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
 
 
-def _model_class(folder: Path, config: dict[str, object]) -> Any:
+def _model_class(folder: Path, config: dict[str, Any]) -> Any:
     """The class that ``architectures`` names, else the plain model of ``model_type``."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES

@@ -17,7 +17,7 @@ from .dims import check_dynamic, dynamic_dims, resized
 from .experts import dense_experts
 from .export import Request, export_program
 from .huggingface import cache_free, is_huggingface, semantic_attention
-from .inputs import bind_example, repeat_single_rows, suggested_inputs
+from .inputs import bind_example, repeat_single_rows, suggested_inputs, tokens_first
 from .sources import Source, find_source
 from .state import inference_state
 
@@ -63,8 +63,8 @@ def _from_module(source: Source, model: nn.Module, example_inputs: Any, dynamic:
         given = example_inputs if example_inputs is not None else suggested_inputs(model)
         inputs, fixed = bind_example(model, given)
         if dynamic == "auto" or dynamic:
-            inputs = repeat_single_rows(inputs)
-        dims = dynamic_dims(inputs, dynamic)
+            inputs = repeat_single_rows(inputs, int(tokens_first(model)))
+        dims = dynamic_dims(inputs, dynamic, tokens_first(model))
         with ExitStack() as stack:
             if is_huggingface(model):
                 stack.enter_context(semantic_attention(model))

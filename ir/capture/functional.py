@@ -62,10 +62,11 @@ def _replace_mutation(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int])
             f"{node.name} ({node.target}) in {node.meta.get('layer') or 'the model'} writes in place and has no "
             "functional form; write it out of place"
         )
-    base, chain = written, []
+    base: fx.Node = written
+    chain: list[fx.Node] = []
     while _is_view(base):
         chain.append(base)
-        base = base.args[0]
+        base = base.args[0]  # type: ignore[assignment]
     aliases = [u for u in base.users if u is not node and _is_view(u) and u not in chain]
     if any(order.get(user, 0) > order[node] for alias in aliases for user in alias.users) or len(chain) > 1:
         raise InPlaceError(

@@ -25,7 +25,7 @@ def is_huggingface(model: nn.Module) -> bool:
 
 def config_of(model: nn.Module) -> dict[str, Any]:
     """The model's configuration as plain JSON data; empty when it has none."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not hasattr(config, "to_json_string"):
         return {}
     return dict(json.loads(config.to_json_string(use_diff=False)))
@@ -86,7 +86,7 @@ def _configs(model: nn.Module) -> list[Any]:
     return list(found.values())
 
 
-def _asks_the_interface(model: nn.Module) -> bool:
+def _asks_the_interface(model: Any) -> bool:
     """Whether the model's attention calls whatever function the interface holds."""
     return bool(model._can_set_attn_implementation())
 
@@ -149,9 +149,10 @@ def token_mask(
     meaning = prove_mask(mask_function)
     if meaning is None or not _is_zero(q_offset) or not _is_zero(kv_offset):
         kwargs["allow_is_causal_skip"] = kwargs["allow_is_bidirectional_skip"] = False
-        return sdpa_mask(
+        explicit: Tensor | None = sdpa_mask(
             batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask, **kwargs
-        )  # type: ignore[no-any-return]
+        )
+        return explicit
     causal, window = meaning
     padding = attention_mask.bool() if attention_mask is not None and attention_mask.dim() == 2 else None
     if not causal and window == 0 and padding is None:

@@ -72,15 +72,24 @@ def bind_example(model: nn.Module, given: Any) -> tuple[dict[str, Tensor], dict[
     return {name: tensor.detach() for name, tensor in tensors.items()}, fixed
 
 
-def repeat_single_rows(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def tokens_first(model: nn.Module) -> bool:
+    """Whether the model takes ``[tokens, batch, features]``, as PyTorch's own layers do unless told otherwise."""
+    kinds = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
+    if not isinstance(model, kinds):
+        return False
+    return not next(m for m in model.modules() if isinstance(m, nn.MultiheadAttention)).batch_first
+
+
+def repeat_single_rows(inputs: Mapping[str, Tensor], batch_dim: int) -> dict[str, Tensor]:
     """Inputs with their batch of one repeated to two; unchanged when the batch is larger."""
-    first = next(iter(inputs.values()))
-    if first.dim() == 0 or first.shape[0] != 1:
+
+    def single(tensor: Tensor) -> bool:
+        return tensor.dim() > batch_dim and tensor.shape[batch_dim] == 1
+
+    if not single(next(iter(inputs.values()))):
         return dict(inputs)
     return {
-        name: tensor.repeat(BATCH, *[1] * (tensor.dim() - 1))
-        if tensor.dim() and tensor.shape[0] == 1
-        else tensor
+        name: tensor.repeat_interleave(BATCH, batch_dim) if single(tensor) else tensor
         for name, tensor in inputs.items()
     }
 
@@ -128,9 +137,8 @@ def _from_timm(model: nn.Module) -> dict[str, Tensor] | None:
     if not isinstance(declared, Mapping) or "input_size" not in declared:
         return None
     channels, height, width = declared["input_size"]
-    embed = getattr(model, "patch_embed", None)
-    if getattr(embed, "img_size", None) is not None:
-        height, width = embed.img_size  # type: ignore[union-attr,misc]
+    own_size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    height, width = _pair(own_size) if own_size is not None else (height, width)
     convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     channels = convolution.in_channels if convolution is not None else channels
     dtype = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)

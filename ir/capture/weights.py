@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,7 @@ def check_finite(parameters: Iterable[tuple[str, nn.Parameter | Tensor]], where:
             )
 
 
-def read_json(file: Path) -> dict[str, object]:
+def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file.  Raises InputError when it is anything else."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))

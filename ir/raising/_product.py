@@ -73,7 +73,7 @@ def _leaf(program: Program, node: fx.Node, left: Any, right: Any) -> Leaf | None
         if factor is None or factor <= 0:
             break
         scale = scale * factor if calls(right, aten.mul.Tensor) else scale / factor
-        right = skip_noops(right.args[0])  # type: ignore[arg-type]
+        right = skip_noops(right.args[0])
     return Leaf(_transposed(node, left, right), scale)
 
 

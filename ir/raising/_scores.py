@@ -69,7 +69,7 @@ def find_scores(program: Program, node: Any, depth: int = 0) -> Scores | WhyNot 
         return _summed(program, node, rank, depth)
     if calls(node, aten.masked_fill):
         inner, mask, low = node.args[:3]
-        return _overwritten(program, inner, Bias(mask, rank, hidden=True, low=low), depth)  # type: ignore[arg-type]
+        return _overwritten(program, inner, Bias(mask, rank, hidden=True, low=low), depth)
     if calls(node, aten.where):
         return _selected(program, node, rank, depth)
     if calls(node, aten.reshape.default):

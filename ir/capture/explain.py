@@ -1,0 +1,47 @@
+"""Find the line of the user's model in an error that tracing raised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import nn
+
+_FOREIGN = (str(Path(torch.__file__).parent), str(Path(__file__).resolve().parents[1]))
+
+
+def locate(error: BaseException, model: nn.Module) -> str:
+    """``reason, raised in MODULE at FILE:LINE (code)``, for the innermost frame that runs the model's own code."""
+    import linecache
+
+    names = {id(module): name for name, module in model.named_modules()}
+    module_text = place = ""
+    for frame, line in _frames(error):
+        file = frame.f_code.co_filename
+        owner = frame.f_locals.get("self")
+        if id(owner) in names and names[id(owner)]:
+            module_text = f" in {names[id(owner)]} ({type(owner).__name__})"
+        if not str(Path(file).resolve()).startswith(_FOREIGN) and Path(file).is_file():
+            place = f" at {file}:{line} ({linecache.getline(file, line).strip()})"
+    lines = [text for text in str(error).strip().splitlines() if text.strip()]
+    reason = lines[0].strip().rstrip(".") if lines else type(error).__name__
+    return f"{reason}, raised{module_text}{place}" if module_text or place else reason
+
+
+def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
+    """Frames of the whole chain of errors, the first cause's last: tracing wraps what the model raised."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    for link in chain:
+        trace = link.__traceback__
+        below_model = False
+        while trace is not None:
+            below_model = below_model or isinstance(trace.tb_frame.f_locals.get("self"), nn.Module)
+            if below_model:
+                yield trace.tb_frame, trace.tb_lineno
+            trace = trace.tb_next

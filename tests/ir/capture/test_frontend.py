@@ -1,0 +1,207 @@
+"""What ``capture`` promises about inputs, dimensions, the model it is given, and its errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tersor.ir.capture import capture
+from tersor.ir.dialect import is_dialect
+from tersor.ir.errors import CaptureError, InputError
+
+
+class Tokens(nn.Module):
+    """``[batch, tokens, 8]`` through a linear layer, a cumulative mean and a switch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(8, 8)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, scale: float = 1.0, extra: Tensor | None = None) -> dict[str, Tensor]:
+        y = self.drop(self.proj(x)) * scale
+        return {"out": y if extra is None else y + extra, "mean": y.mean(1)}
+
+
+def test_batch_and_length_stay_free_and_outputs_keep_their_structure():
+    model = Tokens()
+    program = capture(model, {"x": torch.randn(2, 5, 8)})
+    assert program.inputs[0].shape == ("batch", "tokens", 8)
+    out = program(torch.randn(4, 11, 8))
+    assert set(out) == {"out", "mean"}
+    assert out["out"].shape == (4, 11, 8)
+    assert program.facts.deviation == 0.0
+
+
+def test_a_batch_of_one_is_repeated_so_that_it_can_vary():
+    program = capture(Tokens(), {"x": torch.randn(1, 5, 8)})
+    assert program.inputs[0].shape[0] == "batch"
+    assert program(torch.randn(3, 5, 8))["out"].shape[0] == 3
+
+
+@pytest.mark.parametrize("given", [(torch.randn(2, 5, 8),), torch.randn(2, 5, 8), [torch.randn(2, 5, 8), 1.0]])
+def test_inputs_may_be_positional(given):
+    assert [spec.name for spec in capture(Tokens(), given).inputs] == ["x"]
+
+
+def test_arguments_that_are_no_tensors_become_constants():
+    model = Tokens().eval()
+    program = capture(model, {"x": torch.randn(2, 5, 8), "scale": 3.0, "extra": None})
+    x = torch.randn(2, 4, 8)
+    assert torch.equal(program(x)["out"], model(x, scale=3.0)["out"])
+
+
+def test_the_model_is_left_as_it_was_found(tiny_llama):
+    tiny_llama.train()
+    tiny_llama.model.layers[0].eval()
+    modes = [m.training for m in tiny_llama.modules()]
+    settings = {k: v for k, v in vars(tiny_llama.config).items()}
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    before = {k: v.clone() for k, v in tiny_llama.state_dict().items()}
+    capture(tiny_llama)
+    assert [m.training for m in tiny_llama.modules()] == modes
+    assert vars(tiny_llama.config) == settings
+    assert torch.backends.mha.get_fastpath_enabled() == fastpath
+    assert all(torch.equal(v, before[k]) for k, v in tiny_llama.state_dict().items())
+    assert all(p.requires_grad for p in tiny_llama.parameters())
+
+
+def test_weights_are_shared_with_the_model(tiny_bert):
+    program = capture(tiny_bert)
+    held = {tensor.data_ptr() for tensor in program.weights.values()}
+    assert tiny_bert.encoder.layer[0].attention.self.query.weight.data_ptr() in held
+
+
+def test_named_dims_are_the_only_ones_that_vary():
+    program = capture(Tokens(), {"x": torch.randn(2, 5, 8)}, dynamic={"x": {1: "length"}})
+    assert program.inputs[0].shape == (2, "length", 8)
+
+
+def test_an_empty_mapping_fixes_every_size():
+    program = capture(Tokens(), {"x": torch.randn(1, 5, 8)}, dynamic={})
+    assert program.inputs[0].shape == (1, 5, 8)
+
+
+def test_a_named_dim_that_the_model_fixes_is_an_error():
+    with pytest.raises(CaptureError, match=r"dim 2 of 'x' was to vary as 'width' but the model fixes it to 8"):
+        capture(Tokens(), {"x": torch.randn(2, 5, 8)}, dynamic={"x": {2: "width"}})
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "message"),
+    [({"y": {0: "batch"}}, "names input 'y'"), ({"x": {3: "batch"}}, "names dim 3"), ("all", 'pass "auto"')],
+)
+def test_a_wrong_dynamic_is_named(dynamic, message):
+    with pytest.raises(InputError, match=message):
+        capture(Tokens(), {"x": torch.randn(2, 5, 8)}, dynamic=dynamic)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "does not say what inputs it takes"),
+        ({"z": torch.zeros(1)}, "has no input 'z'"),
+        ({"scale": 2.0}, "holds no tensor"),
+        ({"x": [torch.zeros(2, 5, 8)]}, "wrap the model"),
+        ({"x": torch.randn(2, 5, 9)}, "rejects the example inputs"),
+        ((torch.zeros(1),) * 4, "4 inputs given"),
+        (7, "pass a mapping"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(given, message):
+    with pytest.raises(InputError, match=message):
+        capture(Tokens(), given)
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Branch()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+class Branch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if x.sum() > 0 else x - 1
+
+
+def test_control_flow_on_values_names_module_line_and_mend():
+    with pytest.raises(CaptureError) as caught:
+        capture(Branches(), {"x": torch.randn(2, 5)})
+    text = str(caught.value)
+    assert "in inner (Branch)" in text
+    assert "test_frontend.py" in text
+    assert "x.sum() > 0" in text
+    assert "torch.where" in text
+
+
+def test_a_result_of_chance_is_refused():
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.rand_like(x)
+
+    with pytest.raises(CaptureError, match="differs from the model"):
+        capture(Noisy(), {"x": torch.randn(2, 5)})
+
+
+def test_an_output_that_is_no_tensor_is_refused():
+    class Counts(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, int]:
+            return x, 3
+
+    with pytest.raises(CaptureError, match="neither a tensor"):
+        capture(Counts(), {"x": torch.randn(2, 5)})
+
+
+class Writes(nn.Module):
+    """In-place writes through views that are read afterwards."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.clone()
+        left, right = y[:, :2], y[:, 2:]
+        left += 1
+        right[:, 0] = left[:, 1]
+        y.mul_(2)
+        return y + left.sum()
+
+
+def test_writes_through_views_are_made_functional():
+    model = Writes()
+    program = capture(model, {"x": torch.randn(2, 6)})
+    assert not any(getattr(getattr(n.target, "_schema", None), "is_mutable", False) for n in program.graph.nodes)
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(program(x), model(x))
+
+
+def test_an_image_keeps_its_height_and_width(tiny_vit):
+    assert capture(tiny_vit).inputs[0].shape == ("batch", 3, 32, 32)
+
+
+def test_a_position_table_bounds_the_length(tiny_bert):
+    assert capture(tiny_bert).ranges["tokens"] == (1, 64)
+
+
+def test_a_decoder_needs_no_positions_and_returns_no_cache(tiny_llama):
+    program = capture(tiny_llama)
+    assert [spec.name for spec in program.inputs] == ["input_ids", "attention_mask"]
+    assert [spec.name for spec in program.outputs] == ["logits"]
+
+
+def test_explicit_positions_become_an_input(tiny_llama):
+    ids = torch.randint(100, (2, 6))
+    positions = torch.arange(6).expand(2, 6)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": positions}
+    program = capture(tiny_llama, given)
+    assert [s.shape for s in program.inputs] == [("batch", "tokens")] * 3
+    shifted = {**given, "position_ids": positions + 3}
+    torch.testing.assert_close(program(**shifted).logits, tiny_llama(**shifted, use_cache=False).logits)
+
+
+def test_tokens_before_batch_keep_their_names():
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32), 1).eval()
+    program = capture(encoder)
+    assert program.inputs[0].shape == ("tokens", "batch", 16)
+    assert sum(is_dialect(n, "attention") for n in program.graph.nodes) == 1
