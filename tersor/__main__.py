@@ -1,0 +1,5 @@
+"""``python -m tersor`` is the ``tersor`` command."""
+
+from .cli import main
+
+main()

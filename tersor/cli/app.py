@@ -1,0 +1,108 @@
+"""The commands in one place, and what happens to every error of theirs: one line, one exit code, no traceback."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from . import bench, convert, diff, doctor, inspect, passes, verify
+from .exit_codes import ExitCode, code_of
+from .output import emit_error
+
+
+class Commands(TyperGroup):
+    """The command group; ``main`` is where every way of starting ``tersor`` ends up, the tests' runner included."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> NoReturn:
+        arguments = list(sys.argv[1:] if args is None else args)
+        shown = "--traceback" in arguments
+        _quiet_libraries(shown)
+        extra["standalone_mode"] = False
+        try:
+            result = super().main(arguments or ["--help"], *rest, **extra)
+            code = result if isinstance(result, int) else ExitCode.OK
+        except (KeyboardInterrupt, typer.Abort):
+            code = emit_error("interrupted", "Interrupted", ExitCode.INTERRUPTED, arguments)
+        except BrokenPipeError:
+            # Whoever read our output has seen enough; Python must not try to flush the rest on its way out.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = ExitCode.OK
+        except Exception as error:
+            if shown:
+                traceback.print_exc()
+            code = _report(error, arguments, shown)
+        sys.exit(int(code))
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="tersor",
+    help="A compiler that makes transformer models faster, and measures what each rewrite kept.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app.command("convert")(convert.convert)
+app.command("passes")(passes.passes)
+app.command("inspect")(inspect.inspect)
+app.command("verify")(verify.verify)
+app.command("bench")(bench.bench)
+app.command("diff")(diff.diff)
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """The console script."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+    app()
+
+
+def _report(error: Exception, arguments: list[str], shown: bool) -> int:
+    if hasattr(
+        error, "format_message"
+    ):  # a usage error; its class lies in click or in typer, by typer's version
+        return emit_error(_usage_message(error), "UsageError", ExitCode.USAGE, arguments)
+    code = code_of(error)
+    message = str(error) or type(error).__name__
+    if code is ExitCode.DEFECT:
+        message = f"internal defect: {type(error).__name__}: {message}"
+        message += "" if shown else " (run again with --traceback, and please report it)"
+    return emit_error(message, type(error).__name__, code, arguments)
+
+
+def _usage_message(error: Any) -> str:
+    near = getattr(error, "possibilities", None)
+    if hasattr(error, "option_name") and near is not None:
+        return f"no option {error.option_name!r}; did you mean {' or '.join(sorted(near))}?"
+    text = str(error.format_message())
+    context = getattr(error, "ctx", None)
+    return f"{text} (see {context.command_path} --help)" if context is not None else text
+
+
+def _quiet_libraries(shown: bool) -> None:
+    """One error is one line: what libraries log and warn of belongs to their developers."""
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        os.environ.setdefault(name, "1")
+    if shown:
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+
+
+def _terminate(number: int, _: FrameType | None) -> NoReturn:
+    # Unlike the default action this runs the `finally` blocks that remove unfinished files.
+    raise SystemExit(128 + number)

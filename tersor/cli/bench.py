@@ -1,0 +1,150 @@
+"""``tersor bench``: an artifact against the model it was made from, in alternation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .exit_codes import ExitCode
+from .options import Against, Artifact, Json, Sizes, Threads, Traceback, parse_sizes
+from .output import emit, emit_error, progress_bar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..ir.program import Program
+    from ..model import OptimizedModel
+
+
+def bench(
+    out: Artifact,
+    against: Against,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TARGET", help="What runs MODEL without passes.", show_default="the artifact's target"
+        ),
+    ] = None,
+    size: Sizes = None,
+    pairs: Annotated[int, typer.Option(help="Pairs of runs to time.", min=1)] = 15,
+    at_most: Annotated[
+        float | None, typer.Option(help="Exit with 1 when the latency ratio is above this.", min=0.0)
+    ] = None,
+    threads: Threads = None,
+    json: Json = False,
+    traceback: Traceback = False,
+) -> None:
+    """Time OUT and MODEL in alternation on the artifact's inputs, and print the ratio with its spread."""
+    import torch
+
+    from ..model import load
+    from ..runtime.machine import machine_facts
+    from ..runtime.paired import time_pair
+
+    sizes = parse_sizes(size)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with progress_bar() as report:
+        report(f"reading {out}", 0, 4)
+        fast = load(out, threads=threads) if _takes_threads(out) else load(out)
+        report(f"capturing {against}", 1, 4)
+        source = _capture(against, fast)
+        report("lowering the model without passes", 2, 4)
+        plain = _lower(source, baseline, fast, threads)
+        inputs = _inputs(fast, sizes)
+        report(f"timing {pairs} pairs", 3, 4)
+        timing = time_pair(lambda: plain.run(inputs), lambda: fast.session.run(inputs), pairs=pairs)
+    flops = _flops(source, fast, inputs)
+    data: dict[str, Any] = {
+        "timing": timing.to_json(),
+        "baseline": baseline or fast.target,
+        "target": fast.target,
+        "inputs": {name: list(value.shape) for name, value in inputs.items()},
+        "flops": flops,
+        "machine": machine_facts(),
+    }
+    emit(data, _text(data, str(timing)), json)
+    if at_most is not None and timing.ratio > at_most:
+        emit_error(f"the ratio {timing.ratio:.3f} is above {at_most:g}", "Benchmark", ExitCode.FAILED, [])
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _takes_threads(out: str) -> bool:
+    import inspect
+
+    from ..artifact import read_manifest
+    from ..codegen.target import find_target
+
+    return "threads" in inspect.signature(find_target(read_manifest(Path(out)).target).lower).parameters
+
+
+def _capture(against: str, fast: OptimizedModel) -> Program:
+    from ..verification import capture_like
+
+    return capture_like(against, fast.program)
+
+
+def _lower(source: Program, baseline: str | None, fast: OptimizedModel, threads: int | None) -> Any:
+    """MODEL without passes, with the options of the artifact where it is the same target."""
+    import inspect
+
+    from ..codegen.target import find_target
+    from ..lowering import lower
+    from ..passes import pipeline
+
+    name = baseline or fast.target
+    options = dict(fast.manifest.options) if name == fast.target else {}
+    if threads is not None and "threads" in inspect.signature(find_target(name).lower).parameters:
+        options["threads"] = threads
+    cleaned, _ = pipeline.run(source, [], calibration=fast.samples[:1])
+    return lower(cleaned, name, options)
+
+
+def _inputs(fast: OptimizedModel, sizes: Mapping[str, int]) -> dict[str, Tensor]:
+    """The artifact's first batch, or its example at the sizes that were asked for."""
+    from ..ir.capture.dims import example_at
+    from ..ir.errors import InputError
+    from ..passes.spec import nearest
+
+    if not sizes:
+        return fast.samples[0]
+    known = sorted({dim for spec in fast.inputs for dim in spec.dynamic})
+    for name in sizes:
+        if name not in known:
+            raise InputError(f"the model has no dimension {name!r}{nearest(name, known)}")
+    return fast.session.bind(example_at(fast.program, sizes))
+
+
+def _flops(
+    source: Program, fast: OptimizedModel, inputs: Mapping[str, Tensor]
+) -> dict[str, int | float] | None:
+    """What the cost analysis says of both at these sizes; None where a size depends on data."""
+    from ..ir.analyses.cost import cost
+    from ..passes.pipeline import sizes_of
+
+    sizes = sizes_of(source, inputs)
+    costs = [program.analysis(cost) for program in (source, fast.program)]
+    if any(set(c.dims) - sizes.keys() for c in costs):
+        return None
+    before, after = (c.at(**{dim: sizes[dim] for dim in c.dims}).flops for c in costs)
+    return {"before": before, "after": after, "ratio": round(after / max(before, 1), 4)}
+
+
+def _text(data: dict[str, Any], timing: str) -> str:
+    machine = data["machine"]
+    shapes = ", ".join(f"{name} {shape}" for name, shape in data["inputs"].items())
+    lines = [f"latency  {timing}"]
+    if data["flops"] is not None:
+        lines.append(
+            f"FLOPs    {data['flops']['before']:,} -> {data['flops']['after']:,}, ratio {data['flops']['ratio']:.3f}"
+        )
+    lines.append(f"inputs   {shapes}")
+    lines.append(f"on       {data['baseline']} before, {data['target']} after")
+    lines.append(
+        f"machine  {machine['processor']}, {machine['cores']} cores, {machine['read_bandwidth_gb_s']} GB/s, "
+        f"{' '.join(machine['instruction_sets'])}"
+    )
+    return "\n".join(lines)

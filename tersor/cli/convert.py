@@ -1,0 +1,111 @@
+"""``tersor convert``: from a model to an artifact."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import Json, Model, Threads, Traceback
+from .output import emit, progress_bar
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from ..model import OptimizedModel
+
+
+class OnViolation(StrEnum):
+    """What a pass that breaks its promise leads to."""
+
+    RAISE = "raise"
+    REVERT = "revert"
+
+
+def convert(
+    model: Model,
+    out: Annotated[str, typer.Option("--out", "-o", help="The folder to write.")],
+    passes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pass", "-p", metavar="SPEC", help="A pass to apply, see `tersor passes`; may be repeated."
+        ),
+    ] = None,
+    target: Annotated[str, typer.Option(help="What runs the result: onnx, torch or triton.")] = "onnx",
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Inputs to measure on: .safetensors or .npz, tensors by input name (NAME, or N:NAME for batch N).",
+        ),
+    ] = None,
+    max_deviation: Annotated[
+        float | None,
+        typer.Option(help="Largest deviation that approximate passes may reach together.", min=0.0),
+    ] = None,
+    on_violation: Annotated[
+        OnViolation, typer.Option(help="A pass that is refused or breaks its promise: an error, or left out.")
+    ] = OnViolation.RAISE,
+    require_speedup: Annotated[
+        bool | None,
+        typer.Option(
+            "--require-speedup/--no-require-speedup",
+            help="Leave a pass out whose result is no faster.",
+            show_default="on with --calibration",
+        ),
+    ] = None,
+    ops: Annotated[
+        str | None, typer.Option(help="ONNX operators: portable or ort.", show_default="ort")
+    ] = None,
+    threads: Threads = None,
+    json: Json = False,
+    traceback: Traceback = False,
+) -> None:
+    """Capture MODEL, apply passes, lower it to a target, and write an artifact that runs."""
+    from ..calibration import read_batches
+    from ..folders import check_output
+    from ..lowering import target_with_options
+    from ..optimize import optimize_model
+    from ..passes.spec import parse_spec
+
+    # All that can be wrong with the command line comes out before the model is read.
+    place = check_output(out)
+    instances = [parse_spec(spec) for spec in passes or ()]
+    target_with_options(target, {"ops": ops, "threads": threads})
+    batches = read_batches(calibration) if calibration is not None else None
+    with progress_bar() as report:
+        fast = optimize_model(
+            model,
+            instances,
+            target,
+            calibration=batches,
+            max_deviation=max_deviation,
+            on_violation=on_violation.value,  # type: ignore[arg-type]
+            require_speedup=require_speedup,
+            ops=ops,
+            threads=threads,
+            progress=report,
+        )
+        report(f"writing {out}", len(instances) + 4, len(instances) + 5)
+        fast.save(place)
+    data = {
+        "out": str(place),
+        "target": target,
+        "calibrated": batches is not None,
+        "report": fast.report.to_json(),
+    }
+    emit(data, _text(fast, out), json)
+
+
+def _text(fast: OptimizedModel, out: str) -> RenderableType:
+    from rich.console import Group
+
+    parts: list[Any] = [fast.report.table()]
+    if not fast.manifest.calibrated:
+        parts.append(
+            "Measured on inputs that Tersor made up. For figures that mean something, and for a check that it got "
+            "faster, pass --calibration."
+        )
+    parts.append(f"Wrote {out}")
+    return Group(*parts)

@@ -1,0 +1,176 @@
+"""``OptimizedModel``: what ``optimize_model`` and ``load`` return."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import artifact
+from .agreement import measure
+from .artifact import Manifest
+from .calibration import Batch, load_batches
+from .certificate import CERTIFICATE, read_certificate
+from .folders import check_output, check_output_file, whole_folder
+from .ir import archive
+from .ir.program import Program, TensorSpec
+from .passes.deviation import Deviation, Reference
+from .passes.report import Report
+from .runtime.session import Session
+from .verification import Verification, raise_unless_ok, verify_artifact
+
+
+class OptimizedModel:
+    """A rewritten and lowered model, with what was measured on the way.
+
+    Attributes:
+        session: what runs it.
+        manifest: target, its options, output structure and dimensions.
+        report: what the passes promised and what was measured.
+        samples: the inputs on which it was measured.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        manifest: Manifest,
+        report: Report,
+        samples: list[Batch],
+        *,
+        program: Program | None = None,
+        source: Program | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.session, self.manifest, self.report, self.samples = session, manifest, report, samples
+        self._program, self._source, self._folder = program, source, folder
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run on positional or named inputs, or one mapping of them; returns the model's own output structure.
+
+        Raises:
+            InputError: an input is missing, unknown, of the wrong dtype, or of a size the model does not take.
+        """
+        return self.session(*args, **kwargs)
+
+    def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Flat outputs in the order of ``outputs``; ``inputs`` by name, checked as in a call."""
+        return self.session.run(self.session.bind(inputs))
+
+    @property
+    def target(self) -> str:
+        return self.manifest.target
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self.session.executable.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self.session.executable.outputs
+
+    @property
+    def program(self) -> Program:
+        """The rewritten Program; read from the artifact when it is first asked for."""
+        if self._program is None:
+            assert self._folder is not None
+            self._program = archive.load(self._folder)
+        return self._program
+
+    def save(self, out: str | os.PathLike[str]) -> None:
+        """Write the artifact folder, whole or not at all, with its certificate; see ``tersor.artifact``.
+
+        Raises:
+            InputError: ``out`` holds something that Tersor did not write, or cannot be written.
+        """
+        if self._source is None:
+            self._copy(check_output(out))
+            return
+        artifact.write(
+            Path(out),
+            source=self._source,
+            program=self.program,
+            executable=self.session.executable,
+            report=self.report,
+            samples=self.samples,
+            manifest=self.manifest,
+        )
+
+    def export_onnx(self, path: str | os.PathLike[str], ops: str = "portable") -> list[Path]:
+        """Write one ONNX file (weights beside it above 2 GB) that computes what the Program computes.
+
+        Args:
+            ops: ``portable`` for the standard operator set, ``ort`` to allow ONNX Runtime's own operators.
+
+        Returns:
+            the files written.
+
+        Raises:
+            InputError: the path cannot be written, or ``ops`` is unknown.
+            LoweringError: an operator has no ONNX form, or ONNX Runtime computed something else.
+        """
+        from .onnx_file import export_checked
+
+        return export_checked(self.program, check_output_file(path), ops, self.report, self.samples)
+
+    def deviation(self) -> Deviation:
+        """Deviation of what runs from the captured model, on ``samples``; from the Program for a loaded model."""
+        return measure(self.session.executable, Reference(self._source or self.program, self.samples))
+
+    def verify(self, against: nn.Module | str | Path | None = None) -> Verification:
+        """Measure again: see ``tersor.verification`` for a loaded model.
+
+        A model that was never saved has no certificate: what runs is compared with its Program.
+
+        Raises:
+            ArtifactError: a file is damaged, or the model deviates by more than is certified.
+            LoweringError: an unsaved model does not compute what its Program computes.
+        """
+        if self._folder is not None:
+            return raise_unless_ok(verify_artifact(self._folder, against))
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place) / "artifact"
+            self.save(folder)
+            return raise_unless_ok(verify_artifact(folder, against if against is not None else self._source))
+
+    def __repr__(self) -> str:
+        specs = ", ".join(step.spec for step in self.report.kept)
+        return f"OptimizedModel(target={self.target!r}, passes=[{specs}])"
+
+    def _copy(self, out: Path) -> None:
+        assert self._folder is not None
+        if out == self._folder:
+            return
+        artifact.check_files(self._folder)
+        with whole_folder(out) as fresh:
+            for name in (*read_certificate(self._folder)["files"], CERTIFICATE):
+                (fresh / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self._folder / name, fresh / name)
+
+
+def load(folder: str | os.PathLike[str], *, check: bool = True, **options: Any) -> OptimizedModel:
+    """Read what ``OptimizedModel.save`` or ``tersor convert`` wrote.
+
+    Args:
+        check: compare every file with its certified hash first (about a second a gigabyte).
+        options: options of the target that concern running, such as ``threads=2`` for ONNX.
+
+    Raises:
+        InputError: there is no artifact.
+        ArtifactError: it is damaged or of another version.
+    """
+    path = Path(folder).resolve()
+    manifest = artifact.read_manifest(path)
+    if check:
+        artifact.check_files(path)
+    return OptimizedModel(
+        artifact.read_session(path, manifest, options),
+        manifest,
+        artifact.read_saved_report(path),
+        load_batches(path / artifact.SAMPLES),
+        folder=path,
+    )

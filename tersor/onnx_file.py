@@ -1,0 +1,48 @@
+"""An ONNX file that is compared with its Program before it appears under its name."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from pathlib import Path
+
+from .agreement import check_agreement
+from .calibration import Batch
+from .codegen.onnx.executable import OnnxExecutable
+from .codegen.onnx.export import export
+from .codegen.onnx.session import chosen_providers, session_from_file, session_options
+from .ir.program import Program
+from .passes.report import Report
+
+
+def report_metadata(report: Report) -> dict[str, str]:
+    """What a file says of its making: the specs and the report, as JSON texts."""
+    specs = [step.spec for step in report.kept]
+    return {"tersor.passes": json.dumps(specs), "tersor.report": json.dumps(report.to_json())}
+
+
+def export_checked(
+    program: Program, path: Path, ops: str, report: Report, samples: list[Batch]
+) -> list[Path]:
+    """Write ``program`` to ``path``, run the file, compare, and only then give it its name.
+
+    Returns:
+        the files written: ``path``, and the weights beside it where the model is larger than a file may be.
+
+    Raises:
+        LoweringError: an operator has no ONNX form, or ONNX Runtime computed something else.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    folder.mkdir()
+    try:
+        written = export(program, folder / path.name, ops=ops, metadata=report_metadata(report))  # type: ignore[arg-type]
+        session = session_from_file(folder / path.name, session_options(None), chosen_providers(None))
+        executable = OnnxExecutable(session, program.inputs, program.outputs, ops=ops)  # type: ignore[arg-type]
+        check_agreement(executable, program, samples, "onnx")
+        # The weights first: a graph that is there is complete.
+        moved = [file.replace(path.parent / file.name) for file in reversed(written)]
+        return moved[::-1]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

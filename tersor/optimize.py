@@ -1,0 +1,119 @@
+"""``optimize_model``: capture, rewrite, lower, compare."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .agreement import check_agreement
+from .artifact import Manifest
+from .calibration import Batch, bind_batches, list_batches
+from .ir.capture import capture
+from .ir.capture.frontend import Dynamic
+from .ir.program import Program
+from .lowering import lower, target_with_options
+from .model import OptimizedModel
+from .onnx_file import report_metadata
+from .passes import pipeline
+from .passes.contract import Pass
+from .passes.pipeline import OnViolation
+from .passes.report import Report
+from .passes.spec import parse_spec
+from .profit import Profit
+from .progress import Report as Progress
+from .progress import Steps
+from .runtime.session import Session
+
+
+def optimize_model(
+    model: nn.Module | str | Path | Program,
+    passes: Sequence[str | Pass] = (),
+    target: str = "onnx",
+    example_inputs: Any = None,
+    calibration: Any = None,
+    max_deviation: float | None = None,
+    on_violation: OnViolation = "raise",
+    require_speedup: bool | None = None,
+    dynamic: Dynamic = "auto",
+    ops: str | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> OptimizedModel:
+    """A model that takes the same inputs, gives the same output structure, and runs faster.
+
+    Args:
+        model: what ``tersor.capture`` takes, or a Program.
+        passes: spec strings such as ``"token-drop:method=tome,flops=0.65"``, or passes, in the order to apply them.
+        target: what runs the result: ``onnx``, ``torch`` or ``triton``.
+        example_inputs: as for ``capture``; the first calibration batch where there is none.
+        calibration: what promises are checked and speed is measured on: one batch (a mapping of names to tensors,
+            a tensor, or a tuple of positional inputs) or an iterable of batches.  The example inputs without it.
+        max_deviation: largest deviation (mean cosine distance over the outputs) that approximate passes may reach
+            together.
+        on_violation: ``"raise"``, or ``"revert"`` to go on without a pass that is refused or breaks its promise.
+        require_speedup: revert passes whose result is no faster than without them, timed paired on the target with
+            the first calibration batch; on when calibration is given.
+        dynamic: as for ``capture``.
+        ops: ``portable`` or ``ort``, for ONNX: standard operators only, or ONNX Runtime's own too (the default).
+        threads: threads of one session; all cores by default.
+        progress: called as a step begins, with its name, the number of steps done and the number of steps.
+        options: further options of the target, such as ``compile=True`` for torch.
+
+    Raises:
+        SpecError, InputError: found before the model is read wherever they can be.
+        CaptureError: the model cannot be captured.
+        RefusedError, PromiseError: a pass cannot act, or broke its promise, and ``on_violation`` is ``"raise"``.
+        LoweringError: the target has no form for an operator, or computed something else.
+    """
+    instances = [parse_spec(spec) for spec in passes]
+    _, lowering = target_with_options(target, {"ops": ops, "threads": threads, **options})
+    batches = list_batches(calibration) if calibration is not None else []
+    if require_speedup is None:
+        require_speedup = bool(batches) and bool(instances)
+    # Clean-up counts as a pass of the pipeline's own.
+    steps = Steps(progress, total=len(instances) + 4)
+    steps.begin("capturing the model")
+    if isinstance(model, Program):
+        source = model
+    else:
+        source = capture(
+            model, example_inputs if example_inputs is not None or not batches else batches[0], dynamic
+        )
+    samples = bind_batches(source, batches) or [source.bind(**source.example_inputs)]
+    rewritten, report = pipeline.run(
+        source,
+        instances,
+        calibration=samples,
+        max_deviation=max_deviation,
+        on_violation=on_violation,
+        measure=_profit(target, lowering, samples[0], steps.detail)
+        if require_speedup and instances
+        else None,
+        require_speedup=require_speedup and bool(instances),
+        progress=steps.begin,
+    )
+    steps.begin(f"lowering to {target}")
+    executable = lower(rewritten, target, lowering | _metadata(target, report))
+    steps.begin(f"comparing {target} with the Program")
+    check_agreement(executable, rewritten, [source.bind(**source.example_inputs), samples[0]], target)
+    manifest = Manifest(target, lowering, rewritten.structure, rewritten.ranges, calibrated=bool(batches))
+    session = Session(executable, rewritten.structure, rewritten.ranges)
+    return OptimizedModel(session, manifest, report, samples, program=rewritten, source=source)
+
+
+def _profit(target: str, lowering: dict[str, Any], batch: Batch, tell: Callable[[str], None]) -> Profit:
+    found, options = target_with_options(target, lowering)
+    return Profit(found, options, batch, tell)
+
+
+def _metadata(target: str, report: Report) -> dict[str, Any]:
+    """What a target that can carry texts in its files is to write there."""
+    found, _ = target_with_options(target, {})
+    if "metadata" not in inspect.signature(found.lower).parameters:
+        return {}
+    return {"metadata": report_metadata(report)}

@@ -1,0 +1,67 @@
+"""The pipeline's report as an artifact keeps it, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .ir.analyses.cost import Totals
+from .passes.contract import Promise, Site
+from .passes.deviation import Deviation, OutputDeviation
+from .passes.report import Report, Step
+
+
+def read_report(data: Mapping[str, Any]) -> Report:
+    """The inverse of ``Report.to_json``.
+
+    Raises:
+        KeyError, TypeError, ValueError: the data is no report.
+    """
+    return Report(
+        tuple(_step(step) for step in data["steps"]),
+        {str(name): int(size) for name, size in data["sizes"].items()},
+        int(data["samples"]),
+        read_deviation(data["deviation"]),
+    )
+
+
+def read_deviation(data: Mapping[str, Any] | None) -> Deviation | None:
+    """The inverse of ``Deviation.to_json``, in which numbers that are not finite may be texts."""
+    if data is None:
+        return None
+    outputs = (
+        OutputDeviation(
+            name=str(output["name"]),
+            finite=bool(output["finite"]),
+            **{key: float(output[key]) for key in ("cosine_distance", "relative_l2", "max_abs", "rounding")},
+            **{key: None if output[key] is None else float(output[key]) for key in ("kl", "top1_agreement")},
+        )
+        for output in data["outputs"]
+    )
+    return Deviation(tuple(outputs), int(data["samples"]), tuple(map(str, data["not_compared"])))
+
+
+def _step(data: Mapping[str, Any]) -> Step:
+    verdict = data["verdict"]
+    if verdict not in ("kept", "reverted", "refused", "unchanged"):
+        raise ValueError(f"{verdict!r} is no verdict")
+    ratio = data["latency_ratio"]
+    return Step(
+        spec=str(data["spec"]),
+        family=str(data["family"]),
+        promise=Promise(data["promise"]),
+        verdict=verdict,
+        reason=str(data["reason"]),
+        sites=tuple(Site(str(s["node"]), str(s["layer"]), dict(s["facts"])) for s in data["sites"]),
+        deviation=read_deviation(data["deviation"]),
+        before=_totals(data["before"]),
+        after=_totals(data["after"]),
+        latency_ratio=None if ratio is None else float(ratio),
+        seconds=float(data["seconds"]),
+    )
+
+
+def _totals(data: Mapping[str, Any] | None) -> Totals | None:
+    return (
+        None if data is None else Totals(**{key: int(data[key]) for key in ("flops", "bytes", "parameters")})
+    )

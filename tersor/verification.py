@@ -1,0 +1,196 @@
+"""Run a certificate's measurements again and compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from . import artifact
+from .agreement import check_agreement, measure
+from .calibration import batches_hash, load_batches
+from .certificate import changed_files, read_certificate
+from .ir import archive
+from .ir.archive import weights_hash
+from .ir.capture import capture
+from .ir.capture.check import ROUNDING
+from .ir.errors import ArtifactError, LoweringError, PromiseError, RefusedError, SpecError
+from .ir.program import Program
+from .passes import pipeline
+from .passes.deviation import Deviation, OutputDeviation, Reference
+from .passes.report import Report, Step
+from .progress import Report as Progress
+from .progress import Steps
+from .saved_report import read_deviation
+
+# Another machine's kernels sum in another order.  The direction of an output moves by far less than its largest
+# element may, and both by no more than a small part of a deviation that is there anyway.
+_DIRECTION_SHARE = 0.05
+_RELATIVE_SLACK = 0.01
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding: what was looked at, whether it holds, and the numbers."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All findings; verification stops after the first stage that fails, because the next would rest on it."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(check.ok for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"ok": self.ok, "checks": [asdict(check) for check in self.checks]}
+
+    def __str__(self) -> str:
+        return "\n".join(f"{'ok    ' if c.ok else 'FAILED'}  {c.name}: {c.detail}" for c in self.checks)
+
+
+def verify_artifact(
+    folder: Path, against: nn.Module | str | Path | Program | None = None, progress: Progress | None = None
+) -> Verification:
+    """Check an artifact's files and run its measurements again.
+
+    Args:
+        against: the model that the artifact was made from: its weights are compared with the certified ones, every
+            pass is applied again, and the saved executable is measured against it.  Without it, the executable is
+            compared with the Program beside it.
+
+    Raises:
+        InputError: ``folder`` holds no artifact, or ``against`` no model.
+        CaptureError: the model cannot be captured.
+    """
+    steps = Steps(progress, total=5 if against is not None else 3)
+    artifact.read_manifest(folder)
+    checks: list[Check] = []
+    for check in _stages(folder, against, steps):
+        checks.append(check)
+        if not check.ok:
+            break
+    return Verification(tuple(checks))
+
+
+def _stages(folder: Path, against: Any, steps: Steps) -> Iterator[Check]:
+    steps.begin("checking files")
+    certificate = read_certificate(folder)
+    problems = changed_files(folder, certificate)
+    count = len(certificate["files"])
+    yield Check("files", not problems, "; ".join(problems) or f"{count} files have their certified content")
+
+    steps.begin("reading the artifact")
+    samples = load_batches(folder / artifact.SAMPLES)
+    program = archive.load(folder)
+    hashes = {
+        "inputs": (batches_hash(samples), certificate["inputs"]["sha256"]),
+        "weights": (weights_hash(program.weights), certificate["program"]["weights_sha256"]),
+    }
+    for name, (found, recorded) in hashes.items():
+        yield Check(name, found == recorded, f"sha256 {found[:12]}, certified {recorded[:12]}")
+
+    session = artifact.read_session(folder, artifact.read_manifest(folder), {})
+    steps.begin("running the artifact")
+    yield _agreement(session.executable, program, samples)
+    if against is None:
+        return
+
+    steps.begin("capturing the model")
+    source = capture_like(against, program)
+    found, recorded = weights_hash(source.weights), certificate["model"]["weights_sha256"]
+    told = f"sha256 {found[:12]}, certified {recorded[:12]}"
+    yield Check("model", found == recorded, told if found == recorded else f"its weights are others: {told}")
+
+    steps.begin("applying the passes again")
+    yield from _passes_again(source, artifact.read_saved_report(folder), samples)
+    measured = measure(session.executable, Reference(source, samples))
+    yield _compare("artifact against model", measured, read_deviation(certificate["measured"]), program)
+
+
+def _agreement(executable: Any, program: Program, samples: Any) -> Check:
+    name = "artifact against its Program"
+    try:
+        deviation = check_agreement(executable, program, samples, "the artifact")
+    except LoweringError as error:
+        return Check(name, False, str(error))
+    return Check(name, True, f"differs by {deviation.overall:.2g}")
+
+
+def capture_like(against: nn.Module | str | Path | Program, program: Program) -> Program:
+    """The model captured as it was for ``program``: with the same inputs and the same dimensions."""
+    if isinstance(against, Program):
+        return against
+    dynamic = {
+        spec.name: {position: size for position, size in enumerate(spec.shape) if isinstance(size, str)}
+        for spec in program.inputs
+    }
+    return capture(against, program.example_inputs, dynamic)
+
+
+def _passes_again(source: Program, recorded: Report, samples: Any) -> Iterator[Check]:
+    # The pipeline starts with a clean-up of its own, which is the first step of every report.
+    kept = [step for step in recorded.steps[1:] if step.verdict == "kept"]
+    try:
+        _, report = pipeline.run(source, [step.spec for step in kept], calibration=samples)
+    except (SpecError, RefusedError, PromiseError) as error:
+        yield Check("passes", False, f"cannot be applied again: {error}")
+        return
+    for old, new in zip(kept, report.steps[1:], strict=True):
+        yield _compare_step(old, new, source)
+
+
+def _compare_step(old: Step, new: Step, source: Program) -> Check:
+    if new.verdict != "kept" or new.deviation is None:
+        return Check(old.spec, False, f"was kept, and is {new.verdict} now: {new.reason}")
+    return _compare(f"{old.spec} ({old.promise.value})", new.deviation, old.deviation, source)
+
+
+def _compare(name: str, found: Deviation, recorded: Deviation | None, program: Program) -> Check:
+    """Whether ``found`` is no larger than ``recorded``, beyond rounding."""
+    if recorded is None:
+        return Check(name, False, "the certificate holds no measurement")
+    told = f"deviates by {found.overall:.6g}, certified {recorded.overall:.6g}"
+    dtypes = {spec.name: spec.dtype for spec in program.outputs}
+    before = {output.name: output for output in recorded.outputs}
+    for output in found.outputs:
+        allowance = ROUNDING.get(dtypes.get(output.name), 0.0)  # type: ignore[arg-type]
+        worse = _worse(output, before.get(output.name), allowance)
+        if worse:
+            return Check(name, False, f"{told}; {worse}")
+    missing = sorted(set(found.not_compared) - set(recorded.not_compared))
+    if missing:
+        return Check(name, False, f"{told}; {', '.join(missing)} cannot be compared any more")
+    return Check(name, True, told)
+
+
+def _worse(found: OutputDeviation, recorded: OutputDeviation | None, allowance: float) -> str:
+    if recorded is None:
+        return f"output {found.name!r} was not measured"
+    if not found.finite and recorded.finite:
+        return f"output {found.name!r} is not finite"
+    slack: Mapping[str, tuple[float, Callable[[OutputDeviation], float]]] = {
+        "cosine distance": (_DIRECTION_SHARE * allowance, lambda output: output.cosine_distance),
+        "relative distance": (allowance, lambda output: output.relative_l2),
+    }
+    for what, (absolute, of) in slack.items():
+        if not of(found) <= of(recorded) * (1 + _RELATIVE_SLACK) + absolute:
+            return f"output {found.name!r}: {what} {of(found):.6g}, certified {of(recorded):.6g}"
+    return ""
+
+
+def raise_unless_ok(verification: Verification) -> Verification:
+    """Raise ArtifactError for the first check that failed."""
+    for check in verification.checks:
+        if not check.ok:
+            raise ArtifactError(f"verification failed: {check.name}: {check.detail}")
+    return verification
