@@ -215,12 +215,12 @@ class _Folder:
             if a is not b and self.position[a] < repeat.start
         }
         notes = [f"the next reads {self.operand(b)} for {self.operand(a)}" for a, b in entering.items()]
-        inside = {line.node for line in self.lines[repeat.start : repeat.stop]}
+        later = {line.node for line in self.lines[repeat.stop :]}
         shift = repeat.period * (repeat.count - 1)
         notes += [
             f"{self.operand(self.lines[i + shift].node)} is the last {self.operand(self.lines[i].node)}"
             for i in copy
-            if any(user not in inside for user in self.lines[i + shift].node.users)
+            if any(user in later or user.op == "output" for user in self.lines[i + shift].node.users)
         ]
         return notes
 

@@ -45,7 +45,7 @@ def violations(program: Program, *, shapes: bool = True) -> Iterator[str]:
         program.graph.lint()
     except Exception as error:
         # What follows assumes a well-formed graph.
-        yield f"the graph is malformed: {error}"
+        yield f"the graph is malformed: {str(error).splitlines()[0]}"
         return
     yield from _boundary(program)
     for node in program.graph.nodes:

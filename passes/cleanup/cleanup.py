@@ -14,7 +14,7 @@ from .dead_code import DeadCode
 from .identities import Identities
 from .layout import Layout
 
-PARTS: tuple[Pass, ...] = (Identities(), Layout(), ConstantFolding(), CommonSubexpressions(), DeadCode())
+PARTS: tuple[Pass, ...] = (Identities(), Layout(), CommonSubexpressions(), ConstantFolding(), DeadCode())
 
 
 @dataclass(frozen=True)
