@@ -6,11 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from ..dialect import is_dialect
 from ..errors import CaptureError
 from ..program import Program
+from ..raising import arguments, calls
 from ..structure import Structure
+
+aten = torch.ops.aten
+
+_CASTS = (aten.to, aten._to_copy.default, aten.ne.Scalar, aten.eq.Scalar, aten.logical_not.default)
 
 # Largest difference that reordered sums may leave, relative to the output's largest magnitude.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -28,7 +34,7 @@ def compare_with_model(
     for inputs in samples:
         expected = Structure.flatten(model(**inputs))
         actual = program.run(program.bind(**inputs))
-        padding = _padding(inputs)
+        padding = _real_keys(program, inputs)
         for spec, want, got in zip(program.outputs, expected, actual, strict=True):
             want, got = _real_tokens(want, padding), _real_tokens(got, padding)
             difference = _difference(want, got)
@@ -57,8 +63,17 @@ def _difference(want: Tensor, got: Tensor) -> float:
     return float(gap.max())
 
 
-def _padding(inputs: Mapping[str, Tensor]) -> Tensor | None:
-    """The mask of real tokens among the inputs, if there is one: ``[batch, tokens]`` of zeros and ones."""
+def _real_keys(program: Program, inputs: Mapping[str, Tensor]) -> Tensor | None:
+    """Which tokens are real, bool ``[batch, tokens]``: the padding that attention reads, where it is an input's."""
+    for node in program.graph.nodes:
+        padding = arguments(node)["padding"] if is_dialect(node, "attention") else None
+        source = padding
+        while isinstance(source, fx.Node) and source.op == "call_function" and calls(source, *_CASTS):
+            source = source.args[0]
+        if source is None or source.op != "placeholder":
+            continue
+        value = inputs[str(source.target)]
+        return value == 0 if calls(padding, aten.eq.Scalar, aten.logical_not.default) else value != 0
     mask = inputs.get("attention_mask")
     return mask.bool() if mask is not None and mask.dim() == 2 else None
 

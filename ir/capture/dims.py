@@ -31,9 +31,8 @@ def dynamic_dims(inputs: Mapping[str, Tensor], dynamic: Any, tokens_first: bool 
 
 
 def _automatic(name: str, tensor: Tensor, sizes: dict[str, int], tokens_first: bool) -> dict[int, str]:
+    # Ids and masks vary in every dim; the last dim of values holds features, and images keep height and width.
     counted = tensor.dim() if not tensor.dtype.is_floating_point else min(tensor.dim(), 2)
-    if tensor.dim() == 3 and tensor.dtype.is_floating_point:
-        counted = 3
     if tensor.dim() >= 4:
         counted = 1
     usual = ("batch", "samples" if tensor.dim() == 2 and tensor.dtype.is_floating_point else "tokens")

@@ -136,7 +136,7 @@ def program_of(
     inline_regions(graph, exported.graph_module)
     make_functional(graph)
     symbols, ranges = retrace(graph, weights, dynamic, exported.range_constraints)
-    specs = tuple(spec_of(node, node.name, symbols) for node in graph.nodes if node.op == "placeholder")
+    specs = tuple(spec_of(node, str(node.target), symbols) for node in graph.nodes if node.op == "placeholder")
     outputs = list(graph.nodes)[-1].args[0]
     spec_names = structure.names()
     if len(spec_names) != len(outputs):
@@ -192,7 +192,7 @@ def retrace(
                 if expr.is_Integer:
                     sizes.append(int(expr))
                     continue
-                name = dynamic[node.name][dim]
+                name = dynamic[str(node.target)][dim]
                 sizes.append(table.symbol(name, int(size.node.hint)))
                 if expr in constraints:
                     low, high = constraints[expr].lower, constraints[expr].upper

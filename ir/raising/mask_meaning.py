@@ -94,7 +94,7 @@ def mask_meaning(
     """The meaning of a whole mask, bool (true = visible, or hidden when ``inverted``) or additive; None if unproved.
 
     The mask's code is run at two lengths, without padding and with several paddings; what comes out must equal
-    the stated meaning everywhere, rows of padded queries excepted.
+    the stated meaning everywhere; rows of padded queries are excepted where the padding is an input of the program.
     """
     if is_dialect(mask, "token_mask") and not inverted:
         stated = arguments(mask)
@@ -104,7 +104,7 @@ def mask_meaning(
     cone = Cone.above(program, mask)
     if cone is None:
         return None
-    for padding in _padding_candidates(cone, keys):
+    for padding in _padding_candidates(program, cone, keys):
         part = cone.cut_at(padding)
         if part is None:
             continue
@@ -132,7 +132,8 @@ def _prove(
                     if pattern is None:
                         continue
                     proved = Meaning(*pattern, padding, flipped)
-                if proved.inverted == flipped and not _agrees(proved, visible, real):
+                rows_count = padding is None or padding.op != "placeholder" or rows != columns
+                if proved.inverted == flipped and not _agrees(proved, visible, real, rows_count):
                     return None
         if proved is None:
             return None
@@ -185,12 +186,12 @@ def _band(visible: Tensor) -> tuple[bool, int] | None:
     return (causal, window) if same else None
 
 
-def _agrees(meaning: Meaning, visible: Tensor, real: Tensor | None) -> bool:
+def _agrees(meaning: Meaning, visible: Tensor, real: Tensor | None, padded_rows: bool) -> bool:
     rows, columns = visible.shape[-2:]
     expected = visible_keys(rows, columns, visible.device, real, None, None, meaning.causal, meaning.window)
     expected = torch.ones_like(visible) if expected is None else expected[:, 0].expand_as(visible)
     differs = visible != expected
-    if real is not None and rows == columns:
+    if real is not None and not padded_rows:
         differs = differs & real[:, :, None]
     return not bool(differs.any())
 
@@ -209,17 +210,31 @@ def _paddings(padding: fx.Node | None, batch: int, columns: int) -> Iterator[Ten
     yield from (behind, before, holes)
 
 
-def _padding_candidates(cone: Cone, keys: Size) -> Iterator[fx.Node | None]:
-    """None when no input's value is read; else nodes ``[batch, keys]`` of the cone, nearest the inputs first."""
+def _padding_candidates(program: Program, cone: Cone, keys: Size) -> Iterator[fx.Node | None]:
+    """None when no input's value is read; else nodes ``[batch, keys]`` of the cone, nearest the inputs first.
+
+    Trials give a candidate zeros and ones, which is all that a bool can hold; an integer counts only as an input
+    whose example holds nothing else, because ids would be taken for a mask otherwise.
+    """
     if not cone.inputs:
         yield None
         return
     for node in cone.nodes:
         value = node.meta.get("val")
-        if not isinstance(value, Tensor) or value.dim() != 2 or value.dtype.is_floating_point:
+        if not isinstance(value, Tensor) or value.dim() != 2 or not same_size(value.shape[1], keys):
             continue
-        if same_size(value.shape[1], keys):
+        if value.dtype == torch.bool or is_mask_input(program, node):
             yield node
+
+
+def is_mask_input(program: Program, node: fx.Node) -> bool:
+    """Whether ``node`` is an input of integers or bools whose example is all zeros and ones."""
+    example = program.example_inputs.get(str(node.target)) if node.op == "placeholder" else None
+    return (
+        example is not None
+        and not example.is_floating_point()
+        and bool(((example == 0) | (example == 1)).all())
+    )
 
 
 def _lengths(program: Program, cone: Cone, queries: Size, keys: Size) -> list[Sizes] | None:

@@ -40,7 +40,9 @@ def test_a_batch_of_one_is_repeated_so_that_it_can_vary():
     assert program(torch.randn(3, 5, 8))["out"].shape[0] == 3
 
 
-@pytest.mark.parametrize("given", [(torch.randn(2, 5, 8),), torch.randn(2, 5, 8), [torch.randn(2, 5, 8), 1.0]])
+@pytest.mark.parametrize(
+    "given", [(torch.randn(2, 5, 8),), torch.randn(2, 5, 8), [torch.randn(2, 5, 8), 1.0]]
+)
 def test_inputs_may_be_positional(given):
     assert [spec.name for spec in capture(Tokens(), given).inputs] == ["x"]
 
@@ -56,7 +58,7 @@ def test_the_model_is_left_as_it_was_found(tiny_llama):
     tiny_llama.train()
     tiny_llama.model.layers[0].eval()
     modes = [m.training for m in tiny_llama.modules()]
-    settings = {k: v for k, v in vars(tiny_llama.config).items()}
+    settings = dict(vars(tiny_llama.config))
     fastpath = torch.backends.mha.get_fastpath_enabled()
     before = {k: v.clone() for k, v in tiny_llama.state_dict().items()}
     capture(tiny_llama)
@@ -84,7 +86,9 @@ def test_an_empty_mapping_fixes_every_size():
 
 
 def test_a_named_dim_that_the_model_fixes_is_an_error():
-    with pytest.raises(CaptureError, match=r"dim 2 of 'x' was to vary as 'width' but the model fixes it to 8"):
+    with pytest.raises(
+        CaptureError, match=r"dim 2 of 'x' was to vary as 'width' but the model fixes it to 8"
+    ):
         capture(Tokens(), {"x": torch.randn(2, 5, 8)}, dynamic={"x": {2: "width"}})
 
 
@@ -171,7 +175,9 @@ class Writes(nn.Module):
 def test_writes_through_views_are_made_functional():
     model = Writes()
     program = capture(model, {"x": torch.randn(2, 6)})
-    assert not any(getattr(getattr(n.target, "_schema", None), "is_mutable", False) for n in program.graph.nodes)
+    assert not any(
+        getattr(getattr(n.target, "_schema", None), "is_mutable", False) for n in program.graph.nodes
+    )
     x = torch.randn(3, 6)
     torch.testing.assert_close(program(x), model(x))
 

@@ -170,7 +170,13 @@ def test_every_spelling_becomes_one_attention_node_that_computes_the_same(kind):
 
 @pytest.mark.parametrize(
     ("kind", "scale"),
-    [(Divided, HEAD_DIM**-0.5), (ScaledInPlace, 0.3), (ScaledKeys, 0.25), (Biased, 0.5), (Einsum, HEAD_DIM**-0.5)],
+    [
+        (Divided, HEAD_DIM**-0.5),
+        (ScaledInPlace, 0.3),
+        (ScaledKeys, 0.25),
+        (Biased, 0.5),
+        (Einsum, HEAD_DIM**-0.5),
+    ],
 )
 def test_the_scale_is_found(kind, scale):
     assert attention_node(captured(kind)[1]).kwargs["scale"] == pytest.approx(scale)
@@ -194,7 +200,11 @@ def test_joined_heads_are_told_apart_again(kind):
 )
 def test_masks_become_attributes_and_biases_stay_operands(kind, causal, window, biased):
     node = attention_node(captured(kind)[1])
-    assert (node.kwargs["causal"], node.kwargs["window"], node.args[3] is not None) == (causal, window, biased)
+    assert (node.kwargs["causal"], node.kwargs["window"], node.args[3] is not None) == (
+        causal,
+        window,
+        biased,
+    )
 
 
 class TalkingHeads(Layer):

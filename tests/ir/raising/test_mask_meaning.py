@@ -1,0 +1,198 @@
+"""A mask's meaning is proved by running the code that makes it; what is not proved stays an operand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tersor.ir.capture import capture
+from tersor.ir.dialect import is_dialect
+from tersor.ir.program import Program
+
+HEADS, WIDTH = 2, 8
+LOWEST = torch.finfo(torch.float32).min
+Mask = Callable[[Tensor, Tensor], Tensor | None]
+
+
+class Masked(nn.Module):
+    """SDPA over ``x [batch, tokens, width]`` under the mask that ``make(x, real)`` returns."""
+
+    def __init__(self, make: Mask) -> None:
+        super().__init__()
+        self.make = make
+        self.triangle = nn.Buffer(torch.tril(torch.ones(1, 1, 40, 40)).bool())
+        self.table = nn.Parameter(torch.randn(HEADS, 40, 40))
+
+    def forward(self, x: Tensor, real: Tensor) -> Tensor:
+        heads = x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        mask = self.make(self, x, real)  # type: ignore[call-arg,arg-type]
+        return F.scaled_dot_product_attention(heads, heads, heads, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+def index(x: Tensor) -> Tensor:
+    n = torch.arange(x.shape[1])
+    return n[:, None] - n[None, :]
+
+
+def padding_bool(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    return real[:, None, None, :].bool()
+
+
+def padding_additive(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    return (1.0 - real[:, None, None, :].float()) * LOWEST
+
+
+def padding_both_ways(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    return (real[:, None, :, None] * real[:, None, None, :]).bool()
+
+
+def padding_inverted(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    dropped = (real == 0)[:, None, None, :]
+    return torch.zeros(dropped.shape).masked_fill(dropped, float("-inf"))
+
+
+def causal_table(model: Masked, x: Tensor, real: Tensor) -> Tensor:
+    return model.triangle[:, :, : x.shape[1], : x.shape[1]]
+
+
+def causal_and_padding(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    return (index(x) >= 0) & real[:, None, None, :].bool()
+
+
+def window_both_sides(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    return index(x).abs() < 12
+
+
+def causal_window_with_padding(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    seen = (index(x) >= 0) & (index(x) <= 10) & real[:, None, None, :].bool()
+    return torch.where(seen, 0.0, LOWEST)
+
+
+def everything(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    return torch.zeros(x.shape[1], x.shape[1])
+
+
+def bias_where_real(model: Masked, x: Tensor, real: Tensor) -> Tensor:
+    bias = model.table[:, : x.shape[1], : x.shape[1]]
+    return torch.where(real[:, None, None, :].bool(), bias, LOWEST)
+
+
+def bias_plus_causal(model: Masked, x: Tensor, real: Tensor) -> Tensor:
+    hidden = torch.zeros(1).expand(index(x).shape).masked_fill(index(x) < 0, LOWEST)
+    return model.table[:, : x.shape[1], : x.shape[1]] + hidden
+
+
+PROVED = [
+    # mask, causal, window, padding, bias left
+    (padding_bool, False, 0, True, False),
+    (padding_additive, False, 0, True, False),
+    (padding_both_ways, False, 0, True, False),
+    (padding_inverted, False, 0, True, False),
+    (causal_table, True, 0, False, False),
+    (causal_and_padding, True, 0, True, False),
+    (window_both_sides, False, 12, False, False),
+    (causal_window_with_padding, True, 11, True, False),
+    (everything, False, 0, False, False),
+    (bias_where_real, False, 0, True, True),
+    (bias_plus_causal, True, 0, False, True),
+]
+
+
+def captured(make: Mask, length: int = 7) -> tuple[nn.Module, Program, torch.fx.Node]:
+    torch.manual_seed(0)
+    model = Masked(make).eval()
+    real = torch.ones(2, length, dtype=torch.int64)
+    real[1, length - 2 :] = 0
+    program = capture(model, {"x": torch.randn(2, length, WIDTH), "real": real})
+    (node,) = (n for n in program.graph.nodes if is_dialect(n, "attention"))
+    return model, program, node
+
+
+def agree(model: nn.Module, program: Program, length: int) -> None:
+    x = torch.randn(3, length, WIDTH)
+    real = (torch.arange(length)[None] < torch.tensor([[length], [length - 2], [3]])).long()
+    torch.testing.assert_close(
+        program(x, real)[real.bool()], model(x, real)[real.bool()], atol=1e-6, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "causal", "window", "padding", "biased"), PROVED, ids=lambda v: getattr(v, "__name__", "")
+)
+def test_the_meaning_is_found_and_the_result_stays(make, causal, window, padding, biased):
+    model, program, node = captured(make)
+    found = (node.kwargs["causal"], node.kwargs["window"], node.args[4] is not None, node.args[3] is not None)
+    assert found == (causal, window, padding, biased)
+    for length in (5, 33):
+        agree(model, program, length)
+
+
+def blocks(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    n = torch.arange(x.shape[1]) // 4
+    return n[:, None] == n[None, :]
+
+
+def first_token_sees_all(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    return (index(x) >= 0) | (torch.arange(x.shape[1]) == 0)[:, None]
+
+
+def mildly_discouraged(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    return (1.0 - real[:, None, None, :].float()) * -5.0
+
+
+def by_content(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    return (x.sum(-1) > 0)[:, None, None, :] | (index(x) == 0)
+
+
+def differs_between_heads(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    return index(x)[None].abs() < torch.tensor([2, 5])[:, None, None]
+
+
+def far_window(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    return index(x).abs() < 100_000
+
+
+@pytest.mark.parametrize(
+    "make",
+    [blocks, first_token_sees_all, mildly_discouraged, by_content, differs_between_heads, far_window],
+    ids=lambda v: v.__name__,
+)
+def test_what_is_not_proved_stays_an_operand(make):
+    model, program, node = captured(make)
+    assert node.args[3] is not None
+    assert (node.kwargs["causal"], node.kwargs["window"], node.args[4]) == (False, 0, None)
+    agree(model, program, 11)
+
+
+def test_a_window_wider_than_the_example_is_still_seen():
+    _, _, node = captured(window_both_sides, length=5)
+    assert node.kwargs["window"] == 12
+
+
+def test_layers_share_one_node_for_the_padding(tiny_bert):
+    program = capture(tiny_bert)
+    paddings = {n.args[4] for n in program.graph.nodes if is_dialect(n, "attention")}
+    assert len(paddings) == 1
+
+
+def test_ids_compared_with_a_padding_id_are_read_through_the_comparison():
+    class Text(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(9, WIDTH)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            x = self.embed(ids).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            return F.scaled_dot_product_attention(x, x, x, attn_mask=(ids != 1)[:, None, None, :])
+
+    model = Text().eval()
+    ids = torch.tensor([[2, 3, 0, 1, 1], [0, 0, 5, 8, 1]])
+    program = capture(model, {"ids": ids})
+    (node,) = (n for n in program.graph.nodes if is_dialect(n, "attention"))
+    assert node.args[3] is None
+    assert node.args[4].meta["val"].dtype == torch.bool
+    torch.testing.assert_close(program(ids), model(ids))
