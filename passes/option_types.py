@@ -66,7 +66,8 @@ def value_text(value: Any) -> str:
         return str(value.value)
     if value is None or isinstance(value, bool):
         return str(value).lower()
-    text = repr(value) if isinstance(value, float) else str(value)
+    # A plus joins the items of a list, so an exponent does without.
+    text = repr(value).replace("e+", "e") if isinstance(value, float) else str(value)
     if not text.isprintable() or "," in text or text != text.strip() or not text:
         raise ValueError(f"{text!r} cannot be written in a spec")
     return text
