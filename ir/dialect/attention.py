@@ -125,7 +125,8 @@ def attention(
     Returns:
         ``[batch, heads, queries, value_dim]``; a query that sees no key yields zeros.
     """
-    plain_causal = causal and window <= 0 and padding is None and mask is None and query_positions is None
+    unmoved = query_positions is None and key_positions is None
+    plain_causal = causal and window <= 0 and padding is None and mask is None and unmoved
     if softcap <= 0 and sinks is None:
         gqa = query.shape[1] != key.shape[1]
         if gqa:

@@ -1,0 +1,91 @@
+"""The Triton target and what it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from tersor.codegen.target import Executable, Target
+from tersor.ir.archive import load as load_program
+from tersor.ir.archive import save as save_program
+from tersor.ir.errors import InputError
+from tersor.ir.program import Program, TensorSpec
+
+from .call import Fallback
+from .devices import execution_device, move_constants
+
+PROGRAM = "triton-program"
+
+
+class TritonExecutable(Executable):
+    """The Program's graph with kernels in it, on the GPU, or interpreted on the CPU under TRITON_INTERPRET=1.
+
+    Raises:
+        LoweringError: kernels cannot run here; the message says what is missing.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.device = execution_device()
+        from .lower import lower
+
+        self._lowered = lower(program)
+        if self.device.type != "cpu":
+            move_constants(self._lowered.program, self.device)
+        self._module = self._lowered.program.module().to(self.device)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self.program.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self.program.outputs
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Name of the kernel at every place that has one, in graph order."""
+        return tuple(call.kernel.name for call in self._lowered.calls)
+
+    @property
+    def fallbacks(self) -> tuple[Fallback, ...]:
+        """Where and why a reference operator runs in a kernel's place: known from the graph, or met in a run."""
+        met = (fallback for call in self._lowered.calls for fallback in call.fallbacks.values())
+        return (*self._lowered.fallbacks, *met)
+
+    def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Outputs on the device of the first input; inputs are moved to where the kernels run."""
+        given = [inputs[spec.name] for spec in self.inputs]
+        home = given[0].device if given else self.device
+        with torch.no_grad():
+            outputs = self._module(*(tensor.to(self.device) for tensor in given))
+        return tuple(output.to(home) for output in outputs)
+
+    def save(self, folder: Path) -> None:
+        """The Program alone: kernels are compiled and tuned where they run."""
+        save_program(self.program, folder / PROGRAM)
+
+    @classmethod
+    def load(cls, folder: Path, **options: Any) -> Self:
+        _refuse(options)
+        return cls(load_program(folder / PROGRAM))
+
+
+class TritonTarget(Target):
+    """Fused kernels for attention, importance and select + gather + norm; the torch path for the rest."""
+
+    name: ClassVar[str] = "triton"
+    executable: ClassVar[type[Executable]] = TritonExecutable
+
+    def lower(self, program: Program, **options: Any) -> TritonExecutable:
+        _refuse(options)
+        return TritonExecutable(program)
+
+
+def _refuse(options: Mapping[str, Any]) -> None:
+    if options:
+        raise InputError(f"target 'triton' takes no options, given: {', '.join(options)}")
