@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
@@ -14,6 +14,7 @@ from .artifact import Manifest
 from .calibration import Batch, bind_batches, list_batches
 from .ir.capture import capture
 from .ir.capture.frontend import Dynamic
+from .ir.errors import InputError
 from .ir.program import Program
 from .lowering import lower, target_with_options
 from .model import OptimizedModel
@@ -72,6 +73,7 @@ def optimize_model(
     """
     instances = [parse_spec(spec) for spec in passes]
     _, lowering = target_with_options(target, {"ops": ops, "threads": threads, **options})
+    _check_policy(max_deviation, on_violation)
     batches = list_batches(calibration) if calibration is not None else []
     if require_speedup is None:
         require_speedup = bool(batches) and bool(instances)
@@ -104,6 +106,14 @@ def optimize_model(
     manifest = Manifest(target, lowering, rewritten.structure, rewritten.ranges, calibrated=bool(batches))
     session = Session(executable, rewritten.structure, rewritten.ranges)
     return OptimizedModel(session, manifest, report, samples, program=rewritten, source=source)
+
+
+def _check_policy(max_deviation: float | None, on_violation: str) -> None:
+    choices = get_args(OnViolation)
+    if on_violation not in choices:
+        raise InputError(f"on_violation={on_violation!r} is none of {', '.join(choices)}")
+    if max_deviation is not None and not max_deviation >= 0:
+        raise InputError(f"max_deviation={max_deviation!r} is no deviation: give a number from 0 up")
 
 
 def _profit(target: str, lowering: dict[str, Any], batch: Batch, tell: Callable[[str], None]) -> Profit:
