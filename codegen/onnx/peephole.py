@@ -76,3 +76,9 @@ def reshaped_from(x: ir.Value) -> ir.Value | None:
     """What ``x`` is a reshape of, or None."""
     node = x.producer()
     return node.inputs[0] if node is not None and node.op_type == "Reshape" and not node.domain else None
+
+
+def inverted(x: ir.Value) -> ir.Value | None:
+    """What ``x`` is the reciprocal of, or None."""
+    node = x.producer()
+    return node.inputs[0] if node is not None and node.op_type == "Reciprocal" and not node.domain else None

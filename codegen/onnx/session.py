@@ -73,6 +73,9 @@ def session_from_model(model: ir.Model, options: Any, providers: list[str]) -> A
     proto, weights = split_weights(model)
     held = [ort.OrtValue.from_dlpack(w.tensor.contiguous()) for w in weights]
     options.add_external_initializers([w.name for w in weights], held)
+    for weight, value in zip(weights, held, strict=True):
+        # Without this the session copies every weight that is left after its graph transformations.
+        options.add_initializer(weight.name, value)
     try:
         return ort.InferenceSession(
             external(proto, weights, "weights").SerializeToString(), options, providers=providers

@@ -10,20 +10,21 @@ import onnx_ir as ir
 import torch
 
 from ..emitter import FLOATING, Emitter, Operand
+from ..peephole import inverted
 from ..registry import lowers
 
 aten = torch.ops.aten
 
 
-def _binary(kind: str) -> Callable[..., ir.Value]:
-    def lower(e: Emitter, left: Operand, right: Operand) -> ir.Value:
-        dtype = e.result.dtype
-        return e.op(kind, e.operand(left, dtype), e.operand(right, dtype))
-
-    return lower
-
-
-lowers(aten.mul.Tensor, aten.mul.Scalar)(_binary("Mul"))
+@lowers(aten.mul.Tensor, aten.mul.Scalar)
+def mul(e: Emitter, left: Operand, right: Operand) -> ir.Value:
+    """A product; by ``1 / sqrt(x)`` it is written as the quotient that ONNX Runtime's RMS norm fusion looks for."""
+    dtype = e.result.dtype
+    if dtype == torch.bool:
+        return e.op("And", e.operand(left, dtype), e.operand(right, dtype))
+    first, second = e.operand(left, dtype), e.operand(right, dtype)
+    root = inverted(second)
+    return e.op("Mul", first, second) if root is None else e.op("Div", first, root)
 
 
 def _scaled(e: Emitter, right: Operand, alpha: float) -> ir.Value:

@@ -1,21 +1,6 @@
-"""The attention family.
+"""The attention family: ``softmax(QK^T)V`` written out, keys and values never repeated for grouped queries.
 
-Portable: ``softmax(QK^T)V`` written out, keys and values never repeated for grouped queries.  With ``ops="ort"``:
-``com.microsoft.MultiHeadAttention``.
-
-Measured on one thread of an AVX-512 VNNI server core (ONNX Runtime 1.32, fp32, CPU time, ms, least of 5 to 15 runs),
-from ``[batch, tokens, width]`` to the same:
-
-===================================  ==========  =======================  ==========================
-batch x tokens, heads x head_dim     decomposed  ``Attention`` (opset 23)  ``MultiHeadAttention``
-===================================  ==========  =======================  ==========================
-1 x 257, 6 x 64                      1.56        1.52                     1.30
-1 x 1370, 6 x 64                     36.0        34.2                     31.7
-4 x 257, 6 x 64                      6.10        6.23                     5.51
-1 x 256, 12 x 32, padding            1.85        1.87                     1.72 (mask as key_padding_mask)
-1 x 512, 12 x 32, padding            6.65        6.47                     6.45 (mask as key_padding_mask)
-4 x 256, 12 x 32, padding            8.27        8.15                     8.08 (mask as key_padding_mask)
-===================================  ==========  =======================  ==========================
+With ``ops="ort"`` plain attention goes to ONNX Runtime's own operators instead, see :mod:`..microsoft`.
 """
 
 from __future__ import annotations
@@ -25,10 +10,10 @@ import torch
 
 from tersor.ir.dialect import DIALECT
 
-from ..emitter import MICROSOFT, Emitter
-from ..peephole import heads_as_width, split_heads
+from .. import microsoft
+from ..emitter import Emitter
+from ..masks import Sight, bias, sighted
 from ..registry import lowers
-from .masks import Sight, bias, sighted
 
 
 @lowers(DIALECT["attention"].overload)
@@ -49,10 +34,13 @@ def attention(
     softcap: float = 0.0,
 ) -> ir.Value:
     sight = Sight(query, key, mask, padding, query_positions, key_positions, causal, window)
-    if e.ops == "ort" and sinks is None and softcap <= 0 and _multi_head(e, query, key, value):
-        return _contributed(e, sight, value, scale)
+    if e.ops == "ort":
+        if microsoft.takes_group_query(e, sight, value):
+            return zero_blind(e, sight, microsoft.group_query(e, sight, value, sinks, scale, softcap))
+        if microsoft.takes_multi_head(e, sight, value, sinks, softcap):
+            return zero_blind(e, sight, microsoft.multi_head(e, sight, value, scale))
     rows = _probabilities(e, sight, sinks, scale, softcap)
-    return _zero_blind(e, sight, _times_values(e, rows, query, value))
+    return zero_blind(e, sight, _times_values(e, rows, query, value))
 
 
 @lowers(DIALECT["attention_importance"].overload)
@@ -77,7 +65,7 @@ def attention_importance(
     """The probabilities are computed once, for the output and for every iteration of the importance."""
     sight = Sight(query, key, mask, padding, query_positions, key_positions, causal, window)
     rows = _probabilities(e, sight, sinks, scale, softcap)
-    output = _zero_blind(e, sight, _times_values(e, rows, query, value))
+    output = zero_blind(e, sight, _times_values(e, rows, query, value))
     rows = e.cast(_known(rows, e.fake(query).dtype), torch.float32)
     weights = e.op("Expand", e.cast(query_weights, torch.float32), e.shape(e.fake(query).shape[:3]))
     importance = e.op("Unsqueeze", weights, e.ints([2]))
@@ -108,43 +96,7 @@ def attention_weights(
     softcap: float = 0.0,
 ) -> ir.Value:
     sight = Sight(query, key, mask, padding, query_positions, key_positions, causal, window)
-    return _zero_blind(e, sight, _probabilities(e, sight, sinks, scale, softcap))
-
-
-def _multi_head(e: Emitter, query: ir.Value, key: ir.Value, value: ir.Value) -> bool:
-    """Whether ``MultiHeadAttention`` takes these operands: as many key heads as query heads, in float32."""
-    q, k, v = e.fake(query), e.fake(key), e.fake(value)
-    same = int(q.shape[1]) == int(k.shape[1]) and int(k.shape[3]) == int(v.shape[3])
-    return same and q.dtype == torch.float32
-
-
-def _contributed(e: Emitter, sight: Sight, value: ir.Value, scale: float) -> ir.Value:
-    heads = int(e.fake(sight.query).shape[1])
-    query, key, value = (heads_as_width(e, x) for x in (sight.query, sight.key, value))
-    only_padding = sight.padding is not None and sight.mask is None and not sight.causal and sight.window <= 0
-    padding = added = None
-    if only_padding:
-        assert sight.padding is not None
-        padding = e.shared_value(
-            ("key_padding", id(sight.padding)),
-            lambda: e.cast(e.cast(sight.padding, torch.bool), torch.int32),  # type: ignore[arg-type]
-        )
-    elif not sight.everything:
-        added = _full_bias(e, sight)
-    output = e.op(
-        "MultiHeadAttention", query, key, value, None, padding, added,
-        domain=MICROSOFT, num_heads=heads, scale=scale,
-        mask_filter_value=None if sight.everything else torch.finfo(torch.float32).min,
-    )  # fmt: skip
-    shape = e.fake(sight.query).shape
-    return _zero_blind(e, sight, split_heads(e, output, [shape[0], shape[2], heads, shape[3]]))
-
-
-def _full_bias(e: Emitter, sight: Sight) -> ir.Value:
-    """The bias with its query dim written out, which ``MultiHeadAttention`` asks for."""
-    value = bias(e, sight, torch.float32)
-    q, k = e.fake(sight.query).shape[2], e.fake(sight.key).shape[2]
-    return e.shared_value(("full_bias", id(value)), lambda: e.op("Expand", value, e.shape([1, 1, q, k])))
+    return zero_blind(e, sight, _probabilities(e, sight, sinks, scale, softcap))
 
 
 def _probabilities(
@@ -205,7 +157,7 @@ def _known(x: ir.Value, dtype: torch.dtype) -> ir.Value:
     return x
 
 
-def _zero_blind(e: Emitter, sight: Sight, x: ir.Value) -> ir.Value:
+def zero_blind(e: Emitter, sight: Sight, x: ir.Value) -> ir.Value:
     """Zeros for the queries that see no key."""
     factor = sighted(e, sight, e.fake(sight.query).dtype)
     return x if factor is None else e.op("Mul", x, factor)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 import torch
 
-from tersor.ir.dialect import DIALECT
 from tersor.ir.shapes import expression
 
-from ..emitter import Emitter
-from ..registry import lowers
+from .emitter import Emitter
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,11 @@ class Sight:
     key_positions: ir.Value | None
     causal: bool
     window: int
+
+    @property
+    def tokens(self) -> Sight:
+        """The same without causality and window: what the operands alone hide."""
+        return replace(self, causal=False, window=0)
 
     @property
     def everything(self) -> bool:
@@ -146,20 +149,3 @@ def _key(e: Emitter, sight: Sight) -> tuple[object, ...]:
 
 def _onnx(dtype: torch.dtype) -> int:
     return int(ir.tensor_adapters.from_torch_dtype(dtype))
-
-
-@lowers(DIALECT["token_mask"].overload)
-def token_mask(
-    e: Emitter,
-    padding: ir.Value | None,
-    queries: int | torch.SymInt,
-    keys: int | torch.SymInt,
-    causal: bool,
-    window: int,
-    device: torch.device,
-) -> ir.Value:
-    seen = visible(e, queries, keys, padding, None, None, causal, window)
-    if seen is None:
-        true = ir.tensor_adapters.TorchTensor(torch.tensor([True]))
-        return e.op("ConstantOfShape", e.shape([1, 1, 1, keys]), value=true)
-    return seen

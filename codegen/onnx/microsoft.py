@@ -1,0 +1,127 @@
+"""Attention by ONNX Runtime's own operators, for ``ops="ort"``.
+
+Which one is taken follows from what was measured: ONNX Runtime 1.32, fp32, one thread of an AVX-512 VNNI server
+core, CPU time in ms, least of 5 to 15 runs, from ``[batch, tokens, width]`` to the same.
+
+=====================================  ==========  ==========================  ========================
+batch x tokens, heads x head_dim       decomposed  ``Attention`` (opset 23)    ``MultiHeadAttention``
+=====================================  ==========  ==========================  ========================
+1 x 257, 6 x 64                        1.56        1.52                        1.30
+1 x 1370, 6 x 64                       36.0        34.2                        31.7
+4 x 257, 6 x 64                        6.10        6.23                        5.51
+1 x 256, 12 x 32, padding              1.85        1.87                        1.72
+1 x 512, 12 x 32, padding              6.65        6.47                        6.45
+4 x 256, 12 x 32, padding              8.27        8.15                        8.08
+=====================================  ==========  ==========================  ========================
+
+Causal, where ``GroupQueryAttention`` skips the hidden half:
+
+=====================================  ==========  ==========================
+batch x tokens, heads / kv x head_dim  decomposed  ``GroupQueryAttention``
+=====================================  ==========  ==========================
+1 x 64, 4 / 1 x 256, padding           0.25        0.23
+1 x 512, 4 / 1 x 256                   12.9        8.14
+1 x 512, 4 / 1 x 256, padding          12.5        8.45
+1 x 1024, 4 / 1 x 256, padding         57.3        31.4
+1 x 1024, the same, window 512         57.0        30.8
+1 x 512, 8 / 2 x 64, padding           7.49        7.53
+2 x 256, 12 / 12 x 64, padding         6.58        6.42
+=====================================  ==========  ==========================
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import torch
+
+from tersor.ir.shapes import expression
+
+from .emitter import MICROSOFT, Emitter
+from .masks import Sight, bias
+from .peephole import heads_as_width, split_heads
+
+
+def takes_group_query(e: Emitter, sight: Sight, value: ir.Value) -> bool:
+    """Whether ``GroupQueryAttention`` fits: causal over token indices, from as many queries as keys, in float32."""
+    q, k, v = e.fake(sight.query), e.fake(sight.key), e.fake(value)
+    indices = sight.query_positions is None and sight.key_positions is None
+    square = expression(q.shape[2]) == expression(k.shape[2])
+    width = int(q.shape[3])
+    return sight.causal and indices and square and width == int(v.shape[3]) and width % 8 == 0 and _single(q)
+
+
+def group_query(
+    e: Emitter, sight: Sight, value: ir.Value, sinks: ir.Value | None, scale: float, softcap: float
+) -> ir.Value:
+    """Causality and window are the operator's own; padding and an explicit mask are its bias."""
+    q, k = e.fake(sight.query), e.fake(sight.key)
+    heads, kv_heads = int(q.shape[1]), int(k.shape[1])
+    total, last = _lengths(e, q.shape[0], q.shape[2])
+    added = None if sight.tokens.everything else _full_bias(e, sight.tokens)
+    output, _, _ = e.ops_out(
+        "GroupQueryAttention", 3,
+        *(heads_as_width(e, x) for x in (sight.query, sight.key, value)),
+        None, None, last, total, None, None, None, added, *(() if sinks is None else (e.cast(sinks, q.dtype),)),
+        domain=MICROSOFT, num_heads=heads, kv_num_heads=kv_heads, scale=scale,
+        local_window_size=sight.window if sight.window > 0 else None,
+        softcap=softcap if softcap > 0 else None,
+    )  # fmt: skip
+    return split_heads(e, output, [q.shape[0], q.shape[2], heads, q.shape[3]])
+
+
+def _lengths(e: Emitter, batch: int | torch.SymInt, tokens: int | torch.SymInt) -> tuple[ir.Value, ir.Value]:
+    """The number of keys (0-D int32), and each row's last key (int32 ``[batch]``): every row is full."""
+
+    def total() -> ir.Value:
+        return e.op("Cast", e.sizes.scalar(tokens), to=int(ir.DataType.INT32))
+
+    def last() -> ir.Value:
+        before = e.op("Sub", e.shared_value(("total", key), total), e.const(1, torch.int32))
+        return e.op("Expand", before, e.shape([batch]))
+
+    key = (expression(batch), expression(tokens))
+    return e.shared_value(("total", key), total), e.shared_value(("last", key), last)
+
+
+def takes_multi_head(
+    e: Emitter, sight: Sight, value: ir.Value, sinks: ir.Value | None, softcap: float
+) -> bool:
+    """Whether ``MultiHeadAttention`` fits: as many key heads as query heads, no cap and no sinks, in float32."""
+    q, k, v = e.fake(sight.query), e.fake(sight.key), e.fake(value)
+    same = int(q.shape[1]) == int(k.shape[1]) and int(k.shape[3]) == int(v.shape[3])
+    return same and sinks is None and softcap <= 0 and _single(q)
+
+
+def multi_head(e: Emitter, sight: Sight, value: ir.Value, scale: float) -> ir.Value:
+    """Padding alone travels as the key padding mask, everything else as a bias."""
+    q = e.fake(sight.query)
+    heads = int(q.shape[1])
+    padding = added = None
+    if sight.padding is not None and sight.mask is None and not sight.causal and sight.window <= 0:
+        padding = _key_padding(e, sight.padding)
+    elif not sight.everything:
+        added = _full_bias(e, sight)
+    output = e.op(
+        "MultiHeadAttention",
+        *(heads_as_width(e, x) for x in (sight.query, sight.key, value)), None, padding, added,
+        domain=MICROSOFT, num_heads=heads, scale=scale,
+        mask_filter_value=None if sight.everything else torch.finfo(torch.float32).min,
+    )  # fmt: skip
+    return split_heads(e, output, [q.shape[0], q.shape[2], heads, q.shape[3]])
+
+
+def _key_padding(e: Emitter, padding: ir.Value) -> ir.Value:
+    return e.shared_value(
+        ("key_padding", id(padding)), lambda: e.cast(e.cast(padding, torch.bool), torch.int32)
+    )
+
+
+def _full_bias(e: Emitter, sight: Sight) -> ir.Value:
+    """The bias with its query dim written out, which both operators ask for."""
+    value = bias(e, sight, torch.float32)
+    q, k = e.fake(sight.query).shape[2], e.fake(sight.key).shape[2]
+    return e.shared_value(("full_bias", id(value)), lambda: e.op("Expand", value, e.shape([1, 1, q, k])))
+
+
+def _single(q: torch.Tensor) -> bool:
+    return q.dtype == torch.float32
