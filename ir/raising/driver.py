@@ -39,6 +39,8 @@ def raise_attention(program: Program) -> Program:
     for node in edited.graph.nodes:
         if is_dialect(node, "attention"):
             normalize(node)
+    read = {node.target for node in edited.graph.nodes if node.op == "get_attr"}
+    edited.weights = {name: weight for name, weight in edited.weights.items() if name in read}
     present = {node.name for node in edited.graph.nodes}
     kept = tuple(entry for entry in unraised if entry[0] in present)
     return edited.with_facts(unraised=program.facts.unraised + kept)
