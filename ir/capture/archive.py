@@ -18,6 +18,7 @@ from ..errors import CaptureError, InputError
 from ..program import ModelFacts, Program
 from ..shapes import expression
 from ..structure import Structure
+from .dims import Dims, dynamic_dims
 from .export import convert
 
 
@@ -89,23 +90,21 @@ def import_archive(exported: ExportedProgram, facts: ModelFacts) -> tuple[Progra
         return module(*args, **kwargs)
 
     structure = Structure.of(call(**examples))
-    return convert(exported, structure, examples, _labels(exported), facts), call
+    return convert(exported, structure, examples, _labels(exported, examples), facts), call
 
 
-def _labels(exported: ExportedProgram) -> Mapping[str, Mapping[int, str]]:
-    """A name for every symbolic dim of the inputs: batch and tokens where they stand first, else the symbol's own."""
+def _labels(exported: ExportedProgram, examples: Mapping[str, Tensor]) -> Dims:
+    """A name for every symbolic dim of the inputs: the usual one where its place has one, else the symbol's own."""
+    usual = dynamic_dims(examples, "auto")
     known: dict[str, str] = {}
-    labels: dict[str, dict[int, str]] = {}
+    labels: Dims = {}
     for node in exported.graph.nodes:
         value = node.meta.get("val")
-        if node.op != "placeholder" or not isinstance(value, Tensor):
+        if node.op != "placeholder" or node.name not in examples:
             continue
         for dim, size in enumerate(value.shape):
-            expr = expression(size)
-            if expr.is_Integer:
-                continue
-            usual = {0: "batch", 1: "tokens"}.get(dim, str(expr))
-            taken = usual in known.values()
-            name = known.setdefault(str(expr), str(expr) if taken else usual)
-            labels.setdefault(node.name, {})[dim] = name
+            symbol = str(expression(size))
+            if isinstance(size, torch.SymInt) and not symbol.isdigit():
+                name = known.setdefault(symbol, usual[node.name].get(dim, symbol))
+                labels.setdefault(node.name, {})[dim] = name
     return labels

@@ -136,7 +136,9 @@ def program_of(
     inline_regions(graph, exported.graph_module)
     make_functional(graph)
     symbols, ranges = retrace(graph, weights, dynamic, exported.range_constraints)
-    specs = tuple(spec_of(node, str(node.target), symbols) for node in graph.nodes if node.op == "placeholder")
+    specs = tuple(
+        spec_of(node, str(node.target), symbols) for node in graph.nodes if node.op == "placeholder"
+    )
     outputs = list(graph.nodes)[-1].args[0]
     spec_names = structure.names()
     if len(spec_names) != len(outputs):

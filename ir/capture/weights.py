@@ -23,12 +23,14 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        held = read_json(index).get("weight_map")
+        names = sorted({str(name) for name in held.values()}) if isinstance(held, dict) else []
         if not names:
-            raise InputError(
-                f"{index} names no weight files: its weight_map is empty; fetch the folder again"
-            )
-        files = [folder / str(name) for name in names]
+            raise InputError(f"{index} names no weight files: it holds no weight_map; fetch the folder again")
+        for name in names:
+            if Path(name).name != name:
+                raise InputError(f"{index} names {name}, which lies outside the folder")
+        files = [folder / name for name in names]
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
