@@ -18,8 +18,9 @@ from torch import Tensor, fx
 
 from .errors import ArtifactError
 from .graph_json import decode_graph, encode_graph
+from .inference import Inference
 from .program import ModelFacts, Program, TensorSpec
-from .shapes import SymbolTable, dtype_text, propagate
+from .shapes import SymbolTable, dtype_text
 from .structure import Structure
 from .verifier import verify
 
@@ -158,6 +159,7 @@ def _give_values(
     examples: Mapping[str, Tensor],
 ) -> None:
     specs = {spec.name: spec for spec in inputs}
+    infer = Inference(table.mode)
     for node in graph.nodes:
         if node.op == "placeholder":
             spec = specs[str(node.target)]
@@ -171,7 +173,8 @@ def _give_values(
             node.meta["val"] = table.tensor(sizes, spec.dtype)
         elif node.op == "get_attr":
             node.meta["val"] = table.constant(weights[str(node.target)])
-    propagate(graph, table.mode)
+        elif node.op == "call_function":
+            node.meta["val"] = infer(node)
 
 
 def _stored(program: Program) -> tuple[dict[str, Tensor], dict[str, list[int]], dict[str, str]]:

@@ -170,11 +170,15 @@ class _Folder:
             return
         repeat = self._with_first(_align(self.lines, *found), start)
         yield from self.render(start, repeat.start, indent)
-        first, last = (block_path(self.lines[i].layer) for i in (repeat.start, repeat.stop - 1))
-        yield f"{indent}{first} .. {last}: the same {repeat.period} ops, {repeat.count} times {{"
+        yield f"{indent}{self._title(repeat)}: the same {repeat.period} ops, {repeat.count} times {{"
         yield from self.render(repeat.start, repeat.start + repeat.period, indent + "  ")
         yield f"{indent}}} {'; '.join(self._carried(repeat))}"
         yield from self.render(repeat.stop, stop, indent)
+
+    def _title(self, repeat: Repeat) -> str:
+        blocks = [block_path(line.layer) for line in self.lines[repeat.start : repeat.stop]]
+        numbered = [block for block in blocks if block[-1:].isdigit()] or blocks
+        return f"{numbered[0]} .. {numbered[-1]}"
 
     def _operands(self, i: int) -> list[fx.Node]:
         return [node for node in self.lines[i].operands if node in self.position]

@@ -13,8 +13,9 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from .dialect import DIALECT, is_dialect
 from .errors import VerifierError
+from .inference import Inference
 from .program import Program, TensorSpec
-from .shapes import describe, expression, fake_call, fake_mode, size_text
+from .shapes import describe, expression, fake_mode, size_text
 from .targets import target_name
 
 
@@ -48,11 +49,12 @@ def violations(program: Program, *, shapes: bool = True) -> Iterator[str]:
         yield f"the graph is malformed: {str(error).splitlines()[0]}"
         return
     yield from _boundary(program)
+    infer = Inference(fake_mode(program))
     for node in program.graph.nodes:
         broken = [why for rule in RULES if rule.op == node.op and (why := rule.why_not(program, node))]
         yield from (_at(node, why) for why in broken)
         if not broken and shapes and node.op == "call_function":
-            why = _shape_differs(program, node)
+            why = _shape_differs(infer, node)
             if why:
                 yield _at(node, why)
     used = {node.target for node in program.graph.nodes if node.op == "get_attr"}
@@ -159,11 +161,10 @@ RULES = (
 )
 
 
-def _shape_differs(program: Program, node: fx.Node) -> str | None:
+def _shape_differs(infer: Inference, node: fx.Node) -> str | None:
     """Infer ``node`` from its operands' stored values, which were checked before it."""
     try:
-        with fake_mode(program), torch.no_grad():
-            inferred = fake_call(node)
+        inferred = infer(node)
     except VerifierError as error:
         return str(error)
     stored = node.meta["val"]

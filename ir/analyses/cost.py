@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from tersor.ir.dialect import DIALECT, is_dialect
 from tersor.ir.errors import InputError
+from tersor.ir.inference import signature
 from tersor.ir.layer_path import block_path
 from tersor.ir.program import Program
 from tersor.ir.shapes import expression, fake_mode
@@ -159,7 +160,7 @@ class _Counter:
         if formula is None:
             return sympy.Integer(0)
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-        key = (node.target, repr(torch.utils._pytree.tree_map(_signature, (args, kwargs))))
+        key = (node.target, signature(args), signature(kwargs))
         if key not in self.flops_of:
             environment = self.mode.shape_env
             assert environment is not None
@@ -188,7 +189,7 @@ class _Counter:
             return sympy.Add(*(self._size(item) for item in value))
         if not isinstance(value, Tensor):
             return sympy.Integer(0)
-        key = (_signature(value), value.element_size())
+        key = (tuple(expression(size) for size in value.shape), value.element_size())
         if key not in self.bytes_of:
             sizes = (self._named(size) for size in value.shape)
             self.bytes_of[key] = sympy.Mul(value.element_size(), *sizes)
@@ -239,12 +240,6 @@ _FORMULAS: dict[Any, Callable[..., Any]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     aten._grouped_mm: _grouped_product_flops,
 }
-
-
-def _signature(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return tuple(_signature(size) for size in value.shape)
-    return str(value.node.expr) if isinstance(value, torch.SymInt) else value
 
 
 def _symbol(name: str) -> Expr:

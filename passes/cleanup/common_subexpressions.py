@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
+from tersor.ir.inference import signature
 from tersor.ir.program import Program
 from tersor.ir.shapes import expression
 
@@ -54,15 +55,9 @@ def _key(node: fx.Node, twins: Mapping[fx.Node, fx.Node]) -> Any:
     value = node.meta["val"]
     if isinstance(value, torch.SymInt):
         return "size", expression(value)
-    return node.op, node.target, _frozen(node.args, twins), _frozen(node.kwargs, twins)
+    return node.op, node.target, _named(node.args, twins), _named(node.kwargs, twins)
 
 
-def _frozen(value: Any, twins: Mapping[fx.Node, fx.Node]) -> Any:
-    """A hashable stand-in that tells 1 from 1.0 and True, which Python holds equal."""
-    if isinstance(value, fx.Node):
-        return twins.get(value, value)
-    if isinstance(value, list | tuple):
-        return tuple(_frozen(item, twins) for item in value)
-    if isinstance(value, dict):
-        return tuple((key, _frozen(item, twins)) for key, item in sorted(value.items()))
-    return type(value), repr(value)
+def _named(value: Any, twins: Mapping[fx.Node, fx.Node]) -> Any:
+    """An argument with every node as the name of the first of its kind."""
+    return signature(fx.map_arg(value, lambda node: f"%{twins.get(node, node).name}"))

@@ -1,0 +1,54 @@
+"""Shape inference that knows repeated calls: the layers of a model are inferred once, not once each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+from .shapes import expression, fake_call
+
+
+class Inference:
+    """Infers what nodes return; equal calls share one fake value."""
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        self._mode = mode
+        self._known: dict[Any, Any] = {}
+
+    def __call__(self, node: fx.Node) -> Any:
+        """What ``node`` returns for its operands' ``meta["val"]``.
+
+        Raises:
+            VerifierError: the operator rejects its operands; the message names the node.
+        """
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+        key = (node.target, signature(args), signature(kwargs))
+        if key in self._known:
+            return self._known[key]
+        with self._mode, torch.no_grad():
+            value = fake_call(node)
+        # A size that depends on data is another one at every call.
+        if not free_unbacked_symbols(value):
+            self._known[key] = value
+        return value
+
+
+def signature(value: Any) -> Any:
+    """A hashable stand-in for an argument, equal for arguments that any operator treats alike.
+
+    Tensors are told apart by type and layout, numbers by value and type: Python holds 1, 1.0 and True equal.
+    """
+    if isinstance(value, Tensor):
+        sizes = tuple(expression(size) for size in value.shape)
+        return value.dtype, value.device, sizes, tuple(expression(step) for step in value.stride())
+    if isinstance(value, torch.SymInt | torch.SymBool | torch.SymFloat):
+        return type(value), value.node.expr
+    if isinstance(value, list | tuple):
+        return type(value), tuple(signature(item) for item in value)
+    if isinstance(value, dict):
+        return tuple((key, signature(item)) for key, item in sorted(value.items()))
+    return type(value), repr(value)
