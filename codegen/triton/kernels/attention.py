@@ -241,7 +241,10 @@ def _variant(
         kernel=attention_kernel,
         pointers={
             **dict.fromkeys(("query", "key", "value", "output"), dtype),
+            "mask": dtype,
             "padding": "u8",
+            **dict.fromkeys(("query_positions", "key_positions"), "i64"),
+            "sinks": "fp32",
             "row_max": "fp32",
             "row_log_sum": "fp32",
         },
@@ -282,6 +285,15 @@ KERNEL = Kernel(
             SOFTCAP=True,
         ),
         _variant("fp32, head_dim 64", "fp32", 64, CONFIGS[5]),
+        _variant(
+            "fp16, head_dim 64, every operand",
+            "fp16",
+            64,
+            CONFIGS[6],
+            *OPTIONAL_POINTERS,
+            WINDOW=128,
+            SOFTCAP=True,
+        ),
     ),
     op="attention",
 )

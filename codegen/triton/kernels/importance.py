@@ -206,7 +206,9 @@ def _variant(
         pointers={
             **dict.fromkeys(("query", "key"), dtype),
             **dict.fromkeys(("row_max", "row_log_sum", "weights", "importance"), "fp32"),
+            "mask": dtype,
             "padding": "u8",
+            **dict.fromkeys(("query_positions", "key_positions"), "i64"),
         },
         constants={
             **dict.fromkeys(p for p in OPTIONAL_POINTERS if p not in (*present, "sinks")),
@@ -235,6 +237,15 @@ KERNEL = Kernel(
         _variant("fp16, head_dim 64, padding", "fp16", 64, CONFIGS[1], "padding"),
         _variant("bf16, head_dim 128, causal", "bf16", 128, CONFIGS[2], CAUSAL=True),
         _variant("fp32, head_dim 64", "fp32", 64, CONFIGS[3]),
+        _variant(
+            "fp16, head_dim 64, every operand",
+            "fp16",
+            64,
+            CONFIGS[4],
+            *OPTIONAL_POINTERS,
+            WINDOW=128,
+            SOFTCAP=True,
+        ),
     ),
     op="attention_importance",
 )

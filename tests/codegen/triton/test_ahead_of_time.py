@@ -33,11 +33,10 @@ def usages(*arguments: str) -> dict[str, dict[str, dict[str, int]]]:
     return json.loads(run.stdout)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(
-    "kernel", ["attention fp16, head_dim 64, padding", "importance fp16, head_dim 64, padding"]
-)
-def test_attention_and_importance_compile_for_sm_90(kernel: str) -> None:
-    rows = usages("--arch", "sm_90", "--only", kernel)
+@pytest.mark.parametrize("kernel", ["attention", "importance"])
+@pytest.mark.parametrize("operands", ["padding", "every operand"])
+def test_attention_and_importance_compile_for_sm_90(kernel: str, operands: str) -> None:
+    rows = usages("--arch", "sm_90", "--only", f"{kernel} fp16, head_dim 64, {operands}")
     assert len(rows) == 1
     usage = next(iter(rows.values()))["sm_90"]
     assert 0 < usage["registers"] <= REGISTERS["sm_90"]
