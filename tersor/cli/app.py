@@ -9,7 +9,8 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -24,13 +25,14 @@ from .output import emit_error
 class Commands(TyperGroup):
     """The command group; ``main`` is where every way of starting ``tersor`` ends up, the tests' runner included."""
 
-    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> NoReturn:
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:
         arguments = list(sys.argv[1:] if args is None else args)
         shown = "--traceback" in arguments
-        _quiet_libraries(shown)
         extra["standalone_mode"] = False
+        code: int
         try:
-            result = super().main(arguments or ["--help"], *rest, **extra)
+            with _quiet_libraries(shown):
+                result = super().main(arguments or ["--help"], "tersor", **extra)
             code = result if isinstance(result, int) else ExitCode.OK
         except (KeyboardInterrupt, typer.Abort):
             code = emit_error("interrupted", "Interrupted", ExitCode.INTERRUPTED, arguments)
@@ -92,15 +94,23 @@ def _usage_message(error: Any) -> str:
     return f"{text} (see {context.command_path} --help)" if context is not None else text
 
 
-def _quiet_libraries(shown: bool) -> None:
+@contextmanager
+def _quiet_libraries(shown: bool) -> Iterator[None]:
     """One error is one line: what libraries log and warn of belongs to their developers."""
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ.setdefault(name, "1")
     if shown:
+        yield
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
-    warnings.simplefilter("ignore")
-    logging.disable(logging.CRITICAL)
+    before = logging.root.manager.disable
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logging.disable(logging.CRITICAL)
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _terminate(number: int, _: FrameType | None) -> NoReturn:
