@@ -7,6 +7,7 @@ right after its residual addition.  Module names only label the result.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,12 @@ from torch import fx
 from ..dialect import is_dialect
 from ..program import Program
 
-# Operands of attention that steer it but carry no content of the residual stream.
-_CONTENT_OPERANDS = 3
+# The operand of the dialect's token operators whose content is in their result; the others say where it goes.
+_TOKEN_CONTENT = {"gather_tokens": 0, "scatter_tokens": 2, "merge_tokens": 0}
+_SHAPE_ONLY = {
+    torch.ops.aten.zeros_like, torch.ops.aten.ones_like, torch.ops.aten.full_like, torch.ops.aten.empty_like,
+    torch.ops.aten.new_zeros, torch.ops.aten.new_ones, torch.ops.aten.new_full, torch.ops.aten.new_empty,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,33 +66,37 @@ class Layers:
     def __getitem__(self, index: int) -> Layer:
         return self.blocks[index]
 
+    @property
+    def end(self) -> fx.Node:
+        """The stream as it leaves the last block."""
+        return self.blocks[-1].end
+
 
 def layers(program: Program) -> Layers:
     """The blocks of ``program``; read it through ``program.analysis(layers)``."""
     flow = content_flow(program)
     attentions = [n for n in program.graph.nodes if is_attention(n)]
-    stream = _stream(program, flow, attentions)
+    stream = _stream(program, flow)
     if not stream:
         reason = "no single value carries the stream from the input to the outputs"
         return Layers((), (), tuple((a, reason) for a in attentions))
-    order = {node: i for i, node in enumerate(program.graph.nodes)}
     place = {node: i for i, node in enumerate(stream)}
     after = _first_below(flow, stream, place)
     groups: dict[int, list[fx.Node]] = {}
     outside: list[tuple[fx.Node, str]] = []
     for attention in attentions:
-        position = after.get(attention)
-        if position is None or position == 0:
-            outside.append((attention, "its output does not reach the residual stream"))
-        elif not all(nx.has_path(flow, stream[position - 1], q) for q in attention.args[:1]):
-            outside.append((attention, "its query does not come from the residual stream"))
+        position = after.get(attention, 0)
+        why = _why_outside(flow, attention, stream[position - 1] if position else None)
+        if why:
+            outside.append((attention, why))
         else:
             groups.setdefault(position, []).append(attention)
     positions = sorted(groups)
     blocks = []
     for index, position in enumerate(positions):
-        end = positions[index + 1] - 1 if index + 1 < len(positions) else _last_end(stream, positions)
-        found = tuple(sorted(groups[position], key=order.__getitem__))
+        following = positions[index + 1] if index + 1 < len(positions) else None
+        end = _last_end(stream, positions) if following is None else following - 1
+        found = tuple(groups[position])
         blocks.append(
             Layer(index, found, stream[position - 1], stream[position], stream[end], _label(found[0]))
         )
@@ -99,15 +108,33 @@ def is_attention(node: fx.Node) -> bool:
     return is_dialect(node, "attention", "attention_importance", "sparse_attention")
 
 
+def restores_or_reduces(node: fx.Node) -> bool:
+    """Whether a value of the stream holds other tokens than the value before it: a token pass was here."""
+    if node.target is operator.getitem:
+        node = node.args[0]  # type: ignore[assignment]
+    return is_dialect(node, *_TOKEN_CONTENT)
+
+
 def content_flow(program: Program) -> nx.DiGraph:
-    """Tensor data flow without the edges that only steer: sizes, masks, padding, positions."""
+    """Tensor data flow without the edges that only steer: sizes, masks, padding, positions, choices of tokens."""
     flow = nx.DiGraph()
     for node in program.graph.nodes:
         if node.op == "output" or _is_tensor(node):
             flow.add_node(node)
-            operands = node.args[:_CONTENT_OPERANDS] if is_attention(node) else (node.args, node.kwargs)
-            fx.map_arg(operands, lambda n, user=node: flow.add_edge(n, user) if _is_tensor(n) else None)
+            sources: list[fx.Node] = []
+            fx.map_arg(_content(node), sources.append)
+            flow.add_edges_from((source, node) for source in sources if _is_tensor(source))
     return flow
+
+
+def _content(node: fx.Node) -> Any:
+    """The operands whose content, not only whose shape or order, is in the node's result."""
+    if is_attention(node):
+        return node.args[:3]
+    if is_dialect(node, *_TOKEN_CONTENT):
+        return node.args[_TOKEN_CONTENT[node.target._opname]]  # type: ignore[union-attr]
+    packet = getattr(node.target, "overloadpacket", None)
+    return node.args[1:] if packet in _SHAPE_ONLY else (node.args, node.kwargs)
 
 
 def _is_tensor(node: fx.Node) -> bool:
@@ -115,10 +142,24 @@ def _is_tensor(node: fx.Node) -> bool:
     return isinstance(value, torch.Tensor | tuple | list)
 
 
-def _stream(program: Program, flow: nx.DiGraph, attentions: list[fx.Node]) -> list[fx.Node]:
-    """The bottlenecks below the input that feeds the attention: its chain of post-dominators."""
+def _why_outside(flow: nx.DiGraph, attention: fx.Node, start: fx.Node | None) -> str | None:
+    """Why an attention node is not self-attention of the block that begins with ``start``."""
+    if start is None:
+        return "its output does not reach the residual stream"
+    for what, operand in zip(("query does", "keys do"), attention.args[:2], strict=True):
+        if not nx.has_path(flow, start, operand):
+            return f"its {what} not come from the residual stream"
+    return None
+
+
+def _stream(program: Program, flow: nx.DiGraph) -> list[fx.Node]:
+    """The longest chain of post-dominators below an input, the input first, the output node left out."""
     output = program.output_node
-    post = nx.immediate_dominators(flow.reverse(copy=False), output)
+    backwards = flow.reverse(copy=True)
+    # A result that no attention has a part in leaves the model before the stack and is no part of the stream.
+    attended = {n for a in program.graph.nodes if is_attention(a) for n in nx.descendants(flow, a)}
+    backwards.remove_edges_from([(output, r) for r in flow.predecessors(output) if r not in attended])
+    post = nx.immediate_dominators(backwards, output)
     best: list[fx.Node] = []
     for node in program.graph.nodes:
         if node.op != "placeholder" or node not in post:
@@ -129,8 +170,6 @@ def _stream(program: Program, flow: nx.DiGraph, attentions: list[fx.Node]) -> li
             chain.append(current)
         if len(chain) > len(best):
             best = chain
-    # The chain starts at the embedding: bottlenecks above the last one that no attention lies below are kept as
-    # they are, and the output node itself is no value.
     return [node for node in best if node is not output]
 
 
@@ -149,15 +188,15 @@ def _first_below(flow: nx.DiGraph, stream: list[fx.Node], place: dict[fx.Node, i
 def _last_end(stream: list[fx.Node], positions: list[int]) -> int:
     """Where the last block ends: as far past its attention as the blocks before it, and on the same op."""
     last = positions[-1]
+    ahead = [i for i in range(last, len(stream)) if not restores_or_reduces(stream[i])]
     if len(positions) > 1:
-        span = positions[-1] - positions[-2] - 1
-        # A block's start belongs to the block before: of `span + 1` bottlenecks, the last precedes attention.
-        end = min(last + span, len(stream) - 1)
-        reference = stream[positions[-1] - 1]
-        while end > last and stream[end].target != reference.target:
-            end -= 1
-        return end
-    additions = [i for i in range(last, len(stream)) if stream[i].target == stream[last].target]
+        block = range(positions[-2], positions[-1])
+        span = sum(not restores_or_reduces(stream[i]) for i in block)
+        target = next(stream[i].target for i in reversed(block) if not restores_or_reduces(stream[i]))
+        # A block's start belongs to the block before: of `span` bottlenecks, the first is attention's own.
+        ends = ahead[:span]
+        return next((i for i in reversed(ends) if stream[i].target == target), last)
+    additions = [i for i in ahead if stream[i].target == stream[last].target]
     return additions[1] if len(additions) > 1 else additions[0]
 
 

@@ -1,9 +1,12 @@
 """Which dim of every value indexes tokens, and what would break if there were fewer of them.
 
 Starting from one value of the residual stream, the axis is followed forward operator by operator (rules in
-``token_rules``) up to where the stream leaves the last block.  The result is the legality proof of token dropping
-and its work list: values from outside that line up with the token axis and must be reduced with it, and literal
-sizes that stand for the token count.
+``token_rules``), up to where the stream leaves the last block or down to the outputs.  The result is the legality
+proof of token dropping and its work list: values from outside that line up with the token axis and must be reduced
+with it, and size arguments that stand for the token count.
+
+The batch axis is followed by the same rules: a row of outside values may be reduced by its own row's choice only
+where dim 0 is proven to be the batch.
 """
 
 from __future__ import annotations
@@ -12,15 +15,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import networkx as nx
 import torch
 from torch import fx
 
 from ..errors import RefusedError
 from ..program import Program
 from ..shapes import expression
+from .folds import WHOLE, Fold
 
 Dims = frozenset[int]
+NONE: Dims = frozenset()
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,25 @@ class SideUse:
 
 @dataclass(frozen=True)
 class SizeUse:
-    """A size argument of ``user`` that stands for the token count, at ``args[argument][position]``."""
+    """A size argument of ``user`` that stands for the token count, at ``args[argument][position]``.
+
+    ``position`` is -1 where ``args[argument]`` itself is a bound of a slice over all tokens.  ``fold`` says what
+    else the size holds, where tokens share a dim.
+    """
 
     user: fx.Node
     argument: int
     position: int
+    fold: Fold | None = None
+
+
+@dataclass(frozen=True)
+class AttentionUse:
+    """An attention node of the region, and on which sides it meets the stream's tokens."""
+
+    node: fx.Node
+    queries: bool
+    keys: bool
 
 
 @dataclass
@@ -55,6 +73,7 @@ class TokenAxis:
     Attributes:
         dims: token dims of every value in the region (a tuple of them for a node with several results).
         sides: outside values to reduce.  sizes: size arguments to rewrite.
+        counts: ``sym_size`` nodes that read the token count off a value of the region.
         mixing: nodes whose results combine different tokens other than by attention.
         attention: attention nodes of the region.
     """
@@ -62,8 +81,9 @@ class TokenAxis:
     dims: dict[fx.Node, Any] = field(default_factory=dict)
     sides: list[SideUse] = field(default_factory=list)
     sizes: list[SizeUse] = field(default_factory=list)
+    counts: list[fx.Node] = field(default_factory=list)
     mixing: list[fx.Node] = field(default_factory=list)
-    attention: list[fx.Node] = field(default_factory=list)
+    attention: list[AttentionUse] = field(default_factory=list)
 
 
 class NotTokenwise(RefusedError):
@@ -75,7 +95,103 @@ class NotTokenwise(RefusedError):
         super().__init__(f"{node.name} ({node.target}, in {where}): {reason}")
 
 
-Rule = Callable[["Context", fx.Node], Any]
+class Context:
+    """What a rule sees of the axis that is being followed: its dims so far, and where to record findings.
+
+    Attributes:
+        protected: tokens at each end of the axis that are sure to stay, so that they may be read by position.
+        rows: the batch axis, as far as the same node.
+    """
+
+    def __init__(
+        self,
+        axis: TokenAxis,
+        start: fx.Node,
+        dim: int,
+        protected: tuple[int, int] = (0, 0),
+        rows: Context | None = None,
+    ) -> None:
+        self.axis = axis
+        self.rows = rows
+        self.found: dict[fx.Node, Any] = {start: frozenset({dim})}
+        self.folds: dict[fx.Node, Fold] = {}
+        self.protected = protected
+        self.token_size: Any = start.meta["val"].shape[dim]
+
+    def dims(self, value: Any) -> Dims:
+        """Dims of an operand that the axis runs along; empty for values from outside the region."""
+        found = self.found.get(value) if isinstance(value, fx.Node) else None
+        return found if isinstance(found, frozenset) else NONE
+
+    def fold(self, value: Any) -> Fold | None:
+        """What else the axis's dim of ``value`` holds, when it was folded together with others."""
+        fold = self.folds.get(value)
+        return None if fold == WHOLE else fold
+
+    def leads(self, value: fx.Node) -> bool:
+        """Whether dim 0 of a value (or of the first of several) holds this axis and nothing else."""
+        found = self.found.get(value)
+        first = found[0] if isinstance(found, tuple) else found
+        return first == frozenset({0}) and self.fold(value) is None
+
+    def inside(self, value: Any) -> bool:
+        return isinstance(value, fx.Node) and value in self.found
+
+    def is_token_size(self, size: Any) -> bool:
+        return bool(expression(size) == expression(self.token_size))
+
+    def side(self, user: fx.Node, value: Any, dims: Iterable[int], rank: int | None = None) -> None:
+        """Record that ``user`` lines the outside ``value`` up with the token axis at ``dims``."""
+        if not isinstance(value, fx.Node) or self.inside(value):
+            return
+        shape = value.meta["val"].shape
+        wanted = tuple(sorted(d for d in dims if expression(shape[d]) != 1))
+        for dim in wanted:
+            if not self.is_token_size(shape[dim]):
+                raise NotTokenwise(
+                    user,
+                    f"{value.name} has {shape[dim]} entries where the stream has {self.token_size} tokens",
+                )
+        if not wanted:
+            return
+        if self.rows is None or not self.rows.leads(user):
+            raise NotTokenwise(
+                user,
+                f"lines {value.name} up with the tokens where dim 0 is not proven to be the batch, so that a row "
+                "could not be given its own tokens",
+            )
+        use = SideUse(user, value, wanted, len(shape) if rank is None else rank)
+        if any(u.user is user and u.value is value and u != use for u in self.axis.sides):
+            raise NotTokenwise(user, f"lines {value.name} up with the tokens in two ways at once")
+        self.axis.sides.append(use)
+
+    def size(self, user: fx.Node, argument: int, position: int) -> None:
+        self.axis.sizes.append(SizeUse(user, argument, position, self.fold(user)))
+
+    def mixes(self, node: fx.Node) -> None:
+        self.axis.mixing.append(node)
+
+    def attends(self, node: fx.Node, queries: bool, keys: bool) -> None:
+        self.axis.attention.append(AttentionUse(node, queries, keys))
+
+
+class BatchContext(Context):
+    """Follows the batch axis: it is only located, so nothing is recorded."""
+
+    def side(self, user: fx.Node, value: Any, dims: Iterable[int], rank: int | None = None) -> None:
+        return
+
+    def size(self, user: fx.Node, argument: int, position: int) -> None:
+        return
+
+    def mixes(self, node: fx.Node) -> None:
+        raise NotTokenwise(node, "sums over the batch")
+
+    def attends(self, node: fx.Node, queries: bool, keys: bool) -> None:
+        return
+
+
+Rule = Callable[[Context, fx.Node], Any]
 RULES: dict[Any, Rule] = {}
 
 
@@ -90,77 +206,46 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
     return register
 
 
-@dataclass
-class Context:
-    """What a rule sees: the axis found so far and the size of the token axis."""
-
-    axis: TokenAxis
-    token_size: Any
-    region: set[fx.Node]
-
-    def dims(self, value: Any) -> Dims:
-        """Token dims of an operand; empty for values from outside the region."""
-        found = self.axis.dims.get(value) if isinstance(value, fx.Node) else None
-        return found if isinstance(found, frozenset) else frozenset()
-
-    def inside(self, value: Any) -> bool:
-        return isinstance(value, fx.Node) and value in self.axis.dims
-
-    def is_token_size(self, size: Any) -> bool:
-        return bool(expression(size) == expression(self.token_size))
-
-    def side(self, user: fx.Node, value: Any, dims: Iterable[int], rank: int | None = None) -> None:
-        """Record that ``user`` lines the outside ``value`` up with the token axis at ``dims``."""
-        if not isinstance(value, fx.Node) or self.inside(value):
-            return
-        shape = value.meta["val"].shape
-        wanted = tuple(sorted(d for d in dims if not _is_one(shape[d])))
-        for dim in wanted:
-            if not self.is_token_size(shape[dim]):
-                raise NotTokenwise(
-                    user,
-                    f"{value.name} has {shape[dim]} entries where the stream has {self.token_size} tokens",
-                )
-        if wanted:
-            self.axis.sides.append(SideUse(user, value, wanted, rank or len(shape)))
-
-    def size(self, user: fx.Node, argument: int, position: int) -> None:
-        self.axis.sizes.append(SizeUse(user, argument, position))
-
-
-def _is_one(size: Any) -> bool:
-    return expression(size) == 1
-
-
-def region_between(program: Program, start: fx.Node, end: fx.Node) -> list[fx.Node]:
-    """Nodes after ``start`` and up to ``end`` that depend on ``start``, in graph order.
+def region_between(program: Program, start: fx.Node, end: fx.Node | None) -> list[fx.Node]:
+    """Nodes that depend on ``start`` and that ``end`` (or, without it, any output) depends on, in graph order.
 
     Raises:
         NotTokenwise: a value of the region is read beyond ``end`` other than through ``end``.
     """
+    live = _ancestors(program, program.output_node)
+    wanted = live if end is None else _ancestors(program, end)
     below: set[fx.Node] = {start}
     region: list[fx.Node] = []
     for node in program.graph.nodes:
         if node.op == "call_function" and any(n in below for n in node.all_input_nodes):
             below.add(node)
-            region.append(node)
-    above = {end}
-    for node in reversed(region):
-        if node in above:
-            above.update(node.all_input_nodes)
-    inside = [node for node in region if node in above]
-    members = set(inside) | {start}
-    for node in members - {end}:
-        for user in node.users:
-            if user not in members and user.op == "output":
+            if node in wanted:
+                region.append(node)
+    if end is None:
+        return region
+    members = {start, *region}
+    for node in region:
+        for user in () if node is end else node.users:
+            if user in members or user not in live or _is_count(user) or _is_count(node):
+                continue
+            if user.op == "output":
                 raise NotTokenwise(node, "the model also returns this value from the middle of the stack")
-            if user not in members and isinstance(node.meta.get("val"), torch.Tensor) and _has_effect(user):
-                raise NotTokenwise(node, f"{user.name} reads it past the last block")
-    return inside
+            raise NotTokenwise(node, f"{user.name} reads it past the last block")
+    return region
 
 
-def _has_effect(user: fx.Node) -> bool:
-    return isinstance(user.meta.get("val"), torch.Tensor) and bool(user.users)
+def _ancestors(program: Program, node: fx.Node) -> set[fx.Node]:
+    found, pending = {node}, [node]
+    while pending:
+        for source in pending.pop().all_input_nodes:
+            if source not in found:
+                found.add(source)
+                pending.append(source)
+    return found
+
+
+def _is_count(node: fx.Node) -> bool:
+    return node.target is torch.ops.aten.sym_size.int
 
 
 def token_axis(program: Program, start: fx.Node, end: fx.Node) -> TokenAxis:
@@ -169,34 +254,85 @@ def token_axis(program: Program, start: fx.Node, end: fx.Node) -> TokenAxis:
     Raises:
         NotTokenwise: an operator on the way cannot be carried over to fewer tokens; it names the node.
     """
-    from . import token_rules
+    tokens, rows = _follow(program, start, end, (0, 0))
+    if not _is_stream(end, tokens, rows):
+        raise NotTokenwise(end, "the stream does not end with the batch at dim 0 and tokens at dim 1")
+    return tokens.axis
+
+
+def token_axis_to_outputs(program: Program, start: fx.Node, prefix: int, last: int) -> TokenAxis:
+    """Follow the token axis of ``start`` to the outputs, some of which may hold one entry for each token.
+
+    Args:
+        prefix, last: tokens at each end that stay, so that reading them by position stays right.
+
+    Raises:
+        NotTokenwise: an operator on the way cannot be carried over to fewer tokens; it names the node.
+    """
+    tokens, rows = _follow(program, start, None, (prefix, last))
+    results: Any = program.output_node.args[0]
+    for node in results:
+        if tokens.dims(node) and not _is_stream(node, tokens, rows):
+            raise NotTokenwise(node, "this output holds tokens, but not at dim 1 of [batch, tokens, ...]")
+    return tokens.axis
+
+
+def _is_stream(node: fx.Node, tokens: Context, rows: Context) -> bool:
+    return tokens.dims(node) == frozenset({1}) and tokens.fold(node) is None and rows.leads(node)
+
+
+def _follow(
+    program: Program, start: fx.Node, end: fx.Node | None, protected: tuple[int, int]
+) -> tuple[Context, Context]:
+    from . import token_products, token_rules  # noqa: F401
 
     shape = start.meta["val"].shape
     if len(shape) != 3:
         raise NotTokenwise(start, f"the stream has shape {list(shape)}; expected [batch, tokens, width]")
-    nodes = region_between(program, start, end)
-    axis = TokenAxis(dims={start: frozenset({1})})
-    context = Context(axis, shape[1], set(nodes))
-    for node in nodes:
+    rows = BatchContext(TokenAxis(), start, 0)
+    tokens = Context(TokenAxis(), start, 1, protected, rows)
+    tokens.axis.dims = tokens.found
+    for node in region_between(program, start, end):
+        if not isinstance(node.meta.get("val"), torch.Tensor | tuple | list):
+            # Arithmetic on sizes: it follows the sizes of its operands.
+            tokens.found[node] = rows.found[node] = NONE
+            continue
         handler = token_rules.find_rule(node)
         if handler is None:
             raise NotTokenwise(node, "no rule says how this operator treats the token axis")
-        axis.dims[node] = handler(context, node)
-    if axis.dims.get(end) != frozenset({1}):
-        raise NotTokenwise(end, "the stream does not end with tokens at dim 1")
-    for attention in axis.attention:
-        if not _consistent(axis, attention):
-            raise NotTokenwise(attention, "the token axis does not arrive at its query at dim 2")
-    return axis
+        try:
+            rows.found[node] = _apply(handler, rows, node)
+        except NotTokenwise:
+            rows.found[node] = NONE
+        tokens.found[node] = _apply(handler, tokens, node)
+    tokens.axis.counts = _counts(tokens)
+    return tokens, rows
 
 
-def _consistent(axis: TokenAxis, attention: fx.Node) -> bool:
-    return axis.dims.get(attention.args[0]) == frozenset({2})
+def _apply(handler: Rule, context: Context, node: fx.Node) -> Any:
+    """The rule's answer.  A dim that holds the axis and more keeps doing so until a reshape takes it apart."""
+    found = handler(context, node)
+    if node not in context.folds:
+        operands = [n for n in node.all_input_nodes if context.found.get(n)]
+        folds = {context.fold(n) for n in operands}
+        if len(folds) > 1:
+            raise NotTokenwise(node, "joins values in which the token dim is folded in different ways")
+        if folds and (fold := folds.pop()) is not None and found:
+            context.folds[node] = fold
+    return found
+
+
+def _counts(tokens: Context) -> list[fx.Node]:
+    """``sym_size`` nodes, in the region or past it, that read the size of a token dim."""
+    return [
+        user
+        for node, dims in tokens.found.items()
+        if isinstance(dims, frozenset)
+        for user in node.users
+        if _is_count(user) and int(user.args[1]) % len(node.meta["val"].shape) in dims  # type: ignore[arg-type]
+    ]
 
 
 def depends_on_inputs(program: Program, node: fx.Node) -> set[str]:
     """Names of the program inputs that ``node`` is computed from."""
-    flow = nx.DiGraph((source, user) for user in program.graph.nodes for source in user.all_input_nodes)
-    if node not in flow:
-        return {node.name} if node.op == "placeholder" else set()
-    return {n.name for n in nx.ancestors(flow, node) | {node} if n.op == "placeholder"}
+    return {n.name for n in _ancestors(program, node) if n.op == "placeholder"}

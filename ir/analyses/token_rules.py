@@ -1,5 +1,7 @@
 """How operators treat the token axis: one rule for each kind of operator.
 
+Operators that combine two values, and the dialect's own, are in ``token_products``.
+
 A rule returns the token dims of the node's result, records outside operands that line up with the axis and size
 arguments that stand for the token count, and raises ``NotTokenwise`` where fewer tokens would change the meaning.
 """
@@ -13,11 +15,11 @@ import torch
 from torch import fx
 
 from ..shapes import expression
-from .token_axis import RULES, Context, Dims, NotTokenwise, Rule, rule
+from .folds import WHOLE, place_after
+from .token_axis import NONE, RULES, Context, Dims, NotTokenwise, Rule, rule
 
 aten = torch.ops.aten
-tersor = torch.ops.tersor
-NONE: Dims = frozenset()
+_TO_THE_END = 2**63 - 1
 
 
 def find_rule(node: fx.Node) -> Rule | None:
@@ -61,7 +63,7 @@ def pointwise(context: Context, node: fx.Node) -> Dims:
         if context.inside(value):
             for dim in dims:
                 own = dim - shift
-                if own >= 0 and own not in context.dims(value) and not _one(shape_of(value)[own]):
+                if own >= 0 and own not in context.dims(value) and not one(shape_of(value)[own]):
                     raise NotTokenwise(
                         node, f"{value.name} lines a dim that holds no tokens up with the token axis"
                     )
@@ -80,33 +82,34 @@ def unary(context: Context, node: fx.Node) -> Dims:
 
 @rule(operator.getitem)
 def getitem(context: Context, node: fx.Node) -> Dims:
-    found = context.axis.dims[node.args[0]]
+    found = context.found[node.args[0]]  # type: ignore[index]
     return found[node.args[1]] if isinstance(found, tuple) else found  # type: ignore[no-any-return,index]
-
-
-@rule(aten.sym_size)
-def size(context: Context, node: fx.Node) -> Dims:
-    return NONE
 
 
 @rule(aten.linear)
 def linear(context: Context, node: fx.Node) -> Dims:
-    return _keep_unless(context, node, {rank_of(node.args[0]) - 1})
+    return keep_unless(context, node, {rank_of(node.args[0]) - 1})
 
 
 @rule(aten.layer_norm, aten.rms_norm)
-def normalised(context: Context, node: fx.Node) -> Dims:
+def layer_norm(context: Context, node: fx.Node) -> Dims:
     rank = rank_of(node.args[0])
-    return _keep_unless(context, node, set(range(rank - len(node.args[1]), rank)))  # type: ignore[arg-type]
+    return keep_unless(context, node, set(range(rank - len(node.args[1]), rank)))  # type: ignore[arg-type]
 
 
-@rule(aten.softmax, aten._softmax, aten.log_softmax, aten.cumsum)
-def along(context: Context, node: fx.Node) -> Dims:
-    """Works along one dim and keeps it; along the token dim it mixes the tokens that are left."""
+@rule(aten.softmax, aten._softmax, aten.log_softmax)
+def normalised_along(context: Context, node: fx.Node) -> Dims:
+    """Works along one dim and keeps it; along the token dim it weighs the tokens that are left."""
     dims = context.dims(node.args[0])
-    if _positive(argument(node, 1), rank_of(node)) in dims:
-        context.axis.mixing.append(node)
+    if positive(argument(node, 1), rank_of(node)) in dims:
+        own_dim(context, node, node.args[0])
+        context.mixes(node)
     return dims
+
+
+@rule(aten.cumsum)
+def accumulated(context: Context, node: fx.Node) -> Dims:
+    return keep_unless(context, node, {positive(argument(node, 1), rank_of(node))})
 
 
 @rule(aten.mean, aten.sum, aten.amax, aten.amin, aten.var, aten.std, aten.linalg_vector_norm, aten.prod)
@@ -119,11 +122,9 @@ def reduction(context: Context, node: fx.Node) -> Dims:
     given = [given] if isinstance(given, int) else given
     if not all(isinstance(d, int) for d in given):
         raise NotTokenwise(node, "reduces over dims that are not known")
-    removed = {_positive(d, rank) for d in given}
+    removed = {positive(d, rank) for d in given}
     if removed & context.dims(source):
-        raise NotTokenwise(
-            node, "reduces over the tokens inside the stack, so that dropped ones would be missing"
-        )
+        raise NotTokenwise(node, "reduces over the tokens, so that dropped ones would be missing")
     if rank_of(node) == rank:
         return context.dims(source)
     return frozenset(d - sum(1 for r in removed if r < d) for d in context.dims(source))
@@ -132,7 +133,7 @@ def reduction(context: Context, node: fx.Node) -> Dims:
 @rule(aten.transpose)
 def transpose(context: Context, node: fx.Node) -> Dims:
     rank = rank_of(node)
-    a, b = _positive(node.args[1], rank), _positive(node.args[2], rank)
+    a, b = positive(node.args[1], rank), positive(node.args[2], rank)
     swap = {a: b, b: a}
     return frozenset(swap.get(d, d) for d in context.dims(node.args[0]))
 
@@ -144,13 +145,13 @@ def reverse(context: Context, node: fx.Node) -> Dims:
 
 @rule(aten.permute)
 def permute(context: Context, node: fx.Node) -> Dims:
-    order = [_positive(d, rank_of(node)) for d in node.args[1]]  # type: ignore[union-attr]
+    order = [positive(d, rank_of(node)) for d in node.args[1]]  # type: ignore[union-attr]
     return frozenset(order.index(d) for d in context.dims(node.args[0]))
 
 
 @rule(aten.unsqueeze)
 def unsqueeze(context: Context, node: fx.Node) -> Dims:
-    at = _positive(node.args[1], rank_of(node))
+    at = positive(node.args[1], rank_of(node))
     return frozenset(d + (d >= at) for d in context.dims(node.args[0]))
 
 
@@ -159,41 +160,65 @@ def squeeze(context: Context, node: fx.Node) -> Dims:
     source = node.args[0]
     rank = rank_of(source)
     given = argument(node, 1)
-    given = [d for d in range(rank) if _one(shape_of(source)[d])] if given is None else given
-    removed = {_positive(d, rank) for d in ([given] if isinstance(given, int) else given)}
-    removed = {d for d in removed if _one(shape_of(source)[d])}
+    given = [d for d in range(rank) if one(shape_of(source)[d])] if given is None else given
+    removed = {positive(d, rank) for d in ([given] if isinstance(given, int) else given)}
+    removed = {d for d in removed if one(shape_of(source)[d])}
     return frozenset(d - sum(1 for r in removed if r < d) for d in context.dims(source) if d not in removed)
 
 
 @rule(aten.select)
 def select(context: Context, node: fx.Node) -> Dims:
-    dim = _positive(node.args[1], rank_of(node.args[0]))
-    if dim in context.dims(node.args[0]):
-        raise NotTokenwise(node, f"reads the token at position {node.args[2]} inside the stack")
-    return frozenset(d - (d > dim) for d in context.dims(node.args[0]))
+    source, position = node.args[0], node.args[2]
+    dim = positive(node.args[1], rank_of(source))
+    dims = context.dims(source)
+    if dim in dims:
+        prefix, last = context.protected
+        if (
+            not isinstance(position, int)
+            or not -last <= position < prefix
+            or context.fold(source) is not None
+        ):
+            raise NotTokenwise(node, f"reads the token at position {position}, which may be dropped")
+    return frozenset(d - (d > dim) for d in dims if d != dim)
 
 
 @rule(aten.slice)
 def slice_(context: Context, node: fx.Node) -> Dims:
     source = node.args[0]
-    dim = _positive(argument(node, 1, 0), rank_of(node))
-    if dim in context.dims(source) and expression(shape_of(node)[dim]) != expression(shape_of(source)[dim]):
-        raise NotTokenwise(node, "takes a fixed range of token positions inside the stack")
-    if dim in context.dims(source):
-        for position, neutral in ((2, 0), (3, 2**63 - 1)):
-            if len(node.args) > position and node.args[position] not in (neutral, None):
-                context.size(node, position, -1)
-    return context.dims(source)
+    dim = positive(argument(node, 1, 0), rank_of(node))
+    dims = context.dims(source)
+    if dim not in dims:
+        return dims
+    if not equal(expression(shape_of(node)[dim]), expression(shape_of(source)[dim])):
+        if _within_protected(context, node):
+            return dims - {dim}
+        raise NotTokenwise(node, "takes a range of token positions, some of which may be dropped")
+    for position, neutral in ((2, 0), (3, _TO_THE_END)):
+        if len(node.args) > position and node.args[position] not in (neutral, None):
+            context.size(node, position, -1)
+    return dims
+
+
+def _within_protected(context: Context, node: fx.Node) -> bool:
+    """Whether a slice takes nothing but tokens that are sure to stay."""
+    start, stop, step = argument(node, 2) or 0, argument(node, 3), argument(node, 4, 1)
+    prefix, last = context.protected
+    if context.fold(node.args[0]) is not None or step != 1 or not isinstance(start, int):
+        return False
+    to_the_end = stop is None or stop == _TO_THE_END
+    if start < 0:
+        return -last <= start and (to_the_end or (isinstance(stop, int) and stop < 0))
+    return not to_the_end and isinstance(stop, int) and 0 <= stop <= prefix
 
 
 @rule(aten.split, aten.chunk, aten.split_with_sizes, aten.unbind, aten.tensor_split)
 def pieces(context: Context, node: fx.Node) -> tuple[Dims, ...]:
     source = node.args[0]
     unbind = node.target.overloadpacket is aten.unbind  # type: ignore[union-attr]
-    dim = _positive(argument(node, 1 if unbind else 2, 0), rank_of(source))
+    dim = positive(argument(node, 1 if unbind else 2, 0), rank_of(source))
     dims = context.dims(source)
     if dim in dims:
-        raise NotTokenwise(node, "splits the tokens by position inside the stack")
+        raise NotTokenwise(node, "splits the tokens by position")
     kept = frozenset(d - (unbind and d > dim) for d in dims)
     return tuple(kept for _ in node.meta["val"])
 
@@ -202,10 +227,10 @@ def pieces(context: Context, node: fx.Node) -> tuple[Dims, ...]:
 def cat(context: Context, node: fx.Node) -> Dims:
     values: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
     stack = node.target.overloadpacket is aten.stack  # type: ignore[union-attr]
-    dim = _positive(argument(node, 1, 0), rank_of(node))
+    dim = positive(argument(node, 1, 0), rank_of(node))
     dims = frozenset().union(*(context.dims(v) for v in values))
     if dim in dims and not stack:
-        raise NotTokenwise(node, "adds tokens to the stream inside the stack")
+        raise NotTokenwise(node, "adds tokens to the stream")
     for value in values:
         context.side(node, value, dims)
     return frozenset(d + (stack and d >= dim) for d in dims)
@@ -221,105 +246,67 @@ def expand(context: Context, node: fx.Node) -> Dims:
     return dims
 
 
+@rule(aten.topk, aten.sort)
+def ranked(context: Context, node: fx.Node) -> tuple[Dims, Dims]:
+    by_overload = 2 if node.target.overloadpacket is aten.topk else 1  # type: ignore[union-attr]
+    dims = keep_unless(context, node, {positive(argument(node, by_overload, -1), rank_of(node.args[0]))})
+    return dims, dims
+
+
+@rule(aten.repeat_interleave)
+def repeat_interleave(context: Context, node: fx.Node) -> Dims:
+    if not isinstance(argument(node, 1), int) or argument(node, 2) is None:
+        raise NotTokenwise(node, "repeats by counts that are computed, or over all dims at once")
+    return keep_unless(context, node, {positive(argument(node, 2), rank_of(node))})
+
+
 @rule(aten.reshape, aten.view, aten._unsafe_view, aten.flatten, aten.unflatten)
 def reshape(context: Context, node: fx.Node) -> Dims:
-    """A token dim must come out as a dim of its own."""
+    """A token dim must come out whole: as a dim of its own, or folded together with others."""
     source = node.args[0]
     before, after = shape_of(source), shape_of(node)
-    dims = frozenset(_place_after(node, before, after, d) for d in context.dims(source))
-    if node.target.overloadpacket in (aten.reshape, aten.view, aten._unsafe_view):  # type: ignore[union-attr]
-        for dim in dims:
-            context.size(node, 1, dim)
-    return dims
+    dims = context.dims(source)
+    places = [place_after(before, after, d, context.fold(source) or WHOLE) for d in sorted(dims)]
+    sized = node.target.overloadpacket in (aten.reshape, aten.view, aten._unsafe_view)  # type: ignore[union-attr]
+    for place in places:
+        if place is None:
+            raise NotTokenwise(node, f"takes the token dim of {list(before)} apart into {list(after)}")
+        if place[1] != WHOLE and len(places) > 1:
+            raise NotTokenwise(node, f"folds one of two token dims of {list(before)} into {list(after)}")
+        context.folds[node] = place[1]
+        if sized:
+            context.size(node, 1, place[0])
+    return frozenset(place[0] for place in places if place is not None)
 
 
-def _place_after(node: fx.Node, before: Any, after: Any, dim: int) -> int:
-    """The dim of ``after`` with as many elements before it as ``dim`` has, and the same size."""
-    ahead = _product(before[:dim])
-    for place, size_ in enumerate(after):
-        if _equal(_product(after[:place]), ahead) and _equal(expression(size_), expression(before[dim])):
-            return place
-    raise NotTokenwise(node, f"folds the token dim of {list(before)} into another dim of {list(after)}")
-
-
-@rule(aten.matmul, aten.bmm, aten.mm)
-def matmul(context: Context, node: fx.Node) -> Dims:
-    left, right = node.args[:2]
-    rank_l, rank_r, rank = rank_of(left), rank_of(right), rank_of(node)
-    dims_l, dims_r = context.dims(left), context.dims(right)
-    if rank_l < 2 or rank_r < 2:
-        raise NotTokenwise(node, "multiplies a vector; no rule for the token axis there")
-    inner_l, inner_r = rank_l - 1 in dims_l, rank_r - 2 in dims_r
-    if inner_l or inner_r:
-        context.axis.mixing.append(node)
-        if not inner_l:
-            context.side(node, left, [rank_l - 1])
-        if not inner_r:
-            context.side(node, right, [rank_r - 2])
-    found = {d + rank - rank_l for d in dims_l if d != rank_l - 1}
-    found |= {d + rank - rank_r for d in dims_r if d != rank_r - 2}
-    return frozenset(found)
-
-
-@rule(aten.einsum)
-def einsum(context: Context, node: fx.Node) -> Dims:
-    equation, values = str(node.args[0]).replace(" ", ""), list(node.args[1])  # type: ignore[arg-type]
-    if "->" not in equation or "." in equation:
-        raise NotTokenwise(node, f"einsum {equation!r} has no explicit result or an ellipsis")
-    inputs, result = equation.split("->")
-    terms = inputs.split(",")
-    letters = {term[d] for term, v in zip(terms, values, strict=True) for d in context.dims(v)}
-    for term, value in zip(terms, values, strict=True):
-        context.side(node, value, [i for i, letter in enumerate(term) if letter in letters])
-    if letters - set(result):
-        context.axis.mixing.append(node)
-    return frozenset(i for i, letter in enumerate(result) if letter in letters)
-
-
-@rule(tersor.attention, tersor.attention_importance)
-def attention(context: Context, node: fx.Node) -> Any:
-    """Queries at dim 2 of the query, keys at dim 2 of key and value; everything else lines up with one of them."""
-    importance = node.target.overloadpacket is tersor.attention_importance  # type: ignore[union-attr]
-    query, key, value = node.args[:3]
-    if context.dims(key) != context.dims(value):
-        raise NotTokenwise(node, "its key and value do not carry the same token axis")
-    queries, keys = context.inside(query) and 2 in context.dims(query), 2 in context.dims(key)
-    context.axis.attention.append(node)
-    offset = 4 if importance else 3
-    mask, padding, query_positions, key_positions = (argument(node, offset + i) for i in range(4))
-    if isinstance(mask, fx.Node):
-        rank = rank_of(mask)
-        context.side(
-            node, mask, [d for d, used in ((rank - 2, queries), (rank - 1, keys)) if used and d >= 0]
-        )
-    for operand, used in ((padding, keys), (query_positions, queries), (key_positions, keys)):
-        if isinstance(operand, fx.Node) and used:
-            context.side(node, operand, [1])
-    result = frozenset({2}) if queries else NONE
-    return (result, frozenset({2}) if keys else NONE) if importance else result
-
-
-def _keep_unless(context: Context, node: fx.Node, reduced: set[int]) -> Dims:
+def keep_unless(context: Context, node: fx.Node, reduced: set[int]) -> Dims:
     dims = context.dims(node.args[0])
-    if dims & reduced or any(context.inside(a) for a in node.all_input_nodes if a is not node.args[0]):
-        raise NotTokenwise(node, "works along the token axis, or takes weights computed from the stream")
+    if dims & reduced:
+        raise NotTokenwise(node, "works along the token axis, so that dropped tokens would be missing")
+    for other in node.all_input_nodes:
+        if other is not node.args[0] and context.inside(other) and is_tensor(other):
+            raise NotTokenwise(node, f"takes {other.name}, computed from the stream, as a weight")
     return dims
 
 
-def _positive(dim: Any, rank: int) -> int:
+def own_dim(context: Context, node: fx.Node, value: Any) -> None:
+    if context.fold(value) is not None:
+        raise NotTokenwise(
+            node, f"works along a dim of {value.name} in which tokens and others are folded together"
+        )
+
+
+def is_tensor(value: fx.Node) -> bool:
+    return isinstance(value.meta.get("val"), torch.Tensor)
+
+
+def positive(dim: Any, rank: int) -> int:
     return int(dim) % rank if rank else 0
 
 
-def _one(size_: Any) -> bool:
+def one(size_: Any) -> bool:
     return bool(expression(size_) == 1)
 
 
-def _product(sizes: Any) -> Any:
-    result = expression(1)
-    for size_ in sizes:
-        result = result * expression(size_)
-    return result
-
-
-def _equal(left: Any, right: Any) -> bool:
+def equal(left: Any, right: Any) -> bool:
     return bool((left - right).expand() == 0)

@@ -46,4 +46,4 @@ def merge_tokens(
     total = total.scatter_add(1, target[:, :, None].expand(-1, -1, width),
                               weighted.gather(1, source[:, :, None].expand(-1, -1, width)))  # fmt: skip
     sizes = size.gather(1, kept).scatter_add(1, target, size.gather(1, source))
-    return total / sizes.clamp(min=1e-6)[:, :, None], sizes
+    return (total / sizes.clamp(min=1e-6)[:, :, None]).to(x.dtype), sizes

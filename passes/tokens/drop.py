@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 from torch import fx
 
 from tersor.ir.analyses.layers import Layers, layers
-from tersor.ir.analyses.token_axis import NotTokenwise, depends_on_inputs, token_axis
+from tersor.ir.analyses.token_axis import NotTokenwise, token_axis_to_outputs
 from tersor.ir.errors import RefusedError
 from tersor.ir.program import Program
+from tersor.ir.shapes import expression, size_text
 
 from ..contract import Pass, Promise, Refusal, Site
+from .compact import leave_compact
+from .legality import free_layers, why_not
 from .method import TokenMethod, TokenSite
 from .protect import Protection, find_protected
-from .rewrite import Cut, reduce_at
+from .rewrite import Cut, bias_keys, reduce_at
 from .schedule import default_layers, per_layer, solve_flops
 from .zero_tprune import ZeroTPrune
 
@@ -45,9 +49,16 @@ class TokenDrop(Pass):
         default=-1, metadata={"help": "real tokens at the end that stay (-1 = as the graph shows)"}
     )
 
+    restore: Literal["scatter", "compact"] = field(
+        default="scatter",
+        metadata={
+            "help": "scatter: outputs have all tokens again; compact: only the kept, and their kept_index"
+        },
+    )
+
     def __post_init__(self) -> None:
-        if any(not 0.0 < k <= 1.0 for k in self.keep) or not self.keep:
-            raise ValueError(f"keep={'+'.join(f'{k:g}' for k in self.keep)} is outside 0 to 1")
+        if any(not 0.001 <= k <= 1.0 for k in self.keep) or not self.keep:
+            raise ValueError(f"keep={'+'.join(f'{k:g}' for k in self.keep)} is outside 0.001 to 1")
         if self.flops and not 0.0 < self.flops < 1.0:
             raise ValueError(f"flops={self.flops:g} is outside 0 to 1")
         if list(self.layers) != sorted(set(self.layers)) or any(i < 0 for i in self.layers):
@@ -56,64 +67,85 @@ class TokenDrop(Pass):
             raise ValueError(
                 f"keep has {len(self.keep)} values for {len(self.layers)} layers; give one, or one each"
             )
+        if self.restore not in ("scatter", "compact"):
+            raise ValueError(f"restore={self.restore} is neither scatter nor compact")
 
     def legality(self, program: Program) -> list[Site] | Refusal:
         stack = program.analysis(layers)
+        chosen = self._chosen(stack)
+        if isinstance(chosen, Refusal):
+            return chosen
+        protection = self._protection(program, stack)
+        sites: list[Site] = []
+        for index, keep in chosen.items():
+            # What one site carries to the next exists only in the rewritten graph; there it is asked again.
+            site = _site(program, stack, index, protection, 1000 if self.flops else keep)
+            refused = why_not(program, stack, index) or _named(site.attention, self.method.why_not(site))
+            if refused:
+                return refused
+            facts = {"layer": index, "keep": keep, "prefix": protection.prefix, "last": protection.last}
+            sites.append(
+                Site(site.attention.name, stack[index].label, facts | {"protected": protection.reasons})
+            )
+        if self.restore == "compact":
+            try:
+                token_axis_to_outputs(program, stack.end, protection.prefix, protection.last)
+            except NotTokenwise as refusal:
+                return Refusal(f"restore=compact: {refusal.reason}", refusal.node.name)
+        return sites
+
+    def _chosen(self, stack: Layers) -> dict[int, int] | Refusal:
+        """Share to keep, in thousandths, by layer."""
         if not len(stack):
-            first = stack.outside[0] if stack.outside else None
-            reason = first[1] if first else "no attention was found"
-            return Refusal(f"no stack of attention layers: {reason}", first[0].name if first else "")
-        chosen = self.layers or default_layers(len(stack))
+            node, reason = stack.outside[0] if stack.outside else (None, "no attention was found")
+            return Refusal(f"no stack of attention layers: {reason}", node.name if node else "")
+        free = free_layers(stack)
+        if not free:
+            return Refusal("no layer is left after which tokens could be reduced", stack.end.name)
+        chosen = self.layers or default_layers(free)
         if max(chosen) >= len(stack):
             return Refusal(f"layers={'+'.join(map(str, chosen))}: the model has layers 0 to {len(stack) - 1}")
         if len(self.keep) not in (1, len(chosen)):
             return Refusal(
                 f"keep has {len(self.keep)} values for {len(chosen)} layers; give one, or one each"
             )
-        protection = self._protection(program, stack)
-        sites = []
-        for index in chosen:
-            layer = stack[index]
-            try:
-                token_axis(program, layer.after_attention, stack[len(stack) - 1].end)
-            except NotTokenwise as refusal:
-                return Refusal(refusal.reason, refusal.node.name)
-            refused = _opaque_mask(program, layer.attention[0])
-            refused = refused or self.method.why_not(_site(program, stack, index, protection, 1000))
-            if refused:
-                return Refusal(refused, layer.attention[0].name)
-            facts = {"layer": index, "prefix": protection.prefix, "last": protection.last}
-            sites.append(
-                Site(layer.attention[0].name, layer.label, facts | {"protected": protection.reasons})
-            )
-        return sites
+        return per_layer(self.keep, chosen)
 
     def rewrite(self, program: Program, sites: list[Site]) -> Program:
-        chosen = [int(site.facts["layer"]) for site in sites]
-        if self.flops:
+        keep = {int(site.facts["layer"]): int(site.facts["keep"]) for site in sites}
+        if self.flops and keep:
             keep = solve_flops(
-                program, chosen, self.flops, self.method.least_keep, lambda k: self._reduced(program, k)
+                program, list(keep), self.flops, self.method.least_keep, partial(self._reduced, program)
             )
-        else:
-            keep = per_layer(self.keep, chosen)
         return self._reduced(program, keep)
 
     def _reduced(self, program: Program, keep: dict[int, int]) -> Program:
         work = program.edit()
+        if not keep:
+            return work
         stack = work.analysis(layers)
         protection = self._protection(work, stack)
-        cut = Cut(end=stack[len(stack) - 1].end)
+        cut = Cut(end=stack.end)
+        compact = self.restore == "compact"
+        outputs = (
+            token_axis_to_outputs(work, cut.end, protection.prefix, protection.last) if compact else None
+        )
         for index, share in sorted(keep.items()):
             site = _site(work, stack, index, protection, share)
             site.carried = cut.carried
             refused = self.method.why_not(site)
             if refused:
-                raise RefusedError(f"{self.method.name} at layer {index}: {refused}")
-            reduce_at(work, stack[index], len(stack), cut, self.method, site)
+                raise RefusedError(f"{self.method.name} at layer {index} ({site.attention.name}): {refused}")
+            reduce_at(work, stack[index], cut, self.method, site)
+        bias_keys(work, cut)
+        full = stack[min(keep)].after_attention
+        if outputs is not None:
+            leave_compact(work, cut, outputs, full)
         work.graph.eliminate_dead_code()
         used = {node.target for node in work.graph.nodes if node.op == "get_attr"}
         work.weights = {name: tensor for name, tensor in work.weights.items() if name in used}
-        work.notes.setdefault("token-drop", []).append(_note(self, keep, cut))
+        work.ranges = _at_least(work, full, protection.prefix + protection.last)
+        work.notes.setdefault("token-drop", []).append(_note(self, work, keep, cut))
         work._analyses.clear()
         return work
 
@@ -135,32 +167,30 @@ def _site(program: Program, stack: Layers, index: int, protection: Protection, s
         keep_per_mille=share,
         prefix=protection.prefix,
         last=protection.last,
+        earlier=tuple(stack[i].attention[0] for i in range(index)),
     )
     site.padding = site.operand("padding")
     return site
 
 
-def _opaque_mask(program: Program, attention: fx.Node) -> str | None:
-    """A mask computed from an input may hide padding, and padding must never be taken for content."""
-    schema = attention.target._schema  # type: ignore[union-attr]
-    position = [a.name for a in schema.arguments].index("mask")
-    mask = attention.args[position] if position < len(attention.args) else attention.kwargs.get("mask")
-    if not isinstance(mask, fx.Node):
-        return None
-    inputs = depends_on_inputs(program, mask)
-    if not inputs:
-        return None
-    return (
-        f"its mask {mask.name} is computed from {', '.join(sorted(inputs))} and was not proven to be causal, a "
-        "window or padding, so padding cannot be told from content"
-    )
+def _named(node: fx.Node, reason: str | None) -> Refusal | None:
+    return Refusal(reason, node.name) if reason else None
 
 
-def _note(drop: TokenDrop, keep: dict[int, int], cut: Cut) -> dict[str, Any]:
-    kept = [str(index.meta["val"].shape[1]) for index in cut.indices]
+def _at_least(program: Program, stream: fx.Node, tokens: int) -> dict[str, tuple[int, int | None]]:
+    """The ranges of the dimensions: a sequence is at least as long as the tokens that always stay."""
+    name = program.symbols.get(str(expression(stream.meta["val"].shape[1])))
+    if name is None:
+        return program.ranges
+    low, high = program.ranges.get(name, (1, None))
+    return program.ranges | {name: (max(low, tokens), high)}
+
+
+def _note(drop: TokenDrop, program: Program, keep: dict[int, int], cut: Cut) -> dict[str, Any]:
+    kept = [size_text(index.meta["val"].shape[1], program.symbols) for index in cut.indices]
     return {
         "method": drop.method.name,
         "keep": {str(layer): share / 1000 for layer, share in keep.items()},
-        "tokens": dict(zip(map(str, keep), kept, strict=True)),
+        "tokens": dict(zip(map(str, sorted(keep)), kept, strict=True)),
         "index": [index.name for index in cut.indices],
     }

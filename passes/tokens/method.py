@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -21,6 +21,15 @@ aten = torch.ops.aten
 Restore = Callable[[Builder, fx.Node, fx.Node], fx.Node]
 
 
+def find_operand(node: fx.Node, name: str) -> fx.Node | None:
+    """The tensor operand ``name`` of a dialect node; None where it is absent."""
+    for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if argument.name == name:
+            given = node.args[position : position + 1]
+            return given[0] if given else node.kwargs.get(name)  # type: ignore[return-value]
+    return None
+
+
 @dataclass
 class TokenSite:
     """One place where tokens are reduced: the residual stream right after a layer's attention was added.
@@ -32,6 +41,7 @@ class TokenSite:
         layer, depth: index of the layer, from 0, and how many there are.
         keep_per_mille: share of the unprotected tokens to keep, in thousandths.
         prefix, last: real tokens at each end of a row that must stay.
+        earlier: attention nodes of the layers before, the first layer's first.
         carried: values that the method attached to tokens at an earlier site, ``[batch, tokens]`` each.
     """
 
@@ -43,6 +53,7 @@ class TokenSite:
     keep_per_mille: int
     prefix: int
     last: int
+    earlier: tuple[fx.Node, ...] = ()
     carried: dict[str, fx.Node] = field(default_factory=dict)
 
     @property
@@ -61,12 +72,12 @@ class TokenSite:
 
     def operand(self, name: str) -> fx.Node | None:
         """An optional tensor operand of the attention: mask, padding, query_positions, key_positions, sinks."""
-        schema = self.attention.target._schema  # type: ignore[union-attr]
-        for position, argument in enumerate(schema.arguments):
-            if argument.name == name:
-                given = self.attention.args[position : position + 1]
-                return given[0] if given else self.attention.kwargs.get(name)  # type: ignore[return-value]
-        return None
+        return find_operand(self.attention, name)
+
+    def before(self, layer: int) -> TokenSite:
+        """The same tokens as an earlier layer's attention saw them."""
+        attention = self.earlier[layer]
+        return replace(self, attention=attention, padding=find_operand(attention, "padding"), layer=layer)
 
     @property
     def settings(self) -> dict[str, float | int | bool]:

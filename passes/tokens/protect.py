@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 import torch
@@ -10,9 +12,10 @@ from torch import fx
 
 from tersor.ir.analyses.layers import Layers, content_flow
 from tersor.ir.program import Program
-from tersor.ir.shapes import expression
+from tersor.ir.shapes import same_size
 
 aten = torch.ops.aten
+_TO_THE_END = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -31,66 +34,144 @@ def find_protected(program: Program, stack: Layers) -> Protection:
     are read by number after the last block; the two ends of a row of token ids, which delimiters occupy.
     """
     flow = content_flow(program)
-    prefix, last, reasons = _constant_tokens(flow, stack)
-    for node, position in _positions_read(flow, stack[len(stack) - 1].end):
-        if position >= 0 and position + 1 > prefix:
-            prefix = position + 1
-            reasons.append(f"{node.name} reads position {position}")
-        elif position < 0 and -position > last:
-            last = -position
-            reasons.append(f"{node.name} reads position {position}")
-    if _token_ids(program, flow, stack[0].start):
+    start, reasons = stack[0].start, []
+    constant = _ConstantEnds(flow)
+    prefix, last = constant.of(start)
+    if prefix or last:
+        reasons.append(
+            f"the first {prefix} and last {last} tokens of {start.name} are constants of the model"
+        )
+    for node, ahead, behind in _positions_read(flow, stack.end):
+        if ahead > prefix or behind > last:
+            reasons.append(f"{node.name} reads positions by number")
+        prefix, last = max(prefix, ahead), max(last, behind)
+    if _token_ids(flow, start):
         prefix, last = max(prefix, 1), max(last, 1)
         reasons.append("rows of token ids start and end with delimiters")
     return Protection(prefix, last, tuple(reasons))
 
 
-def _constant_tokens(flow: nx.DiGraph, stack: Layers) -> tuple[int, int, list[str]]:
-    prefix = last = 0
-    reasons = []
-    first = stack.stream.index(stack[0].start)
-    for node in stack.stream[: first + 1]:
-        if node.target is not aten.cat.default or (node.args[1] if len(node.args) > 1 else 0) not in (1, -2):
-            continue
-        parts: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
-        constant = [_is_constant(flow, part) for part in parts]
-        leading = next((i for i, c in enumerate(constant) if not c), len(parts))
-        trailing = next((i for i, c in enumerate(reversed(constant)) if not c), len(parts))
-        sizes = [part.meta["val"].shape[1] for part in parts]
-        prefix += sum(int(s) for s in sizes[:leading])
-        last += sum(int(s) for s in sizes[len(sizes) - trailing :]) if trailing < len(parts) else 0
-        if leading or trailing:
-            reasons.append(f"{node.name} joins tokens that no input has a part in")
-    return prefix, last, reasons
+class _ConstantEnds:
+    """How many tokens at each end of a value ``[batch, tokens, ...]`` are not computed from any input.
+
+    Positions added, norms and casts leave a token what it is: a constant or part of the input.
+    """
+
+    def __init__(self, flow: nx.DiGraph) -> None:
+        self.flow = flow
+        self.known: dict[fx.Node, tuple[int, int]] = {}
+
+    def of(self, node: fx.Node) -> tuple[int, int]:
+        if node not in self.known:
+            self.known[node] = self._find(node)
+        return self.known[node]
+
+    def _find(self, node: fx.Node) -> tuple[int, int]:
+        if node.op != "call_function" or _rank(node) < 2:
+            return 0, 0
+        if node.target is aten.cat.default and _dim(node) in (1, 1 - _rank(node)):
+            parts: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
+            return self._run(parts, 0), self._run(parts[::-1], 1)
+        if node.target is aten.slice.Tensor and _dim(node) in (1, 1 - _rank(node)):
+            return self._slice(node)
+        sources = [s for s in node.all_input_nodes if s in self.flow and self._from_input(s)]
+        if len(sources) == 1 and _rank(sources[0]) >= 2 and same_size(_tokens(sources[0]), _tokens(node)):
+            return self.of(sources[0]) if _is_tokenwise(node) else (0, 0)
+        return 0, 0
+
+    def _run(self, parts: list[fx.Node], end: int) -> int:
+        """Constant tokens at the one end of joined ``parts``, that end's part first."""
+        total = 0
+        for part in parts:
+            size = _tokens(part)
+            own = size if not self._from_input(part) else self.of(part)[end]
+            if not isinstance(own, int):
+                return total
+            total += own
+            if own != size:
+                break
+        return total
+
+    def _slice(self, node: fx.Node) -> tuple[int, int]:
+        source: Any = node.args[0]
+        prefix, last = self.of(source)
+        start, stop = _bounds(node)
+        if not isinstance(start, int) or start < 0 or (len(node.args) > 4 and node.args[4] != 1):
+            return 0, 0
+        if stop is None:
+            return max(0, prefix - start), last
+        return (max(0, min(prefix, stop) - start), 0) if isinstance(stop, int) and stop >= 0 else (0, 0)
+
+    def _from_input(self, node: fx.Node) -> bool:
+        return any(n.op == "placeholder" for n in nx.ancestors(self.flow, node) | {node})
 
 
-def _is_constant(flow: nx.DiGraph, node: fx.Node) -> bool:
-    return not any(n.op == "placeholder" for n in nx.ancestors(flow, node) | {node})
+def _is_tokenwise(node: fx.Node) -> bool:
+    packet = getattr(node.target, "overloadpacket", None)
+    return (
+        isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+    ) or packet in (
+        aten.slice,
+        aten.layer_norm,
+        aten.rms_norm,
+        aten.dropout,
+        aten.to,
+        aten._to_copy,
+        aten.contiguous,
+        aten.clone,
+    )
 
 
-def _positions_read(flow: nx.DiGraph, end: fx.Node) -> list[tuple[fx.Node, int]]:
-    """Fixed positions that anything below ``end`` reads along its token dim."""
-    tokens = end.meta["val"].shape[1]
-    found = []
+def _positions_read(flow: nx.DiGraph, end: fx.Node) -> Iterator[tuple[fx.Node, int, int]]:
+    """Readers of fixed positions below ``end``: how many tokens of the start and of the end they reach into."""
+    tokens = _tokens(end)
     for node in nx.descendants(flow, end):
         source = node.args[0] if node.args else None
-        if not isinstance(source, fx.Node) or not isinstance(source.meta.get("val"), torch.Tensor):
-            continue
-        shape = source.meta["val"].shape
-        if len(shape) != 3 or expression(shape[1]) != expression(tokens):
+        if not isinstance(source, fx.Node) or _rank(source) != 3 or not same_size(_tokens(source), tokens):
             continue
         if node.target is aten.select.int and node.args[1] in (1, -2):
-            found.append((node, int(node.args[2])))
+            position = node.args[2]
+            if isinstance(position, int):
+                yield (node, position + 1, 0) if position >= 0 else (node, 0, -position)
         elif node.target is aten.slice.Tensor and node.args[1] in (1, -2):
-            start = node.args[2] if len(node.args) > 2 else 0
-            if isinstance(start, int) and start != 0:
-                found.append((node, start - 1 if start > 0 else start))
-    return found
+            if same_size(_tokens(node), tokens):
+                continue
+            start, stop = _bounds(node)
+            # Where a slice begins or ends, the tokens part into kinds: the shorter side is the special one.
+            for cut in (start, stop):
+                if isinstance(cut, int) and cut != 0:
+                    yield _shorter_side(node, cut, tokens)
 
 
-def _token_ids(program: Program, flow: nx.DiGraph, start: fx.Node) -> bool:
-    sources = nx.ancestors(flow, start)
+def _shorter_side(node: fx.Node, cut: int, tokens: Any) -> tuple[fx.Node, int, int]:
+    if cut > 0 and isinstance(tokens, int) and cut > tokens // 2:
+        return node, 0, max(0, tokens - cut)
+    return (node, cut, 0) if cut > 0 else (node, 0, -cut)
+
+
+def _bounds(node: fx.Node) -> tuple[Any, Any]:
+    """A slice's start and stop; None for a stop at the end."""
+    start = node.args[2] if len(node.args) > 2 else None
+    stop = node.args[3] if len(node.args) > 3 else None
+    return (start or 0), (None if stop == _TO_THE_END else stop)
+
+
+def _rank(node: fx.Node) -> int:
+    value = node.meta.get("val")
+    return value.dim() if isinstance(value, torch.Tensor) else 0
+
+
+def _dim(node: fx.Node) -> Any:
+    """The dim of a cat or slice."""
+    return node.args[1] if len(node.args) > 1 else 0
+
+
+def _tokens(node: fx.Node) -> Any:
+    return node.meta["val"].shape[1]
+
+
+def _token_ids(flow: nx.DiGraph, start: fx.Node) -> bool:
     return any(
         n.op == "placeholder" and not n.meta["val"].dtype.is_floating_point and n.meta["val"].dim() == 2
-        for n in sources
+        for n in nx.ancestors(flow, start)
     )

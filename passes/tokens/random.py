@@ -24,7 +24,7 @@ class Random(Scorer):
     seed: int = field(default=0, metadata={"help": "another seed, another subset"})
 
     def score(self, g: Builder, site: TokenSite) -> fx.Node:
-        x = g.add(g.mul(site.ordinals(g), 31321), 7919 * (self.seed + 1) + 104729 * site.layer)
+        x = g.add(g.mul(site.ordinals(g), 31321), (7919 * (self.seed + 1) + 104729 * site.layer) % _PRIME)
         for _ in range(3):
             x = g.add(g.call(aten.remainder.Scalar, x, _PRIME), 17)
             x = g.call(aten.remainder.Scalar, g.mul(g.mul(x, x), x), _PRIME)

@@ -1,70 +1,118 @@
 """The structural rewrite of token dropping: everything that has to happen around a method's reduction.
 
 At a site the stream is reduced; values from outside that line up with the token axis (padding, rotary tables,
-position biases) are reduced with it; literal token counts are rewritten; windowed attention gets the tokens' true
-positions; and where the stream leaves the last block, it is brought back to full length.
+position biases) are reduced with it; literal token counts are rewritten; attention that asks for distances gets the
+tokens' true positions; and where the stream leaves the last block, it is brought back to full length.
 """
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 
 import torch
 from torch import fx
 
-from tersor.ir.analyses.layers import Layer, is_attention
-from tersor.ir.analyses.token_axis import SideUse, SizeUse, TokenAxis, token_axis
+from tersor.ir.analyses.layers import Layer
+from tersor.ir.analyses.token_axis import AttentionUse, SideUse, SizeUse, TokenAxis, token_axis
 from tersor.ir.builder import Builder
 from tersor.ir.program import Program
-from tersor.ir.shapes import expression, infer_shapes
+from tersor.ir.shapes import expression, fake_call, fake_mode
 
-from .method import Reduction, TokenMethod, TokenSite
+from .method import Reduction, TokenMethod, TokenSite, find_operand
 
 aten = torch.ops.aten
 
 
 @dataclass
 class Cut:
-    """State carried from one site to the next along the stack."""
+    """State carried from one site to the next along the stack.
+
+    Attributes:
+        end: the stream as it leaves the last block.  restored: the same with all its tokens again.
+        index: for every token that is left, its position before the first site.
+        key_bias: what to add to the logits of an attention node's keys, by node.
+    """
 
     end: fx.Node
+    restored: fx.Node | None = None
+    index: fx.Node | None = None
     carried: dict[str, fx.Node] = field(default_factory=dict)
-    key_bias: fx.Node | None = None
-    positions: fx.Node | None = None
+    key_bias: dict[fx.Node, fx.Node] = field(default_factory=dict)
     indices: list[fx.Node] = field(default_factory=list)
 
 
-def reduce_at(
-    program: Program, layer: Layer, depth: int, cut: Cut, method: TokenMethod, site: TokenSite
-) -> None:
+def reduce_at(program: Program, layer: Layer, cut: Cut, method: TokenMethod, site: TokenSite) -> None:
     """Reduce the stream after ``layer``'s attention; changes ``program``, which must be a copy, in place."""
     stream = layer.after_attention
     axis = token_axis(program, stream, cut.end)
     readers = [user for user in stream.users if user in axis.dims]
-    anchor = min(readers, key=list(program.graph.nodes).index)
+    anchor = min(readers)
     g = Builder(program, anchor, str(stream.meta.get("layer", "")))
+    scored = site.attention
     reduction = method.reduce(g, site)
+    if scored in cut.key_bias and site.attention is not scored:
+        cut.key_bias[site.attention] = cut.key_bias.pop(scored)
     for reader in readers:
         reader.replace_input_with(stream, reduction.hidden)
-    _reduce_sides(g, axis, reduction, cut)
-    _rewrite_sizes(g, axis, reduction.index)
-    _carry_positions(g, axis, reduction, cut)
-    _bias_keys(g, axis, reduction, cut)
-    infer_shapes(program, start=anchor)
+    reduce_along(g, axis, stream, reduction.index)
+    if reduction.key_bias is not None:
+        cut.key_bias |= {use.node: reduction.key_bias for use in axis.attention if use.keys}
+    cut.index = reduction.index if cut.index is None else g.op("gather_tokens", cut.index, reduction.index, 1)
+    _infer(program, anchor, cut.end)
     _restore(program, stream, reduction, cut)
     cut.carried = reduction.carried
     cut.indices.append(reduction.index)
 
 
-def _reduce_sides(g: Builder, axis: TokenAxis, reduction: Reduction, cut: Cut) -> None:
+def reduce_along(g: Builder, axis: TokenAxis, full: fx.Node, index: fx.Node) -> None:
+    """Let everything in the region of ``axis`` meet the tokens of ``index`` only; ``full`` has all of them."""
+    _keep_counts(g, axis, full)
+    _reduce_sides(g, axis, index)
+    count = g.size(index, 1)
+    for use in axis.sizes:
+        _rewrite_size(g, use, count)
+    for attention in axis.attention:
+        _carry_positions(attention, index)
+
+
+def bias_keys(program: Program, cut: Cut) -> None:
+    """Add to every attention's logits what the last site before it asked for."""
+    for node, bias in cut.key_bias.items():
+        g = Builder(program, node, str(node.meta.get("layer", "")))
+        bias = g.call(aten.unsqueeze.default, g.call(aten.unsqueeze.default, bias, 1), 1)
+        dtype = node.args[0].meta["val"].dtype  # type: ignore[union-attr]
+        if bias.meta["val"].dtype != dtype:
+            bias = g.call(aten.to.dtype, bias, dtype)
+        mask = find_operand(node, "mask")
+        if mask is not None and mask.meta["val"].dtype == torch.bool:
+            bias = g.call(
+                aten.masked_fill.Scalar, bias, g.call(aten.logical_not.default, mask), float("-inf")
+            )
+        elif mask is not None:
+            bias = g.add(mask, bias)
+        _set_operand(node, "mask", bias)
+
+
+def _keep_counts(g: Builder, axis: TokenAxis, full: fx.Node) -> None:
+    """Readers past the region that ask it for the token count go on reading the full one."""
+    for count in axis.counts:
+        users = [user for user in count.users if user not in axis.dims]
+        if not users:
+            continue
+        with g.at(count):
+            size = g.call(aten.sym_size.int, full, 1)
+        for user in users:
+            user.replace_input_with(count, size)
+
+
+def _reduce_sides(g: Builder, axis: TokenAxis, index: fx.Node) -> None:
     done: dict[tuple[fx.Node, tuple[int, ...], int], fx.Node] = {}
     for use in axis.sides:
-        if use.value is cut.positions:
-            continue
         key = (use.value, use.dims, use.rank)
         if key not in done:
             with g.at(use.user):
-                done[key] = _reduced_side(g, use, reduction.index)
+                done[key] = _reduced_side(g, use, index)
         use.user.replace_input_with(use.value, done[key])
 
 
@@ -78,75 +126,69 @@ def _reduced_side(g: Builder, use: SideUse, index: fx.Node) -> fx.Node:
     return value
 
 
-def _rewrite_sizes(g: Builder, axis: TokenAxis, index: fx.Node) -> None:
-    count = g.size(index, 1)
-    for use in axis.sizes:
-        _rewrite_size(g, use, count)
-
-
 def _rewrite_size(g: Builder, use: SizeUse, count: int | fx.Node) -> None:
     arguments = list(use.user.args)
     if use.position < 0:
         # A slice over the whole axis: its bounds become "from the start" and "to the end".
         arguments[use.argument] = 0 if use.argument == 2 else 2**63 - 1
+        use.user.args = tuple(arguments)
+        return
+    sizes = list(arguments[use.argument])  # type: ignore[arg-type]
+    if use.user.target is aten.expand.default:
+        sizes[use.position] = -1
     else:
-        sizes = list(arguments[use.argument])  # type: ignore[arg-type]
+        inferred = next((i for i, size in enumerate(sizes) if _is_inferred(size)), None)
         shape = use.user.meta["val"].shape
-        for position, size in enumerate(sizes):
-            if (
-                size == -1
-                and use.user.target is aten.reshape.default
-                and expression(shape[position]).is_Integer
-            ):
-                sizes[position] = int(shape[position])
-        sizes[use.position] = -1 if use.user.target is aten.expand.default else count
-        arguments[use.argument] = sizes
+        if inferred not in (None, use.position) and expression(shape[inferred]).is_Integer:
+            sizes[inferred] = int(shape[inferred])
+            inferred = None
+        if inferred is None and use.fold is not None:
+            sizes[use.position] = -1
+        elif inferred != use.position:
+            sizes[use.position] = _folded(g, use, count)
+    arguments[use.argument] = sizes
     use.user.args = tuple(arguments)
 
 
-def _carry_positions(g: Builder, axis: TokenAxis, reduction: Reduction, cut: Cut) -> None:
-    """A window is a distance between positions, which an index no longer tells once tokens are missing."""
-    if cut.positions is None:
-        windowed = [node for node in axis.attention if node.kwargs.get("window", 0)]
-        cut.positions = reduction.index
-        for node in windowed:
-            _set_operand(node, "query_positions", reduction.index)
-            _set_operand(node, "key_positions", reduction.index)
+def _is_inferred(size: object) -> bool:
+    return isinstance(size, int) and size == -1
+
+
+def _folded(g: Builder, use: SizeUse, count: int | fx.Node) -> int | fx.Node:
+    """The size of the dim that the tokens are in, of which the batch is no part: that is the dim to infer."""
+    if use.fold is None:
+        return count
+    factor = int(use.fold.outer * use.fold.inner)
+    if isinstance(count, int):
+        return count * factor
+    with g.at(use.user):
+        return g.call(operator.mul, count, factor)
+
+
+def _carry_positions(use: AttentionUse, index: fx.Node) -> None:
+    """Distances and order are those of the positions, which an index no longer tells once tokens are missing.
+
+    Order survives where queries and keys lose the same tokens; a window does not.  Positions that are there
+    already were reduced as any operand that lines up with the tokens.
+    """
+    settings = use.node.kwargs
+    if not settings.get("window") and not (settings.get("causal") and use.queries != use.keys):
         return
-    reduced = g.op("gather_tokens", cut.positions, reduction.index, 1)
-    for node in axis.attention:
-        node.replace_input_with(cut.positions, reduced)
-    cut.positions = reduced
+    for name, reduced in (("query_positions", use.queries), ("key_positions", use.keys)):
+        if reduced and find_operand(use.node, name) is None:
+            _set_operand(use.node, name, index)
 
 
-def _bias_keys(g: Builder, axis: TokenAxis, reduction: Reduction, cut: Cut) -> None:
-    if reduction.key_bias is None:
-        return
-    bias = g.call(aten.unsqueeze.default, g.call(aten.unsqueeze.default, reduction.key_bias, 1), 1)
-    previous = cut.key_bias
-    for node in axis.attention:
-        mask = _operand(node, "mask")
-        if mask is None:
-            _set_operand(node, "mask", bias)
-            continue
-        if previous is not None and _derived(mask, previous):
-            _set_operand(node, "mask", bias)
-            continue
-        with g.at(node):
-            if mask.meta["val"].dtype == torch.bool:
-                hidden = g.call(aten.logical_not.default, mask)
-                joined = g.call(aten.masked_fill.Scalar, bias, hidden, float("-inf"))
-            else:
-                joined = g.add(mask, bias)
-        _set_operand(node, "mask", joined)
-    cut.key_bias = bias
-
-
-def _derived(mask: fx.Node, bias: fx.Node) -> bool:
-    """Whether ``mask`` is the bias of an earlier site, reduced since by ``_reduce_sides``."""
-    while mask is not bias and mask.target == torch.ops.tersor.gather_tokens.default:
-        mask = mask.args[0]  # type: ignore[assignment]
-    return mask is bias
+def _infer(program: Program, start: fx.Node, end: fx.Node) -> None:
+    """Shapes from ``start`` to ``end``; past it, where the stream is whole again, they stay what they were."""
+    node = start
+    with fake_mode(program), torch.no_grad():
+        while True:
+            if node.op == "call_function":
+                node.meta["val"] = fake_call(node)
+            if node is end:
+                return
+            node = node.next
 
 
 def _restore(program: Program, stream: fx.Node, reduction: Reduction, cut: Cut) -> None:
@@ -155,11 +197,8 @@ def _restore(program: Program, stream: fx.Node, reduction: Reduction, cut: Cut) 
     restored = reduction.restore(g, stream, cut.end)
     for reader in readers:
         reader.replace_input_with(cut.end, restored)
-
-
-def _operand(node: fx.Node, name: str) -> fx.Node | None:
-    position = _place(node, name)
-    return node.args[position] if position < len(node.args) else node.kwargs.get(name)  # type: ignore[return-value]
+    # The first site's restoration is the last to run: it alone has all the tokens.
+    cut.restored = cut.restored or restored
 
 
 def _set_operand(node: fx.Node, name: str, value: fx.Node) -> None:
@@ -171,6 +210,5 @@ def _set_operand(node: fx.Node, name: str, value: fx.Node) -> None:
 
 
 def _place(node: fx.Node, name: str) -> int:
-    assert is_attention(node)
     names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
     return names.index(name)

@@ -12,9 +12,9 @@ _TOLERANCE = 0.003
 _STEPS = 12
 
 
-def default_layers(depth: int) -> tuple[int, ...]:
-    """A quarter, a half and three quarters of the way down, as EViT and DynamicViT place them."""
-    return tuple(sorted({max(0, min(depth - 1, depth * i // 4)) for i in (1, 2, 3)}))
+def default_layers(free: Sequence[int]) -> tuple[int, ...]:
+    """A quarter, a half and three quarters of the way down the free layers, as EViT and DynamicViT place them."""
+    return tuple(sorted({free[len(free) * i // 4] for i in (1, 2, 3)}))
 
 
 def per_layer(keep: Sequence[float], layers: Sequence[int]) -> dict[int, int]:
@@ -26,7 +26,7 @@ def per_layer(keep: Sequence[float], layers: Sequence[int]) -> dict[int, int]:
     values = list(keep) * len(layers) if len(keep) == 1 else list(keep)
     if len(values) != len(layers):
         raise ValueError(f"keep has {len(values)} values for {len(layers)} layers; give one, or one for each")
-    return {layer: round(value * 1000) for layer, value in zip(layers, values, strict=True)}
+    return {layer: max(1, round(value * 1000)) for layer, value in zip(layers, values, strict=True)}
 
 
 def solve_flops(
@@ -52,8 +52,8 @@ def solve_flops(
     low, high = least_keep, 1000
     if (least := ratio(low)) > share + _TOLERANCE:
         raise RefusedError(
-            f"flops={share:g} is out of reach at layers {'+'.join(map(str, layers))}: keeping {low / 10:g}% of the tokens there "
-            f"still costs {least:.3f}; name earlier layers"
+            f"flops={share:g} is out of reach at layers {'+'.join(map(str, layers))}: keeping {low / 10:g}% of the "
+            f"tokens there still costs {least:.3f}; name earlier layers"
         )
     best, error = high, 1.0 - share
     below, above = least, 1.0

@@ -18,7 +18,8 @@ from tersor.ir.builder import Builder
 from .method import Reduction, TokenMethod, TokenSite, drop, select
 
 aten = torch.ops.aten
-_ABOVE_ANY_DISTANCE = 4.0  # a cosine distance is at most 2
+# A cosine distance lies between 0 and 2.
+_ABOVE_ANY_DISTANCE, _BELOW_ANY_DISTANCE = 4.0, -1.0
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,16 @@ class ZeroTPrune(TokenMethod):
 
     def reduce(self, g: Builder, site: TokenSite) -> Reduction:
         dropped = 1000 - site.keep_per_mille
-        first = 1000 - round(dropped * (1.0 - self.similar))
-        second = round(1000 * site.keep_per_mille / first)
+        survivors = 1000 - round(dropped * (1.0 - self.similar))
         importance = self.importance(g, site)
-        index = select(g, site, importance, first) if first < 1000 else None
-        if second < 1000:
-            index = self._most_similar_go(g, site, importance, index, second)
-        if index is None:
-            index = select(g, site, importance, 1000)
-        return drop(g, site, index)
+        if survivors == site.keep_per_mille:
+            return drop(g, site, select(g, site, importance, survivors))
+        # Whoever falls in stage I ranks below all that stage S looks at; one choice then keeps exactly as many
+        # tokens as any other method does.
+        index = select(g, site, importance, survivors)
+        fallen = g.call(aten.full_like.default, importance, _BELOW_ANY_DISTANCE)
+        score = g.op("scatter_tokens", fallen, index, dissimilarity(g, site, importance, index))
+        return drop(g, site, select(g, site, score, site.keep_per_mille))
 
     def iterations(self, site: TokenSite) -> int:
         if site.layer < 3:
@@ -90,31 +92,23 @@ class ZeroTPrune(TokenMethod):
         )
         return g.call(aten.sqrt.default, total)
 
-    def _most_similar_go(
-        self, g: Builder, site: TokenSite, importance: fx.Node, index: fx.Node | None, keep_per_mille: int
-    ) -> fx.Node:
-        key, padding = g.mean(site.key, [1]), site.padding
-        if index is not None:
-            key, importance = (
-                g.op("gather_tokens", key, index, 1),
-                g.op("gather_tokens", importance, index, 1),
-            )
-            padding = g.op("gather_tokens", padding, index, 1) if padding is not None else None
-        upper = upper_half(g, importance, padding)
-        unit = g.call(
-            aten.div.Tensor,
-            key,
-            g.call(aten.clamp.default, g.call(aten.linalg_vector_norm.default, key, 2.0, [-1], True), 1e-12),
-        )
-        cosine = g.call(aten.matmul.default, unit, g.call(aten.transpose.int, unit, 1, 2))
-        others = g.call(aten.logical_not.default, g.call(aten.unsqueeze.default, upper, 1))
-        nearest = g.call(aten.amax.default, g.call(aten.masked_fill.Scalar, cosine, others, -1.0), [-1])
-        distance = g.call(aten.rsub.Scalar, nearest, 1.0)
-        score = g.call(aten.masked_fill.Scalar, distance, upper, _ABOVE_ANY_DISTANCE)
-        kept = g.op(
-            "select_tokens", score, padding, keep_per_mille=keep_per_mille, prefix=site.prefix, last=site.last
-        )
-        return kept if index is None else g.op("gather_tokens", index, kept, 1)
+
+def dissimilarity(g: Builder, site: TokenSite, importance: fx.Node, index: fx.Node) -> fx.Node:
+    """Stage S, for the tokens of ``index``: distance of the less important half to the nearest of the other half.
+
+    The more important half ranks above that, by importance, for the case that more tokens go than a half.
+    """
+    key = g.op("gather_tokens", g.call(aten.to.dtype, g.mean(site.key, [1]), torch.float32), index, 1)
+    importance = g.op("gather_tokens", importance, index, 1)
+    padding = g.op("gather_tokens", site.padding, index, 1) if site.padding is not None else None
+    upper = upper_half(g, importance, padding)
+    norm = g.call(aten.linalg_vector_norm.default, key, 2.0, [-1], True)
+    unit = g.call(aten.div.Tensor, key, g.call(aten.clamp.default, norm, 1e-12))
+    cosine = g.call(aten.matmul.default, unit, g.call(aten.transpose.int, unit, 1, 2))
+    others = g.call(aten.logical_not.default, g.call(aten.unsqueeze.default, upper, 1))
+    nearest = g.call(aten.amax.default, g.call(aten.masked_fill.Scalar, cosine, others, -1.0), [-1])
+    distance = g.call(aten.rsub.Scalar, nearest, 1.0)
+    return g.call(aten.where.self, upper, g.add(importance, _ABOVE_ANY_DISTANCE), distance)
 
 
 def uniform(g: Builder, site: TokenSite) -> fx.Node:

@@ -1,0 +1,72 @@
+"""Where tokens may be reduced: facts of the graph that hold whatever the method."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from tersor.ir.analyses.layers import Layer, Layers, restores_or_reduces
+from tersor.ir.analyses.token_axis import NotTokenwise, depends_on_inputs, token_axis
+from tersor.ir.program import Program
+from tersor.ir.shapes import same_size
+
+from ..contract import Refusal
+from .method import find_operand
+
+
+def free_layers(stack: Layers) -> list[int]:
+    """Layers after whose attention something is left to save, and which no earlier pass has been at or behind."""
+    reduced = -1
+    place = {node: i for i, node in enumerate(stack.stream)}
+    for node in stack.stream[: place[stack.end]]:
+        if restores_or_reduces(node):
+            reduced = place[node]
+    return [
+        layer.index
+        for layer in stack.blocks
+        if layer.after_attention is not stack.end and place[layer.start] >= reduced
+    ]
+
+
+def why_not(program: Program, stack: Layers, index: int) -> Refusal | None:
+    """Why tokens cannot be reduced after the attention of layer ``index``; None when they can."""
+    layer = stack[index]
+    if layer.after_attention is stack.end:
+        return Refusal(
+            f"layer {index} is the last and nothing runs after its attention that fewer tokens would save",
+            layer.attention[0].name,
+        )
+    try:
+        token_axis(program, layer.after_attention, stack.end)
+    except NotTokenwise as refusal:
+        return Refusal(refusal.reason, refusal.node.name)
+    return _attention_differs(layer) or _opaque_mask(program, layer.attention[0])
+
+
+def _attention_differs(layer: Layer) -> Refusal | None:
+    """Scores are read off the attention: it must be over the tokens that the stream holds at the site."""
+    tokens = layer.after_attention.meta["val"].shape[1]
+    for node in layer.attention:
+        for what, operand in zip(("queries", "keys"), node.args[:2], strict=True):
+            size = operand.meta["val"].shape[2]  # type: ignore[union-attr]
+            if not same_size(size, tokens):
+                return Refusal(
+                    f"it has {size} {what} where the stream after it holds {tokens} tokens", node.name
+                )
+    if len({find_operand(node, "padding") for node in layer.attention}) > 1:
+        return Refusal("attention branches of one layer hide different padding", layer.attention[1].name)
+    return None
+
+
+def _opaque_mask(program: Program, attention: fx.Node) -> Refusal | None:
+    """A mask computed from an input may hide padding, and padding must never be taken for content."""
+    mask = find_operand(attention, "mask")
+    if mask is None:
+        return None
+    inputs = depends_on_inputs(program, mask)
+    if not inputs:
+        return None
+    return Refusal(
+        f"its mask {mask.name} is computed from {', '.join(sorted(inputs))} and was not proven to be causal, a window "
+        "or padding, so padding cannot be told from content",
+        attention.name,
+    )

@@ -1,0 +1,131 @@
+"""Average pooling of neighbouring tokens (as CrossLMM, Yan et al. 2025, pools visual tokens before the language model).
+
+Nothing is scored: tokens that stand side by side, or in one square of an image, become their mean.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from tersor.ir.builder import Builder
+
+from .method import Reduction, TokenMethod, TokenSite
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Pool(TokenMethod):
+    """Replace neighbouring tokens by their mean (CrossLMM)."""
+
+    name: ClassVar[str] = "pool"
+    grid: bool = field(default=False, metadata={"help": "neighbours in a square image instead of in a row"})
+
+    def why_not(self, site: TokenSite) -> str | None:
+        if site.attention.kwargs.get("causal"):
+            return "attention is causal: a mean would carry later content to an earlier position"
+        if not self.grid:
+            return None
+        content = _content(site)
+        if site.padding is not None or content is None:
+            return "grid=true needs a fixed number of tokens and no padding"
+        if math.isqrt(content) ** 2 != content:
+            return f"grid=true needs a square image, and {content} tokens lie between the protected ones"
+        return None
+
+    def reduce(self, g: Builder, site: TokenSite) -> Reduction:
+        size = site.carried.get("size") or site.real(g)
+        kept, column = (squares if self.grid else runs)(g, site)
+        hidden, sizes = averaged(g, site.hidden, size, kept, column)
+        return Reduction(
+            hidden=hidden,
+            index=kept,
+            restore=lambda b, base, reduced: b.op("gather_tokens", reduced, column, 1),
+            carried={"size": sizes},
+        )
+
+
+def runs(g: Builder, site: TokenSite) -> tuple[fx.Node, fx.Node]:
+    """Equal runs of each row's real tokens: the first token of each ``[batch, kept]``, and each token's column."""
+    real, ordinal = site.real(g), g.add(site.ordinals(g), -site.prefix)
+    count = g.call(aten.to.dtype, g.call(aten.sum.dim_IntList, real, [1], True), torch.int64)
+    content = g.call(aten.clamp.default, g.add(count, -site.prefix - site.last), 1)
+    share = _floor_div(g, g.add(g.mul(content, site.keep_per_mille), 999), 1000)
+    run, before = (
+        _floor_div(g, g.mul(position, share), content) for position in (ordinal, g.add(ordinal, -1))
+    )
+    starts = g.call(aten.to.dtype, g.call(aten.ne.Tensor, run, before), torch.float32)
+    kept = g.op(
+        "select_tokens", starts, site.padding, keep_per_mille=site.keep_per_mille, prefix=site.prefix, last=site.last
+    )  # fmt: skip
+    # Padding fills the columns that a shorter row leaves over, so columns are counted among the real ones first.
+    stays = g.op("scatter_tokens", g.mul(real, 0.0), kept, g.op("gather_tokens", real, kept, 1))
+    among_real = _counted(g, stays)
+    own = g.op("gather_tokens", stays, kept, 1)
+    filler = g.call(aten.rsub.Scalar, own, 1.0)
+    behind = g.add(_counted(g, filler), g.call(aten.sum.dim_IntList, own, [1], True))
+    order = g.call(aten.where.self, g.call(aten.gt.Scalar, own, 0), _counted(g, own), behind)
+    order, among_real = (g.call(aten.to.dtype, x, torch.int64) for x in (order, among_real))
+    columns = g.add(g.call(aten.cumsum.default, g.call(aten.ones_like.default, kept), 1), -1)
+    column_of = g.op("scatter_tokens", columns, order, columns)
+    return kept, g.op("gather_tokens", column_of, g.call(aten.clamp.default, among_real, 0), 1)
+
+
+def squares(g: Builder, site: TokenSite) -> tuple[fx.Node, fx.Node]:
+    """Near-squares of an image whose tokens come row by row; the same for every row of the batch."""
+    content = _content(site)
+    assert content is not None
+    side = math.isqrt(content)
+    cells = max(1, min(side, round(side * math.sqrt(site.keep_per_mille / 1000))))
+    cell = torch.arange(side) * cells // side
+    column = (cell[:, None] * cells + cell[None, :]).flatten()
+    ends = torch.arange(site.prefix), site.prefix + cells**2 + torch.arange(site.last)
+    column = torch.cat([ends[0], site.prefix + column, ends[1]])
+    kept = torch.tensor([int((column == c).nonzero()[0]) for c in range(int(column.max()) + 1)])
+    zero = g.call(aten.to.dtype, g.call(aten.slice.Tensor, site.real(g), 1, 0, 1), torch.int64)
+    zero = g.mul(zero, 0)
+    return (
+        g.add(zero, g.weight("token_pool.kept", kept[None])),
+        g.add(zero, g.weight("token_pool.column", column[None])),
+    )
+
+
+def averaged(
+    g: Builder, hidden: fx.Node, size: fx.Node, kept: fx.Node, column: fx.Node
+) -> tuple[fx.Node, fx.Node]:
+    """Size-weighted means of the tokens of each column, and the columns' sizes; padding has size 0."""
+    first = g.op("gather_tokens", hidden, kept, 1)
+    weighted = g.mul(
+        hidden, g.call(aten.to.dtype, g.call(aten.unsqueeze.default, size, 2), hidden.meta["val"].dtype)
+    )
+    places = g.call(
+        aten.expand.default, g.call(aten.unsqueeze.default, column, 2), [-1, -1, g.size(hidden, 2)]
+    )
+    total = g.call(aten.scatter_add.default, g.call(aten.zeros_like.default, first), 1, places, weighted)
+    none = g.call(aten.zeros_like.default, g.op("gather_tokens", size, kept, 1))
+    sizes = g.call(aten.scatter_add.default, none, 1, column, size)
+    wide = g.call(aten.unsqueeze.default, sizes, 2)
+    mean = g.call(aten.div.Tensor, total, g.call(aten.clamp.default, wide, 1e-6))
+    # A column that holds nothing but padding keeps what it held.
+    mean = g.call(aten.where.self, g.call(aten.gt.Scalar, wide, 0), mean, first)
+    return g.call(aten.to.dtype, mean, hidden.meta["val"].dtype), sizes
+
+
+def _content(site: TokenSite) -> int | None:
+    tokens = site.hidden.meta["val"].shape[1]
+    return tokens - site.prefix - site.last if isinstance(tokens, int) else None
+
+
+def _counted(g: Builder, ones: fx.Node) -> fx.Node:
+    return g.add(g.call(aten.cumsum.default, ones, 1), -1.0)
+
+
+def _floor_div(g: Builder, left: fx.Node, right: fx.Node | int) -> fx.Node:
+    if isinstance(right, int):
+        return g.call(aten.div.Scalar_mode, left, right, rounding_mode="floor")
+    return g.call(aten.div.Tensor_mode, left, right, rounding_mode="floor")
