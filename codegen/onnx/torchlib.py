@@ -7,6 +7,7 @@ operator needs it, because that takes about a second.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,8 @@ def lower_with_torchlib(emitter: Emitter, node: fx.Node, args: Any, kwargs: Any)
             *(convert(a) for a in args),
             **{k: -1 if k == "dtype" and v is None else convert(v) for k, v in kwargs.items()},
         )
+    if any(recorded.op_type in _CHANGED for recorded in recorder.nodes):
+        return NotImplemented
     for proxy, value in {p: v for v, p in proxies.items()}.items():
         ir.convenience.replace_all_uses_with(proxy, value)
     _take(emitter, recorder)
@@ -49,11 +52,22 @@ def lower_with_torchlib(emitter: Emitter, node: fx.Node, args: Any, kwargs: Any)
     return back.get(result, result)
 
 
+# The table is written for opset 18.  Of the operators in it, what these two take has changed by ours.
+_CHANGED = {"DFT", "GridSample"}
+
+
 @functools.cache
 def _registry() -> Any:
     from torch.onnx._internal.exporter import _registration
 
-    return _registration.ONNXRegistry.from_torchlib(OPSET)
+    # It warns of every torchvision operator where torchvision is not installed.
+    logger = logging.getLogger(_registration.__name__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return _registration.ONNXRegistry.from_torchlib(OPSET)
+    finally:
+        logger.setLevel(level)
 
 
 def _take(emitter: Emitter, recorder: Any) -> None:
@@ -61,12 +75,12 @@ def _take(emitter: Emitter, recorder: Any) -> None:
     for node in recorder.nodes:
         emitter.adopt(node)
     for identifier, function in recorder.functions.items():
-        if identifier not in emitter.functions:
-            emitter.functions[identifier] = (
-                function
-                if isinstance(function, ir.Function)
-                else ir.serde.deserialize_function(function.to_function_proto())
-            )
+        if identifier in emitter.functions:
+            continue
+        if not isinstance(function, ir.Function):
+            function = ir.serde.deserialize_function(function.to_function_proto())
+        function.opset_imports[""] = OPSET
+        emitter.functions[identifier] = function
 
 
 def _argument(emitter: Emitter, opset: Any, proxies: dict[ir.Value, ir.Value], argument: Any) -> Any:

@@ -158,6 +158,13 @@ def diff(e: Emitter, x: ir.Value, n: int = 1, dim: int = -1, *extra: Operand | N
     return e.op("Xor" if e.result.dtype == torch.bool else "Sub", later, earlier)
 
 
+@lowers(aten.one_hot.default)
+def one_hot(e: Emitter, x: ir.Value, num_classes: int = -1) -> Any:
+    if num_classes < 0:
+        return NotImplemented
+    return e.op("OneHot", x, e.const(num_classes), e.const([0, 1]), axis=-1)
+
+
 @lowers(aten.item.default, aten._local_scalar_dense.default)
 def item(e: Emitter, x: ir.Value) -> ir.Value:
     return e.op("Reshape", e.cast(x, torch.int64), e.ints([]))

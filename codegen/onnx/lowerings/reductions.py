@@ -70,3 +70,43 @@ def _index_only(kind: str) -> Callable[..., Any]:
 
 lowers(aten.argmax.default)(_index_only("ArgMax"))
 lowers(aten.argmin.default)(_index_only("ArgMin"))
+
+
+def _variance(
+    e: Emitter, x: ir.Value, dim: Sequence[int] | None, correction: float | None, keepdim: bool
+) -> tuple[ir.Value, ir.Value]:
+    """Variance and mean; ``correction`` is taken from the number of elements (1 when None)."""
+    dtype, shape = e.result.dtype, e.fake(x).shape
+    dims = [d % len(shape) for d in dim] if dim else list(range(len(shape)))
+    axes = e.ints(dims)
+    mean = e.op("ReduceMean", x, axes, keepdims=1)
+    centred = e.op("Sub", x, mean)
+    count: int | torch.SymInt = 1
+    for d in dims:
+        count = count * shape[d]
+    total = e.op("ReduceSum", e.op("Mul", centred, centred), axes, keepdims=int(keepdim))
+    offset = e.const(1 if correction is None else correction, dtype)
+    # As in PyTorch, a correction above the count divides by zero rather than by a negative number.
+    divisor = e.op("Max", e.op("Sub", e.operand(count, dtype), offset), e.const(0, dtype))
+    return e.op("Div", total, divisor), mean if keepdim else e.op("Squeeze", mean, axes)
+
+
+@lowers(aten.var.correction)
+def var(
+    e: Emitter, x: ir.Value, dim: Any = None, *, correction: float | None = None, keepdim: bool = False
+) -> ir.Value:
+    return _variance(e, x, dim, correction, keepdim)[0]
+
+
+@lowers(aten.std.correction)
+def std(
+    e: Emitter, x: ir.Value, dim: Any = None, *, correction: float | None = None, keepdim: bool = False
+) -> ir.Value:
+    return e.op("Sqrt", _variance(e, x, dim, correction, keepdim)[0])
+
+
+@lowers(aten.var_mean.correction)
+def var_mean(
+    e: Emitter, x: ir.Value, dim: Any = None, *, correction: float | None = None, keepdim: bool = False
+) -> tuple[ir.Value, ir.Value]:
+    return _variance(e, x, dim, correction, keepdim)

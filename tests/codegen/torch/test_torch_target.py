@@ -1,0 +1,20 @@
+"""The torch target is the Program itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tersor.codegen.torch import TorchTarget
+from tersor.ir.capture import capture
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_it_computes_what_the_program_computes(tiny_vit: nn.Module, compiled: bool) -> None:
+    program = capture(tiny_vit, {"pixel_values": torch.randn(2, 3, 32, 32)})
+    executable = TorchTarget().lower(program, compile=compiled)
+    for batch in (1, 3):
+        inputs = {"pixel_values": torch.randn(batch, 3, 32, 32)}
+        for want, have in zip(program.run(inputs), executable.run(inputs), strict=True):
+            torch.testing.assert_close(have, want, rtol=1e-4 if compiled else 0, atol=1e-5 if compiled else 0)
