@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from ..errors import CaptureError
 from ..program import Program
 from ..raising import arguments, calls
 from ..structure import Structure
+from .dims import resized
 
 aten = torch.ops.aten
 
@@ -22,32 +23,47 @@ _CASTS = (aten.to, aten._to_copy.default, aten.ne.Scalar, aten.eq.Scalar, aten.l
 ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
-def compare_with_model(
-    program: Program, model: Callable[..., Any], samples: Sequence[Mapping[str, Tensor]]
-) -> float:
-    """Largest absolute difference over the samples, padding left out.
+def compare_with_model(program: Program, model: Callable[..., Any]) -> float:
+    """Largest absolute difference on the example and at another batch and length, padding left out.
 
     Raises:
         CaptureError: a difference no rounding explains; the message names output, sizes and both magnitudes.
     """
-    worst = 0.0
-    for inputs in samples:
-        expected = Structure.flatten(model(**inputs))
-        actual = program.run(program.bind(**inputs))
-        padding = _real_keys(program, inputs)
-        for spec, want, got in zip(program.outputs, expected, actual, strict=True):
-            want, got = _real_tokens(want, padding), _real_tokens(got, padding)
-            difference = _difference(want, got)
-            scale = max(1.0, float(want.abs().max())) if want.numel() and want.is_floating_point() else 1.0
-            worst = max(worst, difference)
-            if not difference <= ROUNDING.get(want.dtype, 0.0) * scale:
-                sizes = ", ".join(f"{name} {list(t.shape)}" for name, t in inputs.items())
-                raise CaptureError(
-                    f"output {spec.name!r} of the captured graph differs from the model by {difference:.3g} "
-                    f"(its values reach {scale:.3g}) on inputs {sizes}: the model's result depends on state, chance or "
-                    "on Python values that were fixed while tracing. Make it a function of its inputs, or pass "
-                    "dynamic={} to fix all sizes"
-                )
+    example = program.example_inputs
+    worst = _compare(program, example, model(**example))
+    for inputs in resized(program):
+        try:
+            expected = model(**inputs)
+        except (RuntimeError, ValueError, IndexError):
+            continue  # A size that the model itself rejects says nothing about the capture.
+        return max(worst, _compare(program, inputs, expected))
+    return worst
+
+
+def _compare(program: Program, inputs: Mapping[str, Tensor], result: Any) -> float:
+    worst, real = 0.0, _real_keys(program, inputs)
+    sizes = ", ".join(f"{name} {list(t.shape)}" for name, t in inputs.items())
+    bound = program.bind(**inputs)
+    try:
+        actual = program.run(bound)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise CaptureError(
+            f"the captured graph rejects inputs {sizes}, which the model takes ({' '.join(str(error).split())[:300]}): "
+            "a size was fixed while tracing. Take it from the tensor's shape in the model, or pass dynamic={} to fix "
+            "all sizes"
+        ) from error
+    for spec, want, got in zip(program.outputs, Structure.flatten(result), actual, strict=True):
+        want, got = _real_tokens(want, real), _real_tokens(got, real)
+        difference = _difference(want, got)
+        scale = max(1.0, float(want.abs().max())) if want.numel() and want.is_floating_point() else 1.0
+        worst = max(worst, difference)
+        if not difference <= ROUNDING.get(want.dtype, 0.0) * scale:
+            raise CaptureError(
+                f"output {spec.name!r} of the captured graph differs from the model by {difference:.3g} (its values "
+                f"reach {scale:.3g}) on inputs {sizes}: the model's result depends on state, chance or on Python "
+                "values that were fixed while tracing. Make it a function of its inputs, or pass dynamic={} to fix "
+                "all sizes"
+            )
     return worst
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -77,33 +77,39 @@ def check_dynamic(program: Program, dims: Dims) -> None:
                 )
 
 
-def resized(program: Program) -> dict[str, Tensor] | None:
-    """The example at another batch and length; None when every size is fixed.
+def resized(program: Program) -> Iterator[dict[str, Tensor]]:
+    """The example at other batches and lengths, the likeliest to suit the model first; nothing when sizes are fixed.
 
-    Rows and tokens are repeated in order; counting inputs (positions) count on; masks end in padding.
+    Rows and tokens are repeated in order; counting inputs (positions) count on; masks end in padding.  Twice a size
+    comes first, because it divides by all that the size itself divides by.
     """
-    sizes: dict[str, int] = {}
-    for spec in program.inputs:
-        for size, dim in zip(program.example_inputs[spec.name].shape, spec.shape, strict=True):
-            if isinstance(dim, str) and dim in program.ranges.keys() | set(program.symbols.values()):
-                sizes[dim] = _another(size, program.ranges.get(dim, (1, None)))
-    return example_at(program, sizes) if sizes else None
+    examples, named = program.example_inputs, set(program.symbols.values())
+    sizes = {
+        dim: size
+        for spec in program.inputs
+        for size, dim in zip(examples[spec.name].shape, spec.shape, strict=True)
+        if isinstance(dim, str) and dim in named
+    }
+    tried = [sizes]
+    for change in (lambda n: 2 * n, lambda n: n + 1 + n // 2, lambda n: n - 1):
+        other = {dim: _within(change(n), program.ranges.get(dim, (1, None))) for dim, n in sizes.items()}
+        if other in tried:
+            continue
+        tried.append(other)
+        yield example_at(program, other)
 
 
 def example_at(program: Program, sizes: Mapping[str, int]) -> dict[str, Tensor]:
-    """The example at given sizes of its dimensions, as :func:`resized` makes it; others stay as they are."""
+    """The example at given sizes of its dimensions, made as :func:`resized` says; others stay as they are."""
     return {
-        spec.name: _resize(program.example_inputs[spec.name], [sizes.get(str(d)) for d in spec.shape])
+        spec.name: _resize(program.example_inputs[spec.name], [sizes.get(str(dim)) for dim in spec.shape])
         for spec in program.inputs
     }
 
 
-def _another(size: int, allowed: tuple[int, int | None]) -> int:
+def _within(size: int, allowed: tuple[int, int | None]) -> int:
     low, high = allowed
-    larger = size + max(1, size // 2)
-    if high is None or larger <= high:
-        return larger
-    return max(low, min(high, size - 1))
+    return max(low, size if high is None else min(high, size))
 
 
 def _resize(tensor: Tensor, sizes: list[int | None]) -> Tensor:

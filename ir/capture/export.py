@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import torch
@@ -64,9 +66,11 @@ def export_program(request: Request) -> Program:
                 f"cannot capture {type(model).__name__}: {error}. Wrap it in a module that returns tensors"
             ) from error
         try:
-            exported = torch.export.export(
-                model, (), {**inputs, **request.fixed}, dynamic_shapes=shapes, strict=False
-            )
+            # On a failure torch prints the whole graph traced so far; the error says what the user needs.
+            with redirect_stderr(StringIO()):
+                exported = torch.export.export(
+                    model, (), {**inputs, **request.fixed}, dynamic_shapes=shapes, strict=False
+                )
         except Exception as error:
             raise CaptureError(
                 f"cannot capture {type(model).__name__}: {locate(error, model)}. Control flow and sizes that depend on "

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from .weights import check_finite, read_json, shapes_in, weight_files
+from .weights import check_finite, read_json, stored_in, weight_files
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -62,9 +62,13 @@ def _model_class(folder: Path, config: dict[str, Any]) -> Any:
             f"{folder / 'config.json'}: model_type {model_type!r} is none that transformers "
             f"{transformers.__version__} knows; models with code of their own are loaded by you and passed as modules"
         )
-    if not isinstance(names, list) or not names:
+    if names is None or names == []:
         return transformers.AutoModel
-    kind = getattr(transformers, str(names[0]), None)
+    if not isinstance(names, list) or not isinstance(names[0], str):
+        raise InputError(
+            f"{folder / 'config.json'}: architectures is {names!r}, where a list of names was expected"
+        )
+    kind = getattr(transformers, names[0], None)
     if not isinstance(kind, type) or not issubclass(kind, transformers.PreTrainedModel):
         raise InputError(
             f"{folder / 'config.json'}: architecture {names[0]!r} is no model of transformers "
@@ -83,13 +87,20 @@ def _check_shapes(folder: Path, kind: Any, files: list[Path]) -> None:
             model = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
     except Exception as error:
         raise InputError(f"{folder / 'config.json'} describes no model: {_one_line(error)}") from error
-    expected = {name: list(value.shape) for name, value in model.state_dict().items()}
+    expected = model.state_dict()
     for file in files:
-        for name, shape in shapes_in(file).items():
-            if expected.get(name, shape) != shape:
+        for name, (shape, stored) in stored_in(file).items():
+            if name not in expected:
+                continue
+            if list(expected[name].shape) != shape:
                 raise InputError(
-                    f"{file}: {name} has shape {shape}, config.json describes {expected[name]}: the two belong to "
-                    "different models"
+                    f"{file}: {name} has shape {shape}, config.json describes {list(expected[name].shape)}: the two "
+                    "belong to different models"
+                )
+            if expected[name].is_floating_point() and not stored.startswith(("F", "BF")):
+                raise InputError(
+                    f"{file}: {name} holds {stored} where the model computes with floating-point numbers: quantised "
+                    "weights have to be dequantised first"
                 )
 
 

@@ -106,9 +106,12 @@ def _from_huggingface(model: nn.Module) -> dict[str, Tensor] | None:
         vision = getattr(config, "vision_config", None) or config
         height, width = _pair(getattr(vision, "image_size", None) or 224)
         channels = int(getattr(vision, "num_channels", 3))
-        return {main: _noise((BATCH, channels, height, width), dtype)}
+        frames = (int(vision.num_frames),) if hasattr(vision, "num_frames") else ()
+        return {main: _noise((BATCH, *frames, channels, height, width), dtype)}
     if main == "input_features" and hasattr(config, "max_source_positions"):
         return {main: _noise((BATCH, config.num_mel_bins, 2 * config.max_source_positions), dtype)}
+    if main == "input_values" and hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
+        return {main: _noise((BATCH, config.max_length, config.num_mel_bins), dtype)}
     if main == "input_values" and hasattr(config, "conv_kernel"):
         return {main: _noise((BATCH, _samples(config.conv_kernel, config.conv_stride)), dtype)}
     return None

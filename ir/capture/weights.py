@@ -73,12 +73,13 @@ def load_tensors(file: Path) -> dict[str, Tensor]:
     return dict(load_file(file))
 
 
-def shapes_in(file: Path) -> dict[str, list[int]]:
-    """The shape of every tensor in a safetensors file, from its header."""
+def stored_in(file: Path) -> dict[str, tuple[list[int], str]]:
+    """Shape and type (as safetensors writes it: ``F32``, ``I64``) of every tensor in a file, from its header."""
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as content:
-        return {name: list(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
+        slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118
+        return {name: (list(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()}
 
 
 def check_finite(parameters: Iterable[tuple[str, nn.Parameter | Tensor]], where: Path) -> None:

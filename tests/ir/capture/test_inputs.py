@@ -1,0 +1,85 @@
+"""Inputs that a model's own configuration asks for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tersor.ir.capture.dims import dynamic_dims
+from tersor.ir.capture.inputs import suggested_inputs
+
+
+def huggingface(config_name: str, model_name: str, **config: object) -> nn.Module:
+    import transformers
+
+    return getattr(transformers, model_name)(getattr(transformers, config_name)(**config)).eval()
+
+
+SMALL = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+
+
+def test_text_comes_with_a_mask_that_pads_and_fits_the_position_table():
+    model = huggingface("BertConfig", "BertModel", vocab_size=11, max_position_embeddings=9, **SMALL)
+    inputs = suggested_inputs(model)
+    assert list(inputs) == ["input_ids", "attention_mask"]
+    assert inputs["input_ids"].max() < 11
+    assert inputs["input_ids"].shape[1] <= 9
+    assert 0 < int((inputs["attention_mask"] == 0).sum()) < inputs["attention_mask"].numel()
+
+
+def test_an_encoder_and_decoder_get_ids_of_different_lengths():
+    model = huggingface(
+        "T5Config", "T5Model", vocab_size=11, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2
+    )
+    inputs = suggested_inputs(model)
+    assert inputs["decoder_input_ids"].shape != inputs["input_ids"].shape
+
+
+@pytest.mark.parametrize(
+    ("names", "config", "shape"),
+    [
+        (
+            ("ViTConfig", "ViTModel"),
+            dict(SMALL, image_size=(16, 24), patch_size=8, num_channels=1),
+            (2, 1, 16, 24),
+        ),
+        (
+            ("VideoMAEConfig", "VideoMAEModel"),
+            dict(SMALL, image_size=16, patch_size=8, num_frames=4, tubelet_size=2),
+            (2, 4, 3, 16, 16),
+        ),
+        (
+            ("ASTConfig", "ASTModel"),
+            dict(SMALL, num_mel_bins=16, max_length=32, patch_size=8, frequency_stride=8, time_stride=8),
+            (2, 32, 16),
+        ),
+    ],
+)
+def test_pixels_and_spectra_have_the_configured_size(names, config, shape):
+    model = huggingface(*names, **config)
+    (value,) = suggested_inputs(model).values()
+    assert value.shape == shape
+    with torch.no_grad():
+        model(value)
+
+
+def test_a_timm_model_asked_for_another_size_gets_that_size():
+    timm = pytest.importorskip("timm")
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, in_chans=1, depth=1, embed_dim=24, num_heads=2
+    )
+    (value,) = suggested_inputs(model).values()
+    assert value.shape == (2, 1, 32, 32)
+
+
+def test_sizes_that_differ_have_names_of_their_own():
+    inputs = {
+        "x": torch.zeros(2, 5, 8),
+        "memory": torch.zeros(2, 7, 8),
+        "mask": torch.zeros(5, 7, dtype=torch.bool),
+    }
+    dims = dynamic_dims(inputs, "auto")
+    assert dims["x"] == {0: "batch", 1: "tokens"}
+    assert dims["memory"] == {0: "batch", 1: "memory_tokens"}
+    assert dims["mask"] == {0: "tokens", 1: "memory_tokens"}
