@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -164,11 +164,10 @@ class _Folder:
         self.position = {line.node: i for i, line in enumerate(lines)}
 
     def render(self, start: int, stop: int, indent: str) -> Iterator[str]:
-        found = longest_repeat(self.keys, self._equal, start=start, stop=stop, shortest=_SHORTEST_LAYER)
-        if found is None:
+        repeat = self._repeat(start, stop)
+        if repeat is None:
             yield from (indent + line.text for line in self.lines[start:stop])
             return
-        repeat = self._with_first(_align(self.lines, *found), start)
         yield from self.render(start, repeat.start, indent)
         yield f"{indent}{self._title(repeat)}: the same {repeat.period} ops, {repeat.count} times {{"
         yield from self.render(repeat.start, repeat.start + repeat.period, indent + "  ")
@@ -183,31 +182,58 @@ class _Folder:
     def _operands(self, i: int) -> list[fx.Node]:
         return [node for node in self.lines[i].operands if node in self.position]
 
+    def _repeat(self, start: int, stop: int) -> Repeat | None:
+        """The repeat that shortens the text most, begun where one copy is most nearly one block."""
+        for equal in (self._corresponds, self._equal):
+            found = longest_repeat(self.keys, equal, start=start, stop=stop, shortest=_SHORTEST_LAYER)
+            if found is not None:
+                repeat, slack = found
+                starts = sorted(
+                    range(repeat.start, repeat.start + slack + 1), key=lambda s: self._borders(s, repeat)
+                )
+                shifted = (Repeat(first, repeat.period, repeat.count) for first in starts)
+                valid = next(filter(self._is_loop, shifted), None)
+                if valid is not None:
+                    return valid
+        return None
+
+    def _borders(self, start: int, repeat: Repeat) -> int:
+        """How often a copy that begins at ``start`` passes from one block to another."""
+        blocks = [block_path(line.layer) for line in self.lines[start : start + repeat.period]]
+        return sum(a != b for a, b in pairwise(blocks)) + (not blocks[0][-1:].isdigit())
+
     def _equal(self, i: int, period: int) -> bool:
         """Operands are the same value or as far back as in the other copy; weights differ in name."""
         left, right = self._operands(i), self._operands(i + period)
+        return len(left) == len(right) and all(map(self._same_or_shifted(period), left, right))
+
+    def _corresponds(self, i: int, period: int) -> bool:
+        """As ``_equal``, and an operand may be one that enters the first copy and is carried to the second."""
+        same = self._same_or_shifted(period)
+        left, right = self._operands(i), self._operands(i + period)
         return len(left) == len(right) and all(
-            a is b or self.position[a] + period == self.position[b] for a, b in zip(left, right, strict=True)
+            same(a, b) or self.position[a] < i <= self.position[b] + period
+            for a, b in zip(left, right, strict=True)
         )
 
-    def _with_first(self, repeat: Repeat, start: int) -> Repeat:
-        """The repeat with the copy before it, where that one differs only in the values that enter it."""
-        earlier = Repeat(repeat.start - repeat.period, repeat.period, repeat.count + 1)
-        copy = range(earlier.start, repeat.start)
-        if earlier.start < start or any(self.keys[i] != self.keys[i + repeat.period] for i in copy):
-            return repeat
+    def _same_or_shifted(self, period: int) -> Callable[[fx.Node, fx.Node], bool]:
+        return lambda a, b: a is b or self.position[a] + period == self.position[b]
+
+    def _is_loop(self, repeat: Repeat) -> bool:
+        """Whether every copy reads what the one before it left where the first reads what entered."""
+        second = repeat.start + repeat.period
+        if not all(self._equal(i, repeat.period) for i in range(second, repeat.stop - repeat.period)):
+            return False
+        same = self._same_or_shifted(repeat.period)
         entering: dict[fx.Node, fx.Node] = {}
-        for i in copy:
-            left, right = self._operands(i), self._operands(i + repeat.period)
-            if len(left) != len(right):
-                return repeat
-            for a, b in zip(left, right, strict=True):
-                if a is b or self.position[a] + repeat.period == self.position[b]:
+        for i in range(repeat.start, second):
+            for a, b in zip(self._operands(i), self._operands(i + repeat.period), strict=True):
+                if same(a, b):
                     continue
-                carried = self.position[a] < earlier.start and self.position[b] in copy
+                carried = self.position[a] < repeat.start <= self.position[b] < second
                 if not carried or entering.setdefault(a, b) is not b:
-                    return repeat
-        return earlier
+                    return False
+        return True
 
     def _carried(self, repeat: Repeat) -> list[str]:
         """How values pass from copy to copy, and which values of the last are read after the repeat."""
@@ -227,20 +253,6 @@ class _Folder:
             if any(user in later or user.op == "output" for user in self.lines[i + shift].node.users)
         ]
         return notes
-
-
-def _align(lines: Sequence[Line], repeat: Repeat, slack: int) -> Repeat:
-    """Move the repeat to where one copy is most nearly one block of the model."""
-
-    def borders(start: int) -> int:
-        """How often a copy that begins at ``start`` passes from one block to another."""
-        copy = lines[start : start + repeat.period]
-        blocks = [block_path(line.layer) for line in copy]
-        outside = not blocks[0][-1:].isdigit()
-        return sum(a != b for a, b in pairwise(blocks)) + outside
-
-    start = min(range(repeat.start, repeat.start + slack + 1), key=borders)
-    return Repeat(start, repeat.period, repeat.count)
 
 
 def _arguments(node: fx.Node) -> Iterator[tuple[str, Any, bool]]:

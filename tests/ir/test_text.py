@@ -61,3 +61,10 @@ def test_a_layer_that_differs_is_not_folded_with_its_neighbours() -> None:
 def test_a_program_prints_as_its_text() -> None:
     program = build(Config(layers=1))
     assert str(program) == program_text(program)
+
+
+def test_two_layers_are_enough_to_be_written_once() -> None:
+    for norm in ("pre", "post"):
+        text = program_text(build(Config(layers=2, norm=norm, padding=True)))
+        assert "layers.0 .. layers.1: the same" in text
+        assert text.count("= attention(") == 1

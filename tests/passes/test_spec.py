@@ -167,12 +167,10 @@ pieces = st.lists(
 )
 
 
-@settings(max_examples=1500, deadline=None)
-@given(st.text() | pieces.map("".join) | pieces.map("".join).map("token-drop:".__add__))
-@example("token-drop:layers=0-999999999999999")
-@example("token-drop:keep=" + "1+" * 3000)
-@example("token-drop:layers=" + "9" * 5000)
-def test_every_string_either_parses_or_gives_one_line(text: str) -> None:
+strings = st.text() | pieces.map("".join) | pieces.map("".join).map("token-drop:".__add__)
+
+
+def parses_or_gives_one_line(text: str) -> None:
     try:
         instance = parse_spec(text)
     except SpecError as error:
@@ -181,6 +179,22 @@ def test_every_string_either_parses_or_gives_one_line(text: str) -> None:
         message = str(Spec.of(instance))
     assert message
     assert message.isprintable()
+
+
+@settings(max_examples=500, deadline=None)
+@given(strings)
+@example("token-drop:layers=0-999999999999999")
+@example("token-drop:keep=" + "1+" * 3000)
+@example("token-drop:layers=" + "9" * 5000)
+def test_every_string_either_parses_or_gives_one_line(text: str) -> None:
+    parses_or_gives_one_line(text)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None)
+@given(strings)
+def test_ten_thousand_strings_either_parse_or_give_one_line(text: str) -> None:
+    parses_or_gives_one_line(text)
 
 
 def test_help_comes_from_the_fields() -> None:
