@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from architectures import ARCHITECTURES, Architecture
 from capture_matrix import measure
@@ -31,3 +33,10 @@ def test_the_matrix_is_wide_and_few_rows_are_known_to_fail():
     assert len(ARCHITECTURES) >= 40
     assert len({a.name for a in ARCHITECTURES}) == len(ARCHITECTURES)
     assert sum(bool(a.fails) for a in ARCHITECTURES) <= len(ARCHITECTURES) // 10
+
+
+def test_the_coverage_page_has_a_row_for_every_architecture():
+    page = (Path(__file__).parents[1] / "docs" / "coverage.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| ")][1:]
+    assert [cells[0].strip() for cells in rows] == [a.name for a in ARCHITECTURES]
+    assert [cells[-1].strip() for cells in rows] == [a.fails for a in ARCHITECTURES]
