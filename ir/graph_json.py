@@ -86,7 +86,8 @@ def encode(value: Any) -> Any:
         return {"slice": [encode(value.start), encode(value.stop), encode(value.step)]}
     for kind, tag in _TAGS.items():
         if isinstance(value, kind):
-            return {tag: value.name if kind is fx.Node else str(value).removeprefix("torch.")}
+            text = value.name if isinstance(value, fx.Node) else str(value).removeprefix("torch.")
+            return {tag: text}
     raise ValueError(f"an argument of type {type(value).__name__} cannot be stored")
 
 

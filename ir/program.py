@@ -136,10 +136,12 @@ class Program:
 
     @property
     def output_node(self) -> fx.Node:
-        return next(node for node in reversed(self.graph.nodes) if node.op == "output")
+        output: fx.Node = next(node for node in reversed(self.graph.nodes) if node.op == "output")
+        return output
 
     def find(self, name: str) -> fx.Node:
         """The node called ``name``; KeyError if there is none."""
+        node: fx.Node
         for node in self.graph.nodes:
             if node.name == name:
                 return node

@@ -43,7 +43,9 @@ class SymbolTable:
                 do_not_specialize_zero_one=True,
             )
             self.names[str(symbol)] = name
-            self._symbols[name] = self.shape_env.create_symintnode(symbol, hint=max(2, hint), source=source)
+            size = self.shape_env.create_symintnode(symbol, hint=max(2, hint), source=source)
+            assert isinstance(size, torch.SymInt)
+            self._symbols[name] = size
         return self._symbols[name]
 
     def tensor(self, sizes: Sequence[Size], dtype: torch.dtype) -> FakeTensor:
@@ -108,7 +110,7 @@ def fake_call(node: fx.Node) -> Any:
 def expression(size: Size) -> sympy.Expr:
     """A size as a sympy expression in the program's symbols."""
     if isinstance(size, torch.SymInt):
-        return size.node.expr  # type: ignore[no-any-return]
+        return size.node.expr
     return sympy.Integer(int(size))
 
 

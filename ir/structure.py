@@ -69,7 +69,7 @@ class Structure:
         if value is None:
             return []
         if dataclasses.is_dataclass(value) and not isinstance(value, dict):
-            value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}  # type: ignore[arg-type]
+            value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         children: Sequence[Any] = list(value.values()) if isinstance(value, dict) else list(value)
         return [leaf for child in children for leaf in Structure.flatten(child)]
 

@@ -43,7 +43,8 @@ def _check(
 
 @dialect_op(
     "match_tokens",
-    "(Tensor metric, Tensor? padding=None, *, int keep_per_mille, int prefix=0, int last=0) -> (Tensor, Tensor, Tensor)",
+    "(Tensor metric, Tensor? padding=None, *, int keep_per_mille, int prefix=0, int last=0) "
+    "-> (Tensor, Tensor, Tensor)",
     shape=_shape,
     flops=_flops,
     check=_check,
