@@ -210,6 +210,12 @@ def retrace(
         elif node.op == "get_attr":
             node.meta["val"] = table.constant(weights[node.target])
     propagate(graph, table.mode)
+    for symbol, known in table.shape_env.replacements.items():
+        if known.is_number and str(symbol) in table.names:
+            raise CaptureError(
+                f"the size called {table.names[str(symbol)]!r} cannot vary: the graph is right for {known} only. Give "
+                "the dims of that name separate names, or pass dynamic={} to fix all sizes"
+            )
     return table.names, bounds
 
 

@@ -177,32 +177,43 @@ def _is_zero(offset: Any) -> bool:
 def prove_mask(mask_function: Any, reach: int = 1 << 15) -> tuple[bool, int] | None:
     """``(causal, window)`` of an index mask function, or None when it is neither.
 
-    The visible keys of several queries, some far from the start, must be the same interval around the query.
+    What a query far out sees states the pattern; queries from the first on, and others far out, must agree with it.
     """
     from torch.utils._python_dispatch import _disable_current_modes
 
     with _disable_current_modes():
         keys = torch.arange(2 * reach)
         zero = torch.zeros((), dtype=torch.int64)
-        spans = set()
-        for query in (reach, reach + 1, reach + 777, reach - 1234):
-            try:
-                seen = mask_function(zero, zero, torch.tensor(query), keys)
-                seen = torch.as_tensor(seen).expand(keys.shape)
-            except Exception:
+
+        def seen(query: int) -> Tensor:
+            return torch.as_tensor(mask_function(zero, zero, torch.tensor(query), keys)).expand(keys.shape)
+
+        try:
+            pattern = _pattern(seen(reach).nonzero(), reach, 2 * reach)
+            if pattern is None:
                 return None
-            index = seen.nonzero()
-            if index.numel() == 0 or int(index[-1] - index[0]) + 1 != index.numel():
-                return None
-            low, high = int(index[0]), int(index[-1])
-            left = None if low == 0 else query - low
-            right = None if high == 2 * reach - 1 else high - query
-            spans.add((left, right))
-        if len(spans) != 1:
+            causal, window = pattern
+            for query in (*range(9), 63, 500, reach - 1234, reach + 1, reach + 777):
+                distance = query - keys
+                expected = distance >= 0 if causal else torch.ones_like(keys, dtype=torch.bool)
+                if window:
+                    expected = expected & (distance.abs() < window)
+                if not torch.equal(seen(query), expected):
+                    return None
+        except Exception:
+            # Functions over batch rows or packed sequences read tensors that have no values while tracing.
             return None
-        left, right = spans.pop()
-    if right not in (None, 0) and right != left:
+    return pattern
+
+
+def _pattern(seen: Tensor, query: int, keys: int) -> tuple[bool, int] | None:
+    """The pattern by which ``query`` sees the keys of index ``seen``, taken for an interval."""
+    if not seen.numel():
         return None
-    if left is None:
-        return (right == 0, 0) if right in (None, 0) else None
-    return right == 0, left + 1
+    low, high = int(seen[0]), int(seen[-1])
+    if high == keys - 1:
+        return (False, 0) if low == 0 else None
+    window = 0 if low == 0 else query - low + 1
+    if high == query:
+        return True, window
+    return (False, window) if window and high - query + 1 == window else None
