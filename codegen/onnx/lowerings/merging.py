@@ -16,7 +16,13 @@ _END = torch.iinfo(torch.int64).max
 
 @lowers(DIALECT["match_tokens"].overload)
 def match_tokens(
-    e: Emitter, metric: ir.Value, padding: ir.Value | None = None, *, keep_per_mille: int, prefix: int = 0
+    e: Emitter,
+    metric: ir.Value,
+    padding: ir.Value | None = None,
+    *,
+    keep_per_mille: int,
+    prefix: int = 0,
+    last: int = 0,
 ) -> tuple[ir.Value, ...]:
     assert e.node is not None
     kept_fake, source_fake, _ = e.node.meta["val"]
@@ -26,11 +32,11 @@ def match_tokens(
     unit = e.op("Div", metric, norm)
     tokens = e.fake(metric).shape[1]
     if padding is None:
-        source, partner = _match(e, unit, merged, prefix)
+        source, partner = _match(e, unit, merged, prefix, last)
         leaves = None
     else:
         source, partner, leaves = _match_rows(
-            e, unit, e.cast(padding, torch.bool), tokens, merged, keep_per_mille, prefix
+            e, unit, e.cast(padding, torch.bool), tokens, merged, keep_per_mille, prefix, last
         )
     stays = e.op("ScatterElements", _full(e, metric, 1), source, _full_like(e, source), axis=1)
     kept = first_of(e, stays, count)[1]
@@ -41,9 +47,9 @@ def match_tokens(
     return kept, source, target
 
 
-def _match(e: Emitter, unit: ir.Value, merged: Size, prefix: int) -> tuple[ir.Value, ir.Value]:
+def _match(e: Emitter, unit: ir.Value, merged: Size, prefix: int, last: int) -> tuple[ir.Value, ir.Value]:
     """Sources in order and their partners, where every row is full: only odd by even similarities are computed."""
-    axis, step, end = e.ints([1]), e.ints([2]), e.ints([_END])
+    axis, step, end = e.ints([1]), e.ints([2]), e.ints([-last if last else _END])
     odd = e.op("Slice", unit, e.ints([prefix + 1]), end, axis, step)
     even = e.op("Slice", unit, e.ints([prefix]), end, axis, step)
     similarity = e.op("MatMul", odd, e.op("Transpose", even, perm=[0, 2, 1]))
@@ -64,11 +70,14 @@ def _match_rows(
     merged: Size,
     keep_per_mille: int,
     prefix: int,
+    last: int,
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Sources, partners and which tokens leave, where rows differ in length."""
     ordinal, real = ordinals(e, padding)
     place = e.op("Sub", ordinal, e.const(prefix))
     free = e.op("And", padding, e.op("GreaterOrEqual", place, e.const(0)))
+    if last:
+        free = e.op("And", free, e.op("Less", ordinal, e.op("Sub", real, e.const(last))))
     is_odd = e.op("Equal", e.op("Mod", place, e.const(2)), e.const(1))
     odd = e.op("And", free, is_odd)
     even = e.op("And", free, e.op("Not", is_odd))
@@ -78,7 +87,7 @@ def _match_rows(
     partner = e.op("ArgMax", similarity, axis=2, keepdims=0)
     best = e.op("Where", odd, e.op("ReduceMax", similarity, e.ints([2]), keepdims=0), low)
     rank = inverse(e, first_of(e, best, tokens)[1], tokens)
-    budget = e.op("Sub", real, row_budget(e, real, prefix, keep_per_mille))
+    budget = e.op("Sub", real, row_budget(e, real, prefix + last, keep_per_mille))
     leaves = e.op("And", odd, e.op("Less", rank, budget))
     # Leaving tokens first, then padding to fill the columns of shorter rows, each in the order of the tokens.
     tier = e.op("Where", leaves, e.const(2), e.op("Where", padding, e.const(0), e.const(1)))

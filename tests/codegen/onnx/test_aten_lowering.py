@@ -46,6 +46,13 @@ def call(target: Any, *args: Any, **kwargs: Any) -> Callable[..., Any]:
     return lambda b, *nodes: b.call(target, *nodes, *args, **kwargs)
 
 
+def grids(b: Any, x: Any) -> tuple[Any, ...]:
+    """Both grids over the first row and the first column of ``x``."""
+    lines = [b.call(aten.select.int, x, d, 0) for d in (0, 1)]
+    node = b.call(aten.meshgrid.indexing, lines, indexing="xy")
+    return b.item(node, 0), b.item(node, 1)
+
+
 ARITHMETIC: list[tuple[str, Make, Any]] = [
     ("add", pair, call(aten.add.Tensor)),
     ("add with alpha", pair, call(aten.add.Tensor, alpha=2.5)),
@@ -112,8 +119,7 @@ LAYOUT: list[tuple[str, Make, Any]] = [
     ("repeat each", floats, call(aten.repeat_interleave.self_int, 2, 2)),
     ("repeat each token", floats, call(aten.repeat_interleave.self_int, 3, 1)),
     ("repeat each of everything", floats, call(aten.repeat_interleave.self_int, 2)),
-    ("meshgrid", lambda b, n: {"x": normal(b, n)}, lambda b, x: tuple(b.item(b.call(
-        aten.meshgrid.indexing, [b.call(aten.select.int, x, d, 0) for d in (0, 1)], indexing="xy"), i) for i in range(2))),
+    ("meshgrid", lambda b, n: {"x": normal(b, n)}, lambda b, x: grids(b, x)),
     ("one hot", lambda b, n: {"ids": torch.randint(0, 4, (b, n))}, call(aten.one_hot.default, 5)),
     ("flip", floats, call(aten.flip.default, [1])),
     ("slice", floats, call(aten.slice.Tensor, 1, 1, 9223372036854775807)),

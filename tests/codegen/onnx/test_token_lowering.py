@@ -64,21 +64,23 @@ def test_equal_scores_keep_the_earlier_token(data: st.DataObject) -> None:
     )
 
 
-@pytest.mark.parametrize("prefix", [0, 1])
+@pytest.mark.parametrize(("prefix", "last"), [(0, 0), (1, 0), (1, 1), (0, 2)])
 @pytest.mark.parametrize("keep", [500, 800, 1000])
-def test_matching_without_padding(agree: Any, prefix: int, keep: int) -> None:
+def test_matching_without_padding(agree: Any, prefix: int, last: int, keep: int) -> None:
     def build(b: Any, metric: Any) -> Any:
-        node = b.op("match_tokens", metric, None, keep_per_mille=keep, prefix=prefix)
+        node = b.op("match_tokens", metric, None, keep_per_mille=keep, prefix=prefix, last=last)
         return tuple(b.item(node, i) for i in range(3))
 
-    agree(build, DIMS, *({"metric": torch.randn(b, n, 6)} for b, n in SHAPES))
+    agree(
+        build, DIMS, *({"metric": torch.randn(b, n, 6)} for b, n in (*SHAPES, (2, 3), (1, prefix + last + 1)))
+    )
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
-@pytest.mark.parametrize("prefix", [0, 2])
-def test_matching_rows_of_different_lengths(agree: Any, left: bool, prefix: int) -> None:
+@pytest.mark.parametrize(("prefix", "last"), [(0, 0), (2, 0), (1, 1)])
+def test_matching_rows_of_different_lengths(agree: Any, left: bool, prefix: int, last: int) -> None:
     def build(b: Any, metric: Any, padding: Any) -> Any:
-        node = b.op("match_tokens", metric, padding, keep_per_mille=700, prefix=prefix)
+        node = b.op("match_tokens", metric, padding, keep_per_mille=700, prefix=prefix, last=last)
         return tuple(b.item(node, i) for i in range(3))
 
     agree(build, DIMS, *({"metric": torch.randn(b, n, 6), "padding": ragged(b, n, left)} for b, n in SHAPES))
