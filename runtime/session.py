@@ -42,5 +42,5 @@ class Session:
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Match arguments to input names and check them."""
         if len(args) == 1 and isinstance(args[0], Mapping):
-            args, kwargs = (), {**args[0], **kwargs}
+            return bind_inputs(self.executable.inputs, self.ranges, (), {**args[0], **kwargs})
         return bind_inputs(self.executable.inputs, self.ranges, args, kwargs)

@@ -32,9 +32,13 @@ def read_deviation(data: Mapping[str, Any] | None) -> Deviation | None:
     outputs = (
         OutputDeviation(
             name=str(output["name"]),
+            cosine_distance=float(output["cosine_distance"]),
+            relative_l2=float(output["relative_l2"]),
+            max_abs=float(output["max_abs"]),
+            rounding=float(output["rounding"]),
+            kl=_optional(output["kl"]),
+            top1_agreement=_optional(output["top1_agreement"]),
             finite=bool(output["finite"]),
-            **{key: float(output[key]) for key in ("cosine_distance", "relative_l2", "max_abs", "rounding")},
-            **{key: None if output[key] is None else float(output[key]) for key in ("kl", "top1_agreement")},
         )
         for output in data["outputs"]
     )
@@ -45,7 +49,6 @@ def _step(data: Mapping[str, Any]) -> Step:
     verdict = data["verdict"]
     if verdict not in ("kept", "reverted", "refused", "unchanged"):
         raise ValueError(f"{verdict!r} is no verdict")
-    ratio = data["latency_ratio"]
     return Step(
         spec=str(data["spec"]),
         family=str(data["family"]),
@@ -56,9 +59,13 @@ def _step(data: Mapping[str, Any]) -> Step:
         deviation=read_deviation(data["deviation"]),
         before=_totals(data["before"]),
         after=_totals(data["after"]),
-        latency_ratio=None if ratio is None else float(ratio),
+        latency_ratio=_optional(data["latency_ratio"]),
         seconds=float(data["seconds"]),
     )
+
+
+def _optional(number: Any) -> float | None:
+    return None if number is None else float(number)
 
 
 def _totals(data: Mapping[str, Any] | None) -> Totals | None:

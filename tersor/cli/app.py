@@ -25,7 +25,9 @@ from .output import emit_error
 class Commands(TyperGroup):
     """The command group; ``main`` is where every way of starting ``tersor`` ends up, the tests' runner included."""
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> NoReturn:
         arguments = list(sys.argv[1:] if args is None else args)
         shown = "--traceback" in arguments
         extra["standalone_mode"] = False

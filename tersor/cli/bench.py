@@ -29,9 +29,10 @@ def bench(
         ),
     ] = None,
     size: Sizes = None,
-    pairs: Annotated[int, typer.Option(help="Pairs of runs to time.", min=1)] = 15,
+    pairs: Annotated[int, typer.Option(metavar="N", help="Pairs of runs to time.", min=1)] = 15,
     at_most: Annotated[
-        float | None, typer.Option(help="Exit with 1 when the latency ratio is above this.", min=0.0)
+        float | None,
+        typer.Option(metavar="RATIO", help="Exit with 1 when the latency ratio is above this.", min=0.0),
     ] = None,
     threads: Threads = None,
     json: Json = False,

@@ -25,14 +25,16 @@ class OnViolation(StrEnum):
 
 def convert(
     model: Model,
-    out: Annotated[str, typer.Option("--out", "-o", help="The folder to write.")],
+    out: Annotated[str, typer.Option("--out", "-o", metavar="FOLDER", help="The folder to write.")],
     passes: Annotated[
         list[str] | None,
         typer.Option(
             "--pass", "-p", metavar="SPEC", help="A pass to apply, see `tersor passes`; may be repeated."
         ),
     ] = None,
-    target: Annotated[str, typer.Option(help="What runs the result: onnx, torch or triton.")] = "onnx",
+    target: Annotated[
+        str, typer.Option(metavar="TARGET", help="What runs the result: onnx, torch or triton.")
+    ] = "onnx",
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -42,10 +44,16 @@ def convert(
     ] = None,
     max_deviation: Annotated[
         float | None,
-        typer.Option(help="Largest deviation that approximate passes may reach together.", min=0.0),
+        typer.Option(
+            metavar="NUMBER", help="Largest deviation that approximate passes may reach together.", min=0.0
+        ),
     ] = None,
     on_violation: Annotated[
-        OnViolation, typer.Option(help="A pass that is refused or breaks its promise: an error, or left out.")
+        OnViolation,
+        typer.Option(
+            metavar="raise|revert",
+            help="A pass that is refused or breaks its promise: an error, or left out.",
+        ),
     ] = OnViolation.RAISE,
     require_speedup: Annotated[
         bool | None,
@@ -56,7 +64,7 @@ def convert(
         ),
     ] = None,
     ops: Annotated[
-        str | None, typer.Option(help="ONNX operators: portable or ort.", show_default="ort")
+        str | None, typer.Option(metavar="portable|ort", help="ONNX operators.", show_default="ort")
     ] = None,
     threads: Threads = None,
     json: Json = False,
@@ -81,7 +89,7 @@ def convert(
             target,
             calibration=batches,
             max_deviation=max_deviation,
-            on_violation=on_violation.value,  # type: ignore[arg-type]
+            on_violation=on_violation.value,
             require_speedup=require_speedup,
             ops=ops,
             threads=threads,

@@ -18,7 +18,7 @@ _Side = Annotated[
 def diff(
     a: _Side,
     b: _Side,
-    context: Annotated[int, typer.Option(help="Lines around a change.", min=0)] = 3,
+    context: Annotated[int, typer.Option(metavar="N", help="Lines around a change.", min=0)] = 3,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 when they differ.")] = False,
     json: Json = False,
     traceback: Traceback = False,

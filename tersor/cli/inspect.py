@@ -91,9 +91,12 @@ def legality(program: Program) -> Iterator[dict[str, Any]]:
 
     for kind in find_passes().values():
         slots = describe(kind)["methods"]
-        choices = [(slot, method["name"]) for slot, methods in slots.items() for method in methods]
-        for choice in choices or [None]:
-            spec = Spec(kind.name, (choice,) if choice else ())
+        specs = [
+            Spec(kind.name, ((slot, method["name"]),))
+            for slot, methods in slots.items()
+            for method in methods
+        ]
+        for spec in specs or [Spec(kind.name)]:
             entry: dict[str, Any] = {"spec": str(spec), "family": kind.family, "legal": False, "sites": []}
             try:
                 found = spec.build().legality(program)

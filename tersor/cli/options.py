@@ -10,7 +10,9 @@ import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")]
-Threads = Annotated[int | None, typer.Option(help="Threads to run on.", min=1, show_default="all cores")]
+Threads = Annotated[
+    int | None, typer.Option(metavar="N", help="Threads to run on.", min=1, show_default="all cores")
+]
 Sizes = Annotated[
     list[str] | None,
     typer.Option(

@@ -1,0 +1,91 @@
+"""Rounding passes, anything more does not; where rounding decides which token stays, the Program itself is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+import torch
+from torch import Tensor
+
+from tersor import LoweringError, Program, capture
+from tersor.agreement import check_agreement
+from tersor.codegen.target import Executable
+
+Change = Callable[[Tensor], Tensor]
+
+
+class Altered(Executable):
+    """The Program with its outputs changed."""
+
+    def __init__(self, program: Program, change: Change) -> None:
+        self.program, self.change = program, change
+
+    @property
+    def inputs(self) -> Any:
+        return self.program.inputs
+
+    @property
+    def outputs(self) -> Any:
+        return self.program.outputs
+
+    def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        return tuple(self.change(output) for output in self.program.run(inputs))
+
+    def save(self, folder: Path) -> None:
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, folder: Path, **options: Any) -> Self:
+        raise NotImplementedError
+
+
+class Largest(torch.nn.Module):
+    """The row with the largest score; all scores are equal but for rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = torch.nn.Linear(8, 1, bias=False)
+        torch.nn.init.ones_(self.score.weight)
+        self.rows = torch.nn.Parameter(torch.randn(2, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = torch.stack([self.score(x).squeeze(-1), self.score(x.flip(-1)).squeeze(-1)], dim=-1)
+        return torch.nn.functional.embedding(scores.argmax(-1), self.rows)
+
+
+@pytest.mark.parametrize("change", [lambda t: t, lambda t: t * (1 + 1e-6)])
+def test_rounding_passes(program: Program, change: Change) -> None:
+    deviation = check_agreement(Altered(program, change), program, [program.example_inputs], "test")
+    assert deviation.overall < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: 1.01 * t, "differs by"),
+        (lambda t: t + 0.01, "differs by"),
+        (lambda t: t.flip(1), "differs by"),
+        (lambda t: t * torch.nan, "not finite"),
+        (lambda t: t[:, :-1], "missing or has another shape"),
+    ],
+)
+def test_what_no_rounding_explains_does_not_pass(program: Program, change: Change, message: str) -> None:
+    with pytest.raises(LoweringError, match=message):
+        check_agreement(Altered(program, change), program, [program.example_inputs], "test")
+
+
+def test_a_choice_between_equals_may_fall_differently_but_must_be_a_choice() -> None:
+    program = capture(Largest(), torch.randn(4, 8))
+    ties = {"x": torch.randn(64, 8)}
+    first, second = program.weights["rows"]
+    other = lambda t: torch.where((t == first).all(-1, keepdim=True), second, first)  # noqa: E731
+    check_agreement(Altered(program, _some_rows(other)), program, [ties], "test")
+    with pytest.raises(LoweringError):
+        check_agreement(Altered(program, lambda t: t + 3 * first), program, [ties], "test")
+
+
+def _some_rows(change: Change) -> Change:
+    return lambda t: torch.cat([change(t[:4]), t[4:]])
