@@ -1,0 +1,245 @@
+"""What compiling costs: Tersor's capture, passes and ONNX file against PyTorch's exporter on the untouched model.
+
+    python -m benchmarks.compile                              writes the section `compile` of docs/benchmarks.md
+    python -m benchmarks.compile --model vit --runs 1 --print    a quick look that writes nothing
+
+Every measurement is a process of its own, the two sides in turn.  Each process first compiles a small model of the
+same kind, so that imports count on neither side, and then measures time, and memory above what it held until then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from examples.real_data import photographs
+from examples.real_models import dinov2_vits14
+from tersor.codegen.onnx.export import export
+from tersor.ir.capture import capture
+from tersor.passes import pipeline
+
+from .exporter import Dims, export_untouched
+from .page import provenance, table, write_section
+from .peak import PeakMemory
+
+_BATCH, _TOKENS = {0: "batch"}, {0: "batch", 1: "tokens"}
+_SMALL = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+_INTRODUCTION = """\
+Seconds from the model in memory to the ONNX file: median (smallest to largest) of fresh processes that take turns.
+Tersor's side captures, rewrites, checks the promise and writes; the exporter's writes the untouched model. *Peak*: the
+most memory above what the process held before the model was made, the model included, over the size of its weights."""
+_console = Console(stderr=True)
+Made = tuple[nn.Module, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to compile.
+
+    Attributes:
+        make: the model and example inputs; a small model of the same kind when asked with True.
+        dims: sizes that stay free, for both sides.
+        passes: what Tersor does to it; the exporter does nothing of the kind.
+        ratio, seconds: the limits that were set for time over the exporter's, and for time.
+    """
+
+    title: str
+    make: Callable[[bool], Made]
+    dims: Dims
+    passes: tuple[str, ...]
+    ratio: float
+    seconds: float | None = None
+
+
+def _vit(small: bool) -> Made:
+    from transformers import Dinov2Config, Dinov2Model
+
+    inputs = {"pixel_values": photographs(224)[:2]}
+    if small:
+        return Dinov2Model(Dinov2Config(**_SMALL, image_size=224, patch_size=14)).eval(), inputs
+    return dinov2_vits14(224), inputs
+
+
+def _decoder(small: bool) -> Made:
+    """Gemma 3 270M's shape with random weights: grouped queries, 18 layers, 262,144 tied embeddings."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    full, windowed = "full_attention", "sliding_attention"
+    sizes = dict(
+        vocab_size=262_144,
+        hidden_size=640,
+        intermediate_size=2048,
+        num_hidden_layers=18,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=256,
+        sliding_window=512,
+        query_pre_attn_scalar=256,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
+    if small:
+        sizes |= _SMALL | {"vocab_size": 1000, "intermediate_size": 128}
+    layers = [full if layer % 6 == 5 else windowed for layer in range(sizes["num_hidden_layers"])]
+    config = Gemma3TextConfig(**sizes, layer_types=layers)
+    ids = torch.randint(0, config.vocab_size, (2, 64))
+    return Gemma3ForCausalLM(config).eval(), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+SUBJECTS = {
+    "vit": Subject(
+        "DINOv2 ViT-S/14, 224 px",
+        _vit,
+        {"pixel_values": _BATCH},
+        ("token-drop:flops=0.653",),
+        ratio=1.0,
+        seconds=60.0,
+    ),
+    "decoder": Subject(
+        "decoder of Gemma 3 270M's shape",
+        _decoder,
+        {"input_ids": _TOKENS, "attention_mask": _TOKENS},
+        ("token-drop:method=received-attention,flops=0.8",),
+        ratio=0.6,
+    ),
+}
+MEMORY_LIMIT = 3.0  # peak over the weights
+
+
+@dataclass(frozen=True)
+class Result:
+    """One process: seconds by stage, and bytes at the peak above those held before, and of the weights."""
+
+    stages: dict[str, float]
+    peak: int
+    weights: int
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.stages.values())
+
+    @property
+    def memory(self) -> float:
+        return self.peak / self.weights
+
+
+def measure(side: str, subject: Subject, folder: Path) -> Result:
+    """Compile ``subject`` here and now."""
+    torch.manual_seed(0)
+    work = _WORK[side]
+    work(*subject.make(True), subject.dims, subject.passes, folder / "small.onnx")
+    with PeakMemory() as memory:
+        model, inputs = subject.make(False)
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        stages = work(model, inputs, subject.dims, subject.passes, folder / "model.onnx")
+    return Result(stages, memory.bytes, weights)
+
+
+def _ours(
+    model: nn.Module, inputs: dict[str, Tensor], dims: Dims, passes: Sequence[str], path: Path
+) -> dict[str, float]:
+    started = time.perf_counter()
+    program = capture(model, inputs, dims)
+    captured = time.perf_counter()
+    program, _ = pipeline.run(program, passes)
+    rewritten = time.perf_counter()
+    export(program, path)
+    written = time.perf_counter()
+    return {"capture": captured - started, "passes": rewritten - captured, "ONNX": written - rewritten}
+
+
+def _theirs(
+    model: nn.Module, inputs: dict[str, Tensor], dims: Dims, _: Sequence[str], path: Path
+) -> dict[str, float]:
+    started = time.perf_counter()
+    export_untouched(model, inputs, dims, path)
+    return {"export": time.perf_counter() - started}
+
+
+_WORK = {"tersor": _ours, "exporter": _theirs}
+
+
+def in_fresh_process(side: str, name: str) -> Result:
+    """:func:`measure` in a process of its own.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; what it said went to our own standard error.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "result.json"
+        command = [sys.executable, "-m", "benchmarks.compile", "--child", side, name, str(answer)]
+        subprocess.run(command, check=True, stdout=sys.stderr, cwd=Path(__file__).parents[1])
+        result = Result(**json.loads(answer.read_text()))
+    _console.print(f"{name} {side}: {result.seconds:.1f} s, {result.memory:.2f} times the weights")
+    return result
+
+
+def section(results: dict[str, dict[str, list[Result]]]) -> str:
+    """The whole section of the page, from results by model and side."""
+    rows, verdicts = [], []
+    for name, sides in results.items():
+        subject = SUBJECTS[name]
+        ours, theirs = (median(r.seconds for r in sides[side]) for side in ("tersor", "exporter"))
+        for side, runs in sides.items():
+            # The run whose time is the median, so that its stages add up to it.
+            middle = sorted(runs, key=lambda r: r.seconds)[len(runs) // 2]
+            stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in middle.stages.items())
+            low, high = (pick(r.seconds for r in runs) for pick in (min, max))
+            rows.append(
+                [
+                    f"{subject.title}, {side}",
+                    f"{middle.seconds:.1f} ({low:.1f} to {high:.1f})",
+                    stages,
+                    f"{median(r.memory for r in runs):.2f}",
+                ]
+            )
+        memory = max(r.memory for r in sides["tersor"])
+        seconds = "" if subject.seconds is None else f" {ours:.1f} s (limit {subject.seconds:g});"
+        verdicts.append(
+            f"- {subject.title}, `{' '.join(subject.passes)}`:{seconds} {ours / theirs:.2f} of the exporter's time "
+            f"(limit {subject.ratio:g}); peak {memory:.2f} times the weights (limit {MEMORY_LIMIT:g})."
+        )
+    header = ["model and side", "seconds", "stages", "peak / weights"]
+    return "\n".join([provenance("compile"), "", _INTRODUCTION, "", table(header, rows), "", *verdicts])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.compile", description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=int, default=3, help="processes for each model and side")
+    parser.add_argument("--model", choices=SUBJECTS, action="append", help="only this one; writes nothing")
+    parser.add_argument("--print", action="store_true", help="print the section and write nothing")
+    parser.add_argument("--child", nargs=3, metavar=("SIDE", "MODEL", "FILE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        side, name, answer = options.child
+        with tempfile.TemporaryDirectory() as folder:
+            result = measure(side, SUBJECTS[name], Path(folder))
+        Path(answer).write_text(json.dumps(asdict(result)))
+        return
+    results: dict[str, dict[str, list[Result]]] = {}
+    for name in options.model or SUBJECTS:
+        sides = results.setdefault(name, {side: [] for side in _WORK})
+        for _ in range(options.runs):
+            for side, runs in sides.items():
+                runs.append(in_fresh_process(side, name))
+    text = section(results)
+    if options.print or options.model:
+        print(text)
+    else:
+        write_section("compile", text)
+
+
+if __name__ == "__main__":
+    main()

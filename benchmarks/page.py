@@ -1,0 +1,48 @@
+"""The page that benchmarks write: each owns the text between its two markers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tersor.runtime.machine import machine_facts
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+
+
+def write_section(name: str, body: str, page: Path = PAGE) -> None:
+    """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``.
+
+    Raises:
+        ValueError: the page does not have both markers, once each and in this order.
+    """
+    text = page.read_text(encoding="utf-8")
+    opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if text.count(opening) != 1 or text.count(closing) != 1 or text.index(opening) > text.index(closing):
+        raise ValueError(f"{page} must hold {opening} and then {closing}, each once")
+    before, rest = text.split(opening)
+    after = rest.split(closing)[1]
+    page.write_text(f"{before}{opening}\n{body.strip()}\n{closing}{after}", encoding="utf-8")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are numbers."""
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def provenance(module: str) -> str:
+    """When, where, with what and by which command a section was made."""
+    facts = machine_facts()
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    command = " ".join(["python -m", f"benchmarks.{module}", *sys.argv[1:]])
+    return "\n".join(
+        [
+            f"Made by `{command}` on {datetime.now(UTC):%Y-%m-%d}.",
+            f"{facts['processor']}, {facts['cores']} cores ({', '.join(facts['instruction_sets'])}).",
+            f"{facts['read_bandwidth_gb_s']} GB/s measured read bandwidth, {facts['torch_threads']} threads.",
+            f"{versions}.",
+        ]
+    )

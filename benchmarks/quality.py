@@ -1,0 +1,167 @@
+"""What token dropping costs in quality: every method, on real data, at equal FLOPs, against random choice.
+
+python -m benchmarks.quality                     writes the section `quality` of docs/benchmarks.md
+python -m benchmarks.quality --crops 2 --print   a quick look that writes nothing
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from tersor.ir.analyses.cost import cost
+from tersor.ir.program import Program
+from tersor.passes.contract import Refusal
+from tersor.passes.registry import find_methods
+from tersor.passes.tokens.method import TokenMethod
+
+from .flops import counted_flops
+from .metrics import Margin, Values, margin
+from .page import provenance, table, write_section
+from .tasks import Manual, Photographs, Task
+
+OPERATING_POINTS = (0.653, 0.5)  # Zero-TPrune's 34.7% fewer FLOPs, and half of them
+_AGREEMENT = 0.01  # how far the cost analysis may be from the counter, and a method from the operating point
+_CONTROLS = ("random", "norm")
+_INTRODUCTION = """\
+Every method runs at its default options and at the same FLOPs, which the cost analysis solves for and
+`torch.utils.flop_counter` counts again (*counted*). *Over random*: difference of means from random choice with the same
+options of the pass, and its 95% interval, bootstrap over the items, in bold where it lies above zero. `norm` is a
+control too. `proportional=true`: kept tokens weigh in later attention for the dropped ones most like them."""
+
+_console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one operating point: its share of the FLOPs by analysis and by counter, and its scores."""
+
+    flops: float
+    counted: float
+    scores: dict[str, Values]
+
+
+def measure(task: Task, options: str, flops: float) -> Row | str:
+    """Scores of ``token-drop`` with ``options`` on ``task``, or why it cannot be used there.
+
+    Raises:
+        RuntimeError: the operating point was missed, or the cost analysis and the counter disagree.
+    """
+    program = task.dropped(f"token-drop:{options},flops={flops:g}")
+    if isinstance(program, Refusal):
+        return str(program)
+    share, counted = _shares(task, program)
+    if abs(share - flops) > _AGREEMENT * flops:
+        raise RuntimeError(f"{options} costs {share:.4f} of the FLOPs where {flops} was asked for")
+    if abs(counted - share) > _AGREEMENT * counted:
+        raise RuntimeError(f"{options}: the cost analysis says {share:.4f}, torch counts {counted:.4f}")
+    return Row(share, counted, task.scores(program))
+
+
+def _shares(task: Task, program: Program) -> tuple[float, float]:
+    """FLOPs of ``program`` over those of the undropped model: by analysis, and counted while running."""
+    one = {name: value[: task.sizes["batch"]] for name, value in task.program.example_inputs.items()}
+    analysed = (cost(p).at(**task.sizes).flops for p in (program, task.program))
+    counted = (counted_flops(p, one) for p in (program, task.program))
+    return next(analysed) / next(analysed), next(counted) / next(counted)
+
+
+def control(rows: Sequence[Row]) -> dict[str, Values]:
+    """Scores of random choice, averaged item by item over its seeds."""
+    return {name: np.mean([row.scores[name] for row in rows], axis=0) for name in rows[0].scores}
+
+
+def compare(task: Task, flops: float, variant: str, seeds: int, only: Sequence[str]) -> Iterator[str]:
+    """The Markdown of one task at one operating point with one variant of the pass, measured."""
+    tail = f",{variant}" if variant else ""
+    random = [_checked(measure(task, f"method=random,seed={seed}{tail}", flops)) for seed in range(seeds)]
+    level = control(random)
+    lines = [_line(f"random (control, {seeds} seeds)", random[0], level, level, task.metrics)]
+    refused: list[str] = []
+    for name in find_methods(TokenMethod):
+        if name == "random" or (only and name not in only):
+            continue
+        start = time.perf_counter()
+        row = measure(task, f"method={name}{tail}", flops)
+        _console.print(f"{task.title}  {flops}  {name}{tail}  {time.perf_counter() - start:.0f} s")
+        if isinstance(row, str):
+            refused.append(f"`{name}`: {row}")
+            continue
+        label = f"{name} (control)" if name in _CONTROLS else name
+        lines.append(_line(label, row, row.scores, level, task.metrics))
+    header = ["method", "FLOPs", "counted"]
+    for metric in task.metrics:
+        header += [metric, "over random"]
+    yield f"**{flops:.1%} of the FLOPs{f', `{variant}`' if variant else ''}**\n"
+    yield table(header, lines)
+    if refused:
+        yield "\nNot usable here: " + "; ".join(refused) + "."
+
+
+def _checked(row: Row | str) -> Row:
+    if isinstance(row, str):
+        raise RuntimeError(f"random choice, the control, was refused: {row}")
+    return row
+
+
+def _line(
+    label: str, row: Row, scores: dict[str, Values], level: dict[str, Values], metrics: Sequence[str]
+) -> list[str]:
+    cells = [label, f"{row.flops:.3f}", f"{row.counted:.3f}"]
+    for metric in metrics:
+        over = "" if scores is level else _margin_text(margin(scores[metric], level[metric]))
+        cells += [f"{scores[metric].mean():.3f}", over]
+    return cells
+
+
+def _margin_text(found: Margin) -> str:
+    text = f"{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    return f"**{text}**" if found.low > 0 else text
+
+
+def section(tasks: Sequence[Task], seeds: int, only: Sequence[str]) -> str:
+    """The whole section of the page."""
+    parts = [provenance("quality"), "", _INTRODUCTION]
+    for task in tasks:
+        whole = task.scores(task.program)
+        levels = ", ".join(f"{name} {whole[name].mean():.3f}" for name in task.metrics)
+        parts += ["", f"### {task.title}", "", task.describe(), "", f"Undropped: {levels}."]
+        for flops, variant in product(OPERATING_POINTS, task.variants):
+            parts += ["", *compare(task, flops, variant, seeds, only)]
+    return "\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.quality", description=__doc__.split("\n")[0])
+    parser.add_argument("--crops", type=int, default=8, help="crops of each photograph")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds that random choice is averaged over")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads (0 = as torch chooses)")
+    parser.add_argument("--task", choices=("photographs", "manual"), help="only this one; writes nothing")
+    parser.add_argument(
+        "--method", action="append", default=[], help="only this one, repeatable; writes nothing"
+    )
+    parser.add_argument("--print", action="store_true", help="print the section and write nothing")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    tasks: list[Task] = []
+    if options.task in (None, "photographs"):
+        tasks.append(Photographs(options.crops))
+    if options.task in (None, "manual"):
+        tasks.append(Manual())
+    text = section(tasks, options.seeds, options.method)
+    if options.print or options.task or options.method:
+        print(text)
+    else:
+        write_section("quality", text)
+
+
+if __name__ == "__main__":
+    main()

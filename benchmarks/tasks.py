@@ -1,0 +1,168 @@
+"""Real inputs with a question that embeddings have to answer, and the answers scored item by item."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from examples.real_data import photograph_crops, prose
+from examples.real_models import dinov2_vits14, minilm_l6
+from tersor.ir.capture import capture
+from tersor.ir.dialect import is_dialect
+from tersor.ir.program import Program
+from tersor.passes.contract import Refusal
+from tersor.passes.spec import parse_spec
+from tersor.passes.tokens.compact import KEPT_INDEX
+
+from .metrics import (
+    Values,
+    cosines,
+    first_hits,
+    label_hits,
+    neighbour_agreement,
+    ranks,
+    reciprocal_ranks,
+)
+
+_BATCH = 16
+
+
+class Task(ABC):
+    """One model with real inputs.
+
+    Attributes:
+        title: heading of the task's table.
+        metrics: names of what :meth:`scores` returns, the one that decides first.
+        variants: options of the pass to try with every method, the control among them.
+        program: the undropped model, captured at the sizes whose FLOPs are stated.
+        sizes: those sizes, by dimension.
+    """
+
+    title: ClassVar[str]
+    metrics: ClassVar[tuple[str, ...]]
+    variants: ClassVar[tuple[str, ...]] = ("",)
+    program: Program
+    sizes: dict[str, int]
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What was embedded and what was asked, for the page."""
+
+    @abstractmethod
+    def scores(self, program: Program) -> dict[str, Values]:
+        """Every metric, one value an item, of ``program`` put in the place of the undropped model."""
+
+    def dropped(self, spec: str) -> Program | Refusal:
+        """The model rewritten by the pass of ``spec``, or why that pass may not act on it."""
+        return _rewritten(self.program, spec)
+
+
+class Photographs(Task):
+    """DINOv2 class-token embeddings of crops: which crop looks most like which, and of which picture is it."""
+
+    title = "DINOv2 ViT-S/14, 224 px (257 tokens)"
+    metrics = ("neighbour agreement", "cosine", "picture found")
+    variants = ("", "proportional=true")
+
+    def __init__(self, crops: int) -> None:
+        self.pixels, names = photograph_crops(224, crops)
+        kinds = sorted(set(names))
+        self.labels = torch.tensor([kinds.index(name) for name in names])
+        self.program = capture(dinov2_vits14(224), {"pixel_values": self.pixels[:2]})
+        self.sizes = {"batch": 1}
+        self._reference = self._embed(self.program)
+
+    def describe(self) -> str:
+        return (
+            f"{len(self.labels)} crops of {len(set(self.labels.tolist()))} photographs. Cosine: of the class token's "
+            "embedding with that of the undropped model. Neighbour agreement: share of crops whose nearest other "
+            "crop is the one it was. Picture found: share of crops whose nearest other crop is of the same photograph."
+        )
+
+    def scores(self, program: Program) -> dict[str, Values]:
+        embeddings = self._embed(program)
+        return {
+            "neighbour agreement": neighbour_agreement(embeddings, self._reference),
+            "cosine": cosines(embeddings, self._reference),
+            "picture found": label_hits(embeddings, self.labels),
+        }
+
+    def _embed(self, program: Program) -> Tensor:
+        batches = _batches({"pixel_values": self.pixels})
+        return torch.cat([program.run(batch)[0][:, 0] for batch in batches])
+
+
+class Manual(Task):
+    """MiniLM sentence embeddings of the Python manual: which section does a title belong to."""
+
+    title = "MiniLM-L6, sections of 256 tokens"
+    metrics = ("mean reciprocal rank", "accuracy@1", "cosine")
+
+    def __init__(self, tokens: int = 256) -> None:
+        model, tokenizer = minilm_l6()
+        titles, texts = zip(*prose(), strict=True)
+        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        self.sections = dict(tokenizer(list(texts), max_length=tokens, **options))
+        self.program = capture(model, {name: value[:2] for name, value in self.sections.items()})
+        self.sizes = {"batch": 1, "tokens": tokens}
+        self._titles = self._embed(
+            self.program, dict(tokenizer(list(titles), padding=True, return_tensors="pt"))
+        )
+        self._reference = self._embed(self.program, self.sections)
+
+    def describe(self) -> str:
+        real = self.sections["attention_mask"].sum(dim=1)
+        full = int((real == real.max()).sum())
+        return (
+            f"{len(real)} sections of the Python language manual, cut at {int(real.max())} tokens ({full} fill them, "
+            "the others are padded), embedded by the mean of their tokens, of those that stayed where some were "
+            "dropped. For every title, all sections are ranked; titles have nothing to drop and go through the "
+            "undropped model. Cosine: of a section's embedding with that of the undropped model."
+        )
+
+    def dropped(self, spec: str) -> Program | Refusal:
+        """Outputs stay compact: a dropped token has no last hidden state that a mean could take in.
+
+        Where tokens were merged they come back as what they became part of, so that a merged one counts as many.
+        """
+        compact = _rewritten(self.program, f"{spec},restore=compact")
+        if isinstance(compact, Program) and any(is_dialect(n, "merge_tokens") for n in compact.graph.nodes):
+            return _rewritten(self.program, spec)
+        return compact
+
+    def scores(self, program: Program) -> dict[str, Values]:
+        embeddings = self._embed(program, self.sections)
+        rank = ranks(self._titles, embeddings)
+        return {
+            "mean reciprocal rank": reciprocal_ranks(rank),
+            "accuracy@1": first_hits(rank),
+            "cosine": cosines(embeddings, self._reference),
+        }
+
+    def _embed(self, program: Program, inputs: Mapping[str, Tensor]) -> Tensor:
+        pooled = []
+        for batch in _batches(inputs):
+            results = program.run({spec.name: batch[spec.name] for spec in program.inputs})
+            output = dict(zip((spec.name for spec in program.outputs), results, strict=True))
+            hidden, real = output["last_hidden_state"], batch["attention_mask"]
+            if KEPT_INDEX in output:
+                real = real.gather(1, output[KEPT_INDEX])
+            weight = real[:, :, None].to(hidden.dtype)
+            pooled.append((hidden * weight).sum(dim=1) / weight.sum(dim=1))
+        return torch.cat(pooled)
+
+
+def _rewritten(program: Program, spec: str) -> Program | Refusal:
+    instance = parse_spec(spec)
+    sites = instance.legality(program)
+    return sites if isinstance(sites, Refusal) else instance.rewrite(program, sites)
+
+
+def _batches(inputs: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    count = len(next(iter(inputs.values())))
+    for start in range(0, count, _BATCH):
+        yield {name: value[start : start + _BATCH] for name, value in inputs.items()}

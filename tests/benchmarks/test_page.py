@@ -1,0 +1,41 @@
+"""Each benchmark writes its own section and leaves the rest of the page alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.page import PAGE, table, write_section
+
+
+def test_only_the_text_between_the_markers_changes(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("top\n<!-- a -->\nold\n<!-- /a -->\nmiddle\n<!-- b -->\nkept\n<!-- /b -->\nend\n")
+    write_section("a", "new\n", page)
+    assert (
+        page.read_text() == "top\n<!-- a -->\nnew\n<!-- /a -->\nmiddle\n<!-- b -->\nkept\n<!-- /b -->\nend\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["nothing", "<!-- a -->", "<!-- /a --> <!-- a -->", "<!-- a --> <!-- a --> <!-- /a -->"]
+)
+def test_a_page_without_its_markers_is_refused_and_unchanged(tmp_path: Path, text: str) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    with pytest.raises(ValueError, match="each once"):
+        write_section("a", "new", page)
+    assert page.read_text() == text
+
+
+@pytest.mark.parametrize("name", ["quality", "speed", "compile"])
+def test_the_real_page_has_a_place_for_every_benchmark(name: str, tmp_path: Path) -> None:
+    copy = tmp_path / "benchmarks.md"
+    copy.write_text(PAGE.read_text())
+    write_section(name, "measured", copy)
+    assert "measured" in copy.read_text()
+
+
+def test_table_is_markdown_with_numbers_to_the_right() -> None:
+    assert table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
