@@ -15,6 +15,7 @@ from tersor.ir.program import Program
 from tersor.ir.shapes import expression, size_text
 
 from ..contract import Pass, Promise, Refusal, Site
+from . import stand_in
 from .compact import leave_compact
 from .legality import free_layers, why_not
 from .method import TokenMethod, TokenSite
@@ -55,6 +56,10 @@ class TokenDrop(Pass):
             "help": "scatter: outputs have all tokens again; compact: only the kept, and their kept_index"
         },
     )
+    proportional: bool = field(
+        default=False,
+        metadata={"help": "later attention weighs a kept token by how many dropped ones are most like it"},
+    )
 
     def __post_init__(self) -> None:
         if any(not 0.001 <= k <= 1.0 for k in self.keep) or not self.keep:
@@ -77,6 +82,11 @@ class TokenDrop(Pass):
             return chosen
         protection = self._protection(program, stack)
         sites: list[Site] = []
+        if self.proportional:
+            for layer in stack.blocks[min(chosen) :]:
+                for attention in layer.attention:
+                    if refused := _named(attention, stand_in.why_not(attention)):
+                        return refused
         for index, keep in chosen.items():
             # What one site carries to the next exists only in the rewritten graph; there it is asked again.
             site = _site(program, stack, index, protection, 1000 if self.flops else keep)
@@ -114,9 +124,8 @@ class TokenDrop(Pass):
     def rewrite(self, program: Program, sites: list[Site]) -> Program:
         keep = {int(site.facts["layer"]): int(site.facts["keep"]) for site in sites}
         if self.flops and keep:
-            keep = solve_flops(
-                program, list(keep), self.flops, self.method.least_keep, partial(self._reduced, program)
-            )
+            depth, least = len(program.analysis(layers)), self.method.least_keep
+            return solve_flops(program, list(keep), depth, self.flops, least, partial(self._reduced, program))
         return self._reduced(program, keep)
 
     def _reduced(self, program: Program, keep: dict[int, int]) -> Program:
@@ -132,7 +141,7 @@ class TokenDrop(Pass):
         )
         for index, share in sorted(keep.items()):
             site = _site(work, stack, index, protection, share)
-            site.carried = cut.carried
+            site.carried, site.proportional = cut.carried, self.proportional
             refused = self.method.why_not(site)
             if refused:
                 raise RefusedError(f"{self.method.name} at layer {index} ({site.attention.name}): {refused}")

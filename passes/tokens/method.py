@@ -15,6 +15,7 @@ from tersor.ir.dialect import is_dialect
 from tersor.ir.errors import RefusedError
 
 from ..contract import Method
+from .stand_in import log_size, stand_in
 
 aten = torch.ops.aten
 
@@ -43,6 +44,7 @@ class TokenSite:
         prefix, last: real tokens at each end of a row that must stay.
         earlier: attention nodes of the layers before, the first layer's first.
         carried: values that the method attached to tokens at an earlier site, ``[batch, tokens]`` each.
+        proportional: whether kept tokens stand in for dropped ones in later attention.
     """
 
     hidden: fx.Node
@@ -55,6 +57,7 @@ class TokenSite:
     last: int
     earlier: tuple[fx.Node, ...] = ()
     carried: dict[str, fx.Node] = field(default_factory=dict)
+    proportional: bool = False
 
     @property
     def query(self) -> fx.Node:
@@ -191,9 +194,15 @@ def select(g: Builder, site: TokenSite, score: fx.Node, keep_per_mille: int) -> 
 
 def drop(g: Builder, site: TokenSite, index: fx.Node) -> Reduction:
     """Keep the tokens of ``index``; dropped ones come back at the end as they were at the site."""
+    carried = {name: g.op("gather_tokens", value, index, 1) for name, value in site.carried.items()}
+    bias = None
+    if site.proportional:
+        carried["size"] = stand_in(g, site, index)
+        bias = log_size(g, carried["size"])
     return Reduction(
         hidden=g.op("gather_tokens", site.hidden, index, 1),
         index=index,
         restore=lambda b, base, reduced: b.op("scatter_tokens", base, index, reduced),
-        carried={name: g.op("gather_tokens", value, index, 1) for name, value in site.carried.items()},
+        carried=carried,
+        key_bias=bias,
     )

@@ -1,0 +1,102 @@
+"""``proportional=true``: kept tokens weigh for the dropped ones that are most like them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tersor.ir.capture import capture
+from tersor.ir.dialect import is_dialect
+from tersor.ir.program import GraphInterpreter, Program
+from tersor.passes.contract import Refusal
+from tersor.passes.spec import parse_spec
+
+
+def dropped(program: Program, spec: str) -> Program:
+    instance = parse_spec(spec)
+    sites = instance.legality(program)
+    assert not isinstance(sites, Refusal), str(sites)
+    return instance.rewrite(program, sites)
+
+
+class Recorder(GraphInterpreter):
+    """Keeps every value by node name."""
+
+    def run_node(self, n: torch.fx.Node) -> object:
+        value = super().run_node(n)
+        self.seen = getattr(self, "seen", {}) | {n.name: value}
+        return value
+
+
+@pytest.fixture
+def inputs() -> dict[str, Tensor]:
+    mask = torch.ones(3, 20, dtype=torch.int64)
+    mask[1, 13:] = 0
+    mask[2, :5] = 0
+    return {"input_ids": torch.randint(0, 100, (3, 20)), "attention_mask": mask}
+
+
+def test_sizes_equal_a_brute_force_over_rows_of_any_padding(
+    tiny_bert: nn.Module, inputs: dict[str, Tensor]
+) -> None:
+    program = dropped(
+        capture(tiny_bert, inputs), "token-drop:method=received-attention,keep=0.5,layers=0,proportional=true"
+    )
+    run = Recorder(program)
+    with torch.no_grad():
+        run.run(*(inputs[spec.name] for spec in program.inputs))
+    (log_size,) = (n for n in program.graph.nodes if n.target is torch.ops.aten.log.default)
+    scored = next(n for n in program.graph.nodes if is_dialect(n, "attention_importance"))
+    (index,) = (n for n in program.graph.nodes if is_dialect(n, "select_tokens"))
+    sizes = run.seen[log_size.args[0].args[0].name].numpy()
+    keys = run.seen[scored.args[1].name].mean(1).numpy()
+    kept = run.seen[index.name].numpy()
+    for row, real in enumerate(inputs["attention_mask"].numpy().astype(bool)):
+        ids = np.flatnonzero(real)
+        expected = {int(i): 1.0 for i in kept[row] if real[i]}
+        hosts = [i for i in expected if i not in (ids[0], ids[-1])]
+        for token in ids:
+            if token not in expected:
+                cosines = [
+                    keys[row, token]
+                    @ keys[row, h]
+                    / np.linalg.norm(keys[row, token])
+                    / np.linalg.norm(keys[row, h])
+                    for h in hosts
+                ]
+                expected[hosts[int(np.argmax(cosines))]] += 1
+        found = {int(i): float(s) for i, s in zip(kept[row], sizes[row], strict=True) if real[i]}
+        assert found == pytest.approx(expected)
+        assert sum(found.values()) == pytest.approx(real.sum())
+
+
+def test_a_kept_copy_weighs_for_its_dropped_twin() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 2, 64, batch_first=True, dropout=0.0)
+    model = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False).eval()
+    x = torch.randn(2, 8, 32).repeat_interleave(2, dim=1)
+    program = capture(model, {"src": x})
+    spec = "token-drop:method=random,keep=0.7,layers=0,restore=compact"
+    for seed in range(100):
+        output, kept = dropped(program, f"{spec},seed={seed},proportional=true").run({"src": x})
+        if set((kept[0] // 2).tolist()) == set(range(8)):
+            break
+    else:
+        pytest.fail("no seed keeps one of every two twins")
+    whole = model(x).gather(1, kept[:, :, None].expand(-1, -1, 32))
+    torch.testing.assert_close(output, whole, atol=1e-5, rtol=1e-4)
+    plain, _ = dropped(program, f"{spec},seed={seed}").run({"src": x})
+    assert (plain - whole).abs().max() > 1e-3
+
+
+def test_causal_attention_is_refused_by_name() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=3, n_head=2, n_positions=64)).eval()
+    program = capture(model, {"input_ids": torch.randint(0, 50, (2, 12))})
+    refusal = parse_spec("token-drop:method=received-attention,proportional=true").legality(program)
+    assert isinstance(refusal, Refusal)
+    assert "causal" in refusal.reason
+    assert is_dialect(program.find(refusal.node), "attention")
