@@ -91,8 +91,11 @@ def resized(program: Program) -> Iterator[dict[str, Tensor]]:
         if isinstance(dim, str) and dim in named
     }
     tried = [sizes]
-    for change in (lambda n: 2 * n, lambda n: n + 1 + n // 2, lambda n: n - 1):
-        other = {dim: _within(change(n), program.ranges.get(dim, (1, None))) for dim, n in sizes.items()}
+    for numerator, denominator in ((2, 1), (5, 3), (2, 3)):
+        other = {
+            dim: _within(n * numerator // denominator, program.ranges.get(dim, (1, None)))
+            for dim, n in sizes.items()
+        }
         if other in tried:
             continue
         tried.append(other)

@@ -43,7 +43,9 @@ def bind_example(model: nn.Module, given: Any) -> tuple[dict[str, Tensor], dict[
     if isinstance(given, Tensor):
         given = (given,)
     if isinstance(given, Mapping):
-        values = {str(name): value for name, value in given.items()}
+        # In the order of the signature, however the mapping was filled: inputs may be given by position later.
+        named = {str(name): value for name, value in given.items()}
+        values = {name: named[name] for name in parameters if name in named} | named
     elif isinstance(given, Sequence) and not isinstance(given, str):
         names = list(parameters)
         if len(given) > len(names):

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from ..ir.program import Program
 
 
+_SHOWN = 6
+
+
 def inspect(model: Model, size: Sizes = None, json: Json = False, traceback: Traceback = False) -> None:
     """Show layers, attention sites and cost, and where each family of passes is legal, or why it is not."""
     from ..sources import read_program
@@ -115,6 +118,12 @@ def _spec(spec: Any) -> dict[str, Any]:
     return {"name": spec.name, "shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch.")}
 
 
+def _where(places: list[str]) -> str:
+    if len(places) > _SHOWN:
+        return f"{', '.join(places[:_SHOWN])} and {len(places) - _SHOWN} more"
+    return ", ".join(places) or "nothing to do"
+
+
 def _text(data: dict[str, Any]) -> Group:
     from rich.console import Group
     from rich.padding import Padding
@@ -164,7 +173,7 @@ def _text(data: dict[str, Any]) -> Group:
     ]
     passes = table("spec", "", "where, or why not")
     for entry in data["passes"]:
-        where = ", ".join(site["layer"] or site["node"] for site in entry["sites"]) or "nothing to do"
+        where = _where([site["layer"] or site["node"] for site in entry["sites"]])
         why = entry.get("reason", "") + (f" (at {entry['node']})" if entry.get("node") else "")
         passes.add_row(
             entry["spec"], "legal" if entry["legal"] else "refused", where if entry["legal"] else why

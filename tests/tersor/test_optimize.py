@@ -217,3 +217,13 @@ def test_public_names_are_there_and_unknown_ones_are_not() -> None:
     assert set(tersor.__all__) <= set(dir(tersor))
     with pytest.raises(AttributeError, match="optimise_model"):
         tersor.optimise_model  # noqa: B018
+
+
+def test_positions_follow_the_models_signature_however_examples_were_ordered(
+    encoder: torch.nn.Module, batches: Batches
+) -> None:
+    program = tersor.capture(encoder, dict(reversed(batches[1].items())))
+    assert [spec.name for spec in program.inputs] == ["input_ids", "attention_mask"]
+    ids, mask = batches[1]["input_ids"], batches[1]["attention_mask"]
+    real = mask.bool()
+    torch.testing.assert_close(program(ids, mask)[0][real], encoder(ids, mask)[0][real], atol=1e-5, rtol=1e-4)
