@@ -254,7 +254,7 @@ def token_axis(program: Program, start: fx.Node, end: fx.Node) -> TokenAxis:
     Raises:
         NotTokenwise: an operator on the way cannot be carried over to fewer tokens; it names the node.
     """
-    tokens, rows = _follow(program, start, end, (0, 0))
+    tokens, rows = follow(program, start, end, (0, 0))
     if not _is_stream(end, tokens, rows):
         raise NotTokenwise(end, "the stream does not end with the batch at dim 0 and tokens at dim 1")
     return tokens.axis
@@ -269,7 +269,7 @@ def token_axis_to_outputs(program: Program, start: fx.Node, prefix: int, last: i
     Raises:
         NotTokenwise: an operator on the way cannot be carried over to fewer tokens; it names the node.
     """
-    tokens, rows = _follow(program, start, None, (prefix, last))
+    tokens, rows = follow(program, start, None, (prefix, last))
     results: Any = program.output_node.args[0]
     for node in results:
         if tokens.dims(node) and not _is_stream(node, tokens, rows):
@@ -281,9 +281,14 @@ def _is_stream(node: fx.Node, tokens: Context, rows: Context) -> bool:
     return tokens.dims(node) == frozenset({1}) and tokens.fold(node) is None and rows.leads(node)
 
 
-def _follow(
+def follow(
     program: Program, start: fx.Node, end: fx.Node | None, protected: tuple[int, int]
 ) -> tuple[Context, Context]:
+    """The token axis and the batch axis of ``start``, up to ``end`` or (None) to the outputs.
+
+    Raises:
+        NotTokenwise: an operator on the way cannot be carried over to fewer tokens; it names the node.
+    """
     from . import token_products, token_rules  # noqa: F401
 
     shape = start.meta["val"].shape
@@ -297,6 +302,8 @@ def _follow(
             # Arithmetic on sizes: it follows the sizes of its operands.
             tokens.found[node] = rows.found[node] = NONE
             continue
+        if _shaped_by_the_batch(tokens, node):
+            continue
         handler = token_rules.find_rule(node)
         if handler is None:
             raise NotTokenwise(node, "no rule says how this operator treats the token axis")
@@ -307,6 +314,14 @@ def _follow(
         tokens.found[node] = _apply(handler, tokens, node)
     tokens.axis.counts = _counts(tokens)
     return tokens, rows
+
+
+def _shaped_by_the_batch(tokens: Context, node: fx.Node) -> bool:
+    """Whether a node takes nothing from the region but sizes that fewer tokens leave as they are."""
+    count = expression(tokens.token_size).free_symbols
+    inputs = [n for n in node.all_input_nodes if n in tokens.found]
+    sizes = [n.meta["val"] for n in inputs if isinstance(n.meta.get("val"), torch.SymInt)]
+    return len(sizes) == len(inputs) and not any(expression(size).free_symbols & count for size in sizes)
 
 
 def _apply(handler: Rule, context: Context, node: fx.Node) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Sequence
 
 from tersor.ir.analyses.cost import cost
@@ -9,7 +10,7 @@ from tersor.ir.errors import RefusedError
 from tersor.ir.program import Program
 
 _TOLERANCE = 0.003
-_STEPS = 12
+_STEPS = 8
 
 
 def default_layers(free: Sequence[int]) -> tuple[int, ...]:
@@ -32,45 +33,61 @@ def per_layer(keep: Sequence[float], layers: Sequence[int]) -> dict[int, int]:
 def solve_flops(
     program: Program,
     layers: Sequence[int],
+    depth: int,
     share: float,
     least_keep: int,
     rewrite: Callable[[dict[int, int]], Program],
-) -> dict[int, int]:
-    """The one kept share (at every layer) whose Program costs ``share`` of the FLOPs at the example's sizes.
+) -> Program:
+    """``rewrite`` with the one kept share at every layer whose Program costs ``share`` of the FLOPs.
 
-    The cost analysis of the rewritten Program decides, so the cost of choosing tokens is counted too.
+    The cost analysis of the rewritten Program at the example's sizes decides, so the cost of choosing tokens is
+    counted too.  Where tokens are few, their whole numbers set how near it can come.
 
     Raises:
         RefusedError: even the strongest reduction at these layers costs more than ``share``.
     """
     sizes = example_sizes(program)
-    full = cost(program).at(**sizes).flops
-
-    def ratio(keep: int) -> float:
-        return float(cost(rewrite(dict.fromkeys(layers, keep))).at(**sizes).flops / full)
-
-    low, high = least_keep, 1000
-    if (least := ratio(low)) > share + _TOLERANCE:
-        raise RefusedError(
-            f"flops={share:g} is out of reach at layers {'+'.join(map(str, layers))}: keeping {low / 10:g}% of the "
-            f"tokens there still costs {least:.3f}; name earlier layers"
-        )
-    best, error = high, 1.0 - share
-    below, above = least, 1.0
-    for _ in range(_STEPS):
-        # False position: the cost is close to linear in the kept share, so a few steps suffice.
-        guess = low + (high - low) * (share - below) / max(above - below, 1e-9)
-        keep = min(high - 1, max(low + 1, round(guess)))
-        value = ratio(keep)
-        if abs(value - share) < error:
-            best, error = keep, abs(value - share)
-        if error <= _TOLERANCE or high - low <= 2:
+    full = program.analysis(cost).at(**sizes).flops
+    tried: dict[int, float] = {}
+    best: tuple[float, Program] | None = None
+    slope = 1.0
+    while len(tried) < _STEPS:
+        # The cost is nearly linear in the tokens that a layer sees on average, so a step or two suffice.
+        keep = _keep_for(1.0 - (1.0 - share) / slope, layers, depth, least_keep)
+        if keep in tried:
             break
-        if value > share:
-            high, above = keep, value
-        else:
-            low, below = keep, value
-    return dict.fromkeys(layers, best)
+        result = rewrite(dict.fromkeys(layers, keep))
+        tried[keep] = cost(result).at(**sizes).flops / full
+        error = abs(tried[keep] - share)
+        if best is None or error < best[0]:
+            best = error, result
+        if error <= _TOLERANCE:
+            break
+        if keep == least_keep and tried[keep] > share:
+            raise RefusedError(
+                f"flops={share:g} is out of reach at layers {'+'.join(map(str, layers))}: keeping {keep / 10:g}% of "
+                f"the tokens there still costs {tried[keep]:.3f}; name earlier layers"
+            )
+        slope = max(1e-3, 1.0 - tried[keep]) / max(1e-3, 1.0 - tokens_seen(keep, layers, depth))
+    assert best is not None
+    return best[1]
+
+
+def tokens_seen(keep_per_mille: int, layers: Sequence[int], depth: int) -> float:
+    """Share of its tokens that a layer sees on average; attention sees those before its site, the rest those after."""
+    fraction, total = 1.0, 0.0
+    for layer in range(depth):
+        total += fraction / 2
+        fraction *= keep_per_mille / 1000 if layer in layers else 1.0
+        total += fraction / 2
+    return total / depth
+
+
+def _keep_for(seen: float, layers: Sequence[int], depth: int, least_keep: int) -> int:
+    """The kept share at which layers see ``seen`` of the tokens on average, within what the method can keep."""
+    return bisect.bisect_left(
+        range(1000), seen, lo=least_keep, key=lambda keep: tokens_seen(keep, layers, depth)
+    )
 
 
 def example_sizes(program: Program) -> dict[str, int]:

@@ -1,0 +1,398 @@
+"""Where a rule says that the token axis carries over, an operator on chosen tokens gives the chosen results."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx
+
+from tersor.ir.analyses.token_axis import RULES, Context, NotTokenwise, follow
+from tersor.ir.builder import Builder
+from tersor.ir.capture.export import spec_of
+from tersor.ir.dialect import DIALECT
+from tersor.ir.program import Program
+from tersor.ir.shapes import SymbolTable, fake_call, fake_mode
+from tersor.ir.structure import Structure
+from tersor.passes.tokens.rewrite import reduce_along
+
+aten = torch.ops.aten
+tersor = torch.ops.tersor
+BATCH, TOKENS, WIDTH = 2, 6, 8
+Case = Callable[[Builder, fx.Node], fx.Node]
+
+
+def graph_of(case: Case, dynamic: bool) -> tuple[Program, fx.Node, fx.Node]:
+    """A Program that is one stream ``x [batch, tokens, width]`` and the case's operators on it."""
+    table, graph = SymbolTable(), fx.Graph()
+    sizes = [table.symbol("batch", BATCH), table.symbol("tokens", TOKENS)] if dynamic else [BATCH, TOKENS]
+    x = graph.placeholder("x")
+    x.meta["val"] = table.tensor([*sizes, WIDTH], torch.float32)
+    end = graph.output(())
+    program = Program(
+        graph, {}, (spec_of(x, "x", table.names),), (), Structure("tensor"), table.names, {}, {}
+    )
+    g = Builder(program, end)
+    stream = g.mul(x, 1.0)
+    result = case(g, stream)
+    program.output_node.args = ((result,),)
+    return program, stream, result
+
+
+def weight(g: Builder, *shape: int, dtype: torch.dtype = torch.float32) -> fx.Node:
+    random = torch.Generator().manual_seed(len(g.program.weights))
+    values = torch.randn(shape, generator=random)
+    return g.weight("w", values > 0 if dtype == torch.bool else values.to(dtype))
+
+
+def heads(g: Builder, x: fx.Node) -> fx.Node:
+    """``[batch, 2, tokens, 4]``."""
+    return g.call(
+        aten.transpose.int, g.call(aten.reshape.default, x, [g.size(x, 0), g.size(x, 1), 2, 4]), 1, 2
+    )
+
+
+def folded(g: Builder, x: fx.Node, back: bool = True, *ops: Any) -> fx.Node:
+    flat = g.call(aten.reshape.default, x, [-1, WIDTH])
+    flat = g.call(aten.addmm.default, weight(g, 4), flat, weight(g, WIDTH, 4))
+    return g.call(aten.reshape.default, flat, [g.size(x, 0), g.size(x, 1), 4]) if back else flat
+
+
+def call(target: Any, *args: Any, **kwargs: Any) -> Case:
+    return lambda g, x: g.call(target, x, *args, **kwargs)
+
+
+def item(target: Any, index: int, *args: Any) -> Case:
+    return lambda g, x: g.item(g.call(target, x, *args), index)
+
+
+# Operators by which no token sees another: the result of a token is a function of that token and its place.
+TOKENWISE: dict[str, Case] = {
+    "add of a position table": lambda g, x: g.add(x, weight(g, TOKENS, WIDTH)),
+    "add of a table with a batch of one": lambda g, x: g.add(weight(g, 1, TOKENS, WIDTH), x),
+    "mul of a scale for each token": lambda g, x: g.mul(x, weight(g, TOKENS, 1)),
+    "mul of a scale for each channel": lambda g, x: g.mul(x, weight(g, WIDTH)),
+    "rotary tables on heads": lambda g, x: g.mul(heads(g, x), weight(g, TOKENS, 4)),
+    "gelu": call(aten.gelu.default),
+    "where": lambda g, x: g.call(aten.where.self, weight(g, TOKENS, 1, dtype=torch.bool), x, g.mul(x, 2.0)),
+    "masked_fill": lambda g, x: g.call(
+        aten.masked_fill.Scalar, x, weight(g, 1, TOKENS, 1, dtype=torch.bool), 0.0
+    ),
+    "and, or": lambda g, x: g.call(
+        aten.where.self,
+        g.call(
+            aten.__or__.Tensor,
+            g.call(aten.__and__.Tensor, g.call(aten.gt.Scalar, x, 0), weight(g, TOKENS, 1, dtype=torch.bool)),
+            g.call(aten.lt.Scalar, x, -1),
+        ),
+        x,
+        g.mul(x, 3.0),
+    ),
+    "lerp": lambda g, x: g.call(aten.lerp.Scalar, x, weight(g, TOKENS, WIDTH), 0.3),
+    "to": call(aten.to.dtype, torch.float64),
+    "_to_copy": call(aten._to_copy.default, dtype=torch.float64),
+    "dropout": call(aten.dropout.default, 0.5, False),
+    "feature_dropout": call(aten.feature_dropout.default, 0.5, False),
+    "native_dropout": lambda g, x: g.item(g.call(aten.native_dropout.default, x, 0.5, False), 0),
+    "contiguous": call(aten.contiguous.default),
+    "clone": call(aten.clone.default),
+    "detach": call(aten.detach.default),
+    "alias": call(aten.alias.default),
+    "lift_fresh_copy": call(aten.lift_fresh_copy.default),
+    "type_as": lambda g, x: g.call(aten.type_as.default, x, weight(g, 1, dtype=torch.float64)),
+    "zeros_like, ones_like": lambda g, x: g.add(
+        g.call(aten.zeros_like.default, x), g.call(aten.ones_like.default, x)
+    ),
+    "linear": lambda g, x: g.call(aten.linear.default, x, weight(g, 5, WIDTH), weight(g, 5)),
+    "layer_norm": lambda g, x: g.call(aten.layer_norm.default, x, [WIDTH], weight(g, WIDTH), weight(g, WIDTH)),
+    "rms_norm": lambda g, x: g.call(aten.rms_norm.default, x, [WIDTH], weight(g, WIDTH), 1e-6),
+    "softmax over channels": call(aten.softmax.int, -1),
+    "_softmax over channels": call(aten._softmax.default, 2, False),
+    "log_softmax over channels": call(aten.log_softmax.int, -1),
+    "cumsum over channels": call(aten.cumsum.default, 2),
+    "mean of channels": call(aten.mean.dim, [-1], True),
+    "sum of channels, their dim gone": call(aten.sum.dim_IntList, [2]),
+    "amax, amin": lambda g, x: g.add(g.call(aten.amax.default, x, [2]), g.call(aten.amin.default, x, [-1])),
+    "var, std": lambda g, x: g.add(
+        g.call(aten.var.correction, x, [2], correction=1), g.call(aten.std.correction, x, [2], correction=1)
+    ),
+    "prod": call(aten.prod.dim_int, 2),
+    "linalg_vector_norm": call(aten.linalg_vector_norm.default, 2.0, [-1]),
+    "sum over heads in front of the tokens": lambda g, x: g.call(aten.sum.dim_IntList, heads(g, x), [1]),
+    "transpose": call(aten.transpose.int, 1, 2),
+    "t of a matrix": lambda g, x: g.call(aten.t.default, folded(g, x, back=False)),
+    "numpy_T": call(aten.numpy_T.default),
+    "permute": call(aten.permute.default, [2, 0, -2]),
+    "unsqueeze in front": call(aten.unsqueeze.default, 1),
+    "unsqueeze behind": call(aten.unsqueeze.default, -1),
+    "squeeze": lambda g, x: g.call(aten.squeeze.dim, g.call(aten.unsqueeze.default, x, 1), 1),
+    "select a channel": call(aten.select.int, 2, 3),
+    "slice of channels": call(aten.slice.Tensor, 2, 1, 5),
+    "slice of all the tokens by a literal": lambda g, x: g.call(aten.slice.Tensor, x, 1, 0, g.size(x, 1)),
+    "split of channels": item(aten.split.Tensor, 1, 4, -1),
+    "split_with_sizes of channels": item(aten.split_with_sizes.default, 1, [3, 5], 2),
+    "chunk of channels": item(aten.chunk.default, 1, 2, -1),
+    "tensor_split of channels": item(aten.tensor_split.sections, 2, 3, -1),
+    "unbind of channels": item(aten.unbind.int, 2, -1),
+    "cat of channels with a table": lambda g, x: g.call(aten.cat.default, [x, g.mul(x, 2.0)], -1),
+    "stack": lambda g, x: g.call(aten.stack.default, [x, g.mul(x, 2.0)], 1),
+    "expand": lambda g, x: g.call(
+        aten.expand.default, g.call(aten.unsqueeze.default, x, 1), [g.size(x, 0), 3, g.size(x, 1), WIDTH]
+    ),
+    "reshape to heads and back": lambda g, x: g.call(
+        aten.reshape.default,
+        g.call(aten.contiguous.default, g.call(aten.transpose.int, heads(g, x), 1, 2)),
+        [g.size(x, 0), g.size(x, 1), -1],
+    ),
+    "view": lambda g, x: g.call(aten.view.default, x, [-1, g.size(x, 1), 2, 4]),
+    "_unsafe_view": lambda g, x: g.call(aten._unsafe_view.default, x, [g.size(x, 0), g.size(x, 1), 4, 2]),
+    "flatten of heads": lambda g, x: g.call(
+        aten.flatten.using_ints, g.call(aten.transpose.int, heads(g, x), 1, 2), 2
+    ),
+    "unflatten of channels": call(aten.unflatten.int, 2, [2, 4]),
+    "tokens folded into rows and out again": folded,
+    "repeat_interleave of channels": call(aten.repeat_interleave.self_int, 2, -1),
+    "topk of channels": item(aten.topk.default, 0, 2, -1),
+    "sort of channels": item(aten.sort.default, 0, -1),
+    "matmul by a weight": lambda g, x: g.call(aten.matmul.default, x, weight(g, WIDTH, 3)),
+    "matmul by a weight for each token": lambda g, x: g.call(
+        aten.matmul.default, g.call(aten.unsqueeze.default, x, 2), weight(g, TOKENS, WIDTH, 3)
+    ),
+    "mm of folded tokens": lambda g, x: g.call(
+        aten.reshape.default,
+        g.call(aten.mm.default, g.call(aten.reshape.default, x, [-1, WIDTH]), weight(g, WIDTH, 3)),
+        [g.size(x, 0), -1, 3],
+    ),
+    "bmm of channels": lambda g, x: g.call(aten.bmm.default, x, g.call(
+        aten.expand.default, weight(g, 1, WIDTH, 3), [g.size(x, 0), -1, -1])),
+    "baddbmm with a table": lambda g, x: g.call(
+        aten.baddbmm.default, weight(g, 1, TOKENS, 3), x,
+        g.call(aten.expand.default, weight(g, 1, WIDTH, 3), [g.size(x, 0), -1, -1]),
+    ),
+    "scores of tokens against tokens": lambda g, x: g.call(
+        aten.matmul.default, heads(g, x), g.call(aten.transpose.int, heads(g, x), 2, 3)
+    ),
+    "scores with a bias for each pair": lambda g, x: g.add(
+        g.call(aten.matmul.default, heads(g, x), g.call(aten.transpose.int, heads(g, x), 2, 3)),
+        weight(g, 1, 2, TOKENS, TOKENS),
+    ),
+    "einsum by a weight": lambda g, x: g.call(aten.einsum.default, "bnw,wv->bnv", [x, weight(g, WIDTH, 3)]),
+    "einsum of tokens against tokens": lambda g, x: g.call(aten.einsum.default, "bnw,bmw->bnm", [x, x]),
+}  # fmt: skip
+
+# The tokens see each other, so the results differ with fewer of them; the axis still has to be where it is said.
+MIXING: dict[str, Case] = {
+    "attention": lambda g, x: g.op("attention", heads(g, x), heads(g, x), heads(g, x), scale=0.5),
+    "attention with a bias": lambda g, x: g.op(
+        "attention", heads(g, x), heads(g, x), heads(g, x), weight(g, 2, TOKENS, TOKENS), scale=0.5
+    ),
+    "attention_importance": lambda g, x: g.item(
+        g.op("attention_importance", heads(g, x), heads(g, x), heads(g, x), weight(g, 1, 1, TOKENS), scale=0.5), 0
+    ),
+    "softmax(scores) times values": lambda g, x: g.call(
+        aten.matmul.default,
+        g.call(aten.softmax.int, g.call(
+            aten.matmul.default, heads(g, x), g.call(aten.transpose.int, heads(g, x), 2, 3)), -1),
+        heads(g, x),
+    ),
+}  # fmt: skip
+
+REFUSED: dict[str, tuple[Case, str]] = {
+    "mean over the tokens": (call(aten.mean.dim, [1]), "reduces over the tokens"),
+    "mean over everything": (call(aten.mean.default), "reduces over the tokens"),
+    "select of a position": (call(aten.select.int, 1, 0), "position 0, which may be dropped"),
+    "range of positions": (call(aten.slice.Tensor, 1, 1), "range of token positions"),
+    "split of the tokens": (item(aten.split.Tensor, 0, 3, 1), "splits the tokens"),
+    "tokens joined to the stream": (
+        lambda g, x: g.call(aten.cat.default, [x, x], 1),
+        "adds tokens to the stream",
+    ),
+    "layer norm over tokens": (
+        lambda g, x: g.call(aten.layer_norm.default, g.call(aten.transpose.int, x, 1, 2), [TOKENS]),
+        "works along the token axis",
+    ),
+    "MLP over tokens": (
+        lambda g, x: g.call(aten.linear.default, g.call(aten.transpose.int, x, 1, 2), weight(g, 4, TOKENS)),
+        "works along the token axis",
+    ),
+    "running sum over tokens": (call(aten.cumsum.default, 1), "works along the token axis"),
+    "sort of the tokens": (item(aten.sort.default, 0, 1), "works along the token axis"),
+    "a token-mixing convolution": (
+        lambda g, x: g.call(
+            aten.conv1d.default, g.call(aten.transpose.int, x, 1, 2), weight(g, WIDTH, WIDTH, 3), None, [1], [1]
+        ),
+        "no rule says",
+    ),
+    "a weight over fixed positions": (
+        lambda g, x: g.call(aten.matmul.default, weight(g, 4, TOKENS), x),
+        "weights that belong to fixed positions",
+    ),
+    "einsum over fixed positions": (
+        lambda g, x: g.call(aten.einsum.default, "bnw,nm->bmw", [x, weight(g, TOKENS, TOKENS)]),
+        "weights that belong to fixed positions",
+    ),
+    "a window partition": (call(aten.reshape.default, [-1, 2, 3, WIDTH]), "takes the token dim"),
+    "reduction of folded tokens": (
+        lambda g, x: g.call(aten.sum.dim_IntList, folded(g, x, back=False), [0]),
+        "reduces over the tokens",
+    ),
+    "softmax over folded tokens": (
+        lambda g, x: g.call(aten.softmax.int, folded(g, x, back=False), 0),
+        "folded together",
+    ),
+    "a table where the batch is not in front": (
+        lambda g, x: g.add(g.call(aten.transpose.int, x, 0, 1), weight(g, TOKENS, 1, 1)),
+        "dim 0 is not proven to be the batch",
+    ),
+    "a table where heads are folded into the batch": (
+        lambda g, x: g.add(
+            g.call(aten.reshape.default, heads(g, x), [-1, TOKENS, 4]), weight(g, 1, TOKENS, 1)
+        ),
+        "dim 0 is not proven to be the batch",
+    ),
+    "a weight computed from the stream": (
+        lambda g, x: g.call(
+            aten.linear.default, x, g.call(aten.reshape.default, x, [BATCH * TOKENS, WIDTH])
+        ),
+        "computed from the stream, as a weight",
+    ),
+    "tokens lined up with channels": (
+        lambda g, x: g.mul(
+            g.call(aten.slice.Tensor, x, 2, 0, TOKENS),
+            g.call(aten.transpose.int, g.call(aten.slice.Tensor, x, 2, 0, TOKENS), 1, 2),
+        ),
+        "holds no tokens",
+    ),
+    "attention whose mask is computed from the stream": (
+        lambda g, x: g.op(
+            "attention", heads(g, x), heads(g, x), heads(g, x),
+            g.call(aten.unsqueeze.default, g.call(aten.einsum.default, "bnw,bmw->bnm", [x, x]), 1), scale=0.5,
+        ),
+        "its mask is computed from the stream",
+    ),
+    "attention over heads": (
+        lambda g, x: g.op("attention", *[g.call(aten.transpose.int, heads(g, x), 1, 2)] * 3, scale=0.5),
+        "its query is not",
+    ),
+    "tokens that an earlier pass selects": (
+        lambda g, x: g.op("select_tokens", g.call(aten.select.int, x, 2, 0), keep_per_mille=500),
+        "an earlier pass",
+    ),
+}  # fmt: skip
+
+
+def chosen_values(value: Tensor, index: Tensor, context: Context, node: fx.Node) -> Tensor:
+    """The tokens ``index`` of a result, along every dim that the rule names."""
+    fold, rows = context.fold(node), context.rows
+    dims = context.dims(node)
+    if fold is not None:
+        (dim,) = dims
+        value = value.movedim(dim, 0)
+        value = value.reshape(BATCH, TOKENS, *value.shape[1:])
+        picked = torch.stack([value[b, index[b]] for b in range(BATCH)])
+        return picked.flatten(0, 1).movedim(0, dim)
+    assert rows is not None
+    (batch,) = rows.dims(node)
+    picked_rows = []
+    for row, kept in zip(value.unbind(batch), index, strict=True):
+        for dim in dims:
+            row = row.index_select(dim - (dim > batch), kept)
+        picked_rows.append(row)
+    return torch.stack(picked_rows, batch)
+
+
+def reduced(case: Case, dynamic: bool, index: Tensor) -> tuple[Program, Context, fx.Node]:
+    """The case's Program on the tokens of ``index`` only, as the structural rewrite makes it."""
+    program, stream, result = graph_of(case, dynamic)
+    context, _ = follow(program, stream, None, (0, 0))
+    readers = [user for user in stream.users if user in context.found]
+    g = Builder(program, min(readers))
+    chosen = g.weight("index", index)
+    gathered = g.op("gather_tokens", stream, chosen, 1)
+    for reader in readers:
+        reader.replace_input_with(stream, gathered)
+    reduce_along(g, context.axis, stream, chosen)
+    with fake_mode(program), torch.no_grad():
+        for node in program.graph.nodes:
+            if node.op == "call_function":
+                node.meta["val"] = fake_call(node)
+    program.graph.lint()
+    return program, context, result
+
+
+# Operands with as many entries as there are tokens: only a stream of one length can have them.
+FIXED_LENGTH = {name for name in TOKENWISE if re.search("table|pair|each token", name)} | {
+    "where", "masked_fill", "and, or", "lerp", "rotary tables on heads",
+}  # fmt: skip
+STREAMS = [(name, False) for name in TOKENWISE] + [
+    (name, True) for name in TOKENWISE if name not in FIXED_LENGTH
+]
+
+
+@pytest.mark.parametrize(("name", "dynamic"), STREAMS)
+def test_an_operator_on_chosen_tokens_gives_the_chosen_results(name: str, dynamic: bool) -> None:
+    draw = (torch.randperm(TOKENS)[:4].sort().values for _ in range(3 * BATCH))
+    choices = torch.stack(list(draw)).reshape(3, BATCH, 4)
+    full, _, _ = graph_of(TOKENWISE[name], dynamic)
+    program, context, result = reduced(TOKENWISE[name], dynamic, choices[0])
+    assert not context.axis.mixing
+    for index in choices:
+        x = torch.randn(BATCH, TOKENS, WIDTH)
+        program.weights["index"] = index
+        expected = chosen_values(full.run({"x": x})[0], index, context, result)
+        assert torch.allclose(program.run({"x": x})[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_operators_that_mix_tokens_take_fewer_of_them(name: str) -> None:
+    index = torch.tensor([[0, 2, 5], [1, 2, 3]])
+    program, context, result = reduced(MIXING[name], False, index)
+    assert context.dims(result) == frozenset({2})
+    assert bool(context.axis.attention) is ("attention" in name)
+    assert bool(context.axis.mixing) is ("attention" not in name)
+    assert program.run({"x": torch.randn(BATCH, TOKENS, WIDTH)})[0].shape == (BATCH, 2, 3, 4)
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_operators_that_mix_tokens_are_unchanged_by_keeping_all(name: str) -> None:
+    index = torch.arange(TOKENS).expand(BATCH, -1).contiguous()
+    full, _, _ = graph_of(MIXING[name], False)
+    program, _, _ = reduced(MIXING[name], False, index)
+    x = torch.randn(BATCH, TOKENS, WIDTH)
+    assert torch.allclose(program.run({"x": x})[0], full.run({"x": x})[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_fewer_tokens_would_change_is_refused_by_node(name: str) -> None:
+    case, reason = REFUSED[name]
+    program, stream, _ = graph_of(case, False)
+    with pytest.raises(NotTokenwise, match=reason) as caught:
+        follow(program, stream, None, (0, 0))
+    assert caught.value.node in program.graph.nodes
+    assert caught.value.node.name in str(caught.value)
+
+
+def test_positions_that_are_sure_to_stay_may_be_read() -> None:
+    for case in (call(aten.select.int, 1, 1), call(aten.select.int, 1, -1), call(aten.slice.Tensor, 1, 0, 2),
+                 call(aten.slice.Tensor, 1, -1)):  # fmt: skip
+        program, stream, result = graph_of(case, False)
+        context, _ = follow(program, stream, None, (2, 1))
+        assert context.dims(result) == frozenset()
+        with pytest.raises(NotTokenwise):
+            follow(program, stream, None, (1, 0))
+
+
+def test_every_rule_has_a_case() -> None:
+    used = set()
+    for case in [*TOKENWISE.values(), *MIXING.values(), *(case for case, _ in REFUSED.values())]:
+        program, _, _ = graph_of(case, False)
+        used |= {node.target for node in program.graph.nodes}
+        used |= {getattr(node.target, "overloadpacket", None) for node in program.graph.nodes}
+    told_by_the_same_rule = {
+        DIALECT[name].overload.overloadpacket
+        for name in ("gather_tokens", "scatter_tokens", "match_tokens", "merge_tokens", "attention_weights")
+    }
+    assert set(RULES) - used - told_by_the_same_rule == set()
