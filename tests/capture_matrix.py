@@ -58,7 +58,7 @@ def measure(architecture: Architecture, onnx: bool) -> Row:
         problem = f"{found} of {architecture.attention} attention layers: {reasons or 'no reason given'}"
     elif "batch" not in dynamic:
         problem = "the batch is fixed"
-    elif not deviation <= TORCH_TOLERANCE * scale:
+    elif not deviation <= (0 if architecture.exact else TORCH_TOLERANCE * scale):
         problem = f"differs from the model by {deviation:.2g} on other sizes"
     if problem or not onnx:
         return Row(architecture, found, deviation, dynamic, problem=problem)
