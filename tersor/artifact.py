@@ -26,6 +26,7 @@ from .ir import archive
 from .ir.errors import ArtifactError, InputError
 from .ir.program import Program
 from .ir.structure import Structure
+from .lowering import target_with_options
 from .passes.deviation import Reference
 from .passes.report import Report
 from .runtime.session import Session
@@ -127,10 +128,14 @@ def check_files(folder: Path) -> None:
 
 
 def read_session(folder: Path, manifest: Manifest, options: Mapping[str, Any]) -> Session:
-    """The target's executable, loaded from its own files."""
-    given = {name: value for name, value in options.items() if value is not None}
-    executable = find_target(manifest.target).executable.load(folder, **given)
-    return Session(executable, manifest.structure, manifest.ranges)
+    """The target's executable, loaded from its own files.
+
+    Raises:
+        InputError: the target has no such option.
+        ArtifactError: a file is missing or damaged.
+    """
+    target, given = target_with_options(manifest.target, options)
+    return Session(target.executable.load(folder, **given), manifest.structure, manifest.ranges)
 
 
 def read_saved_report(folder: Path) -> Report:

@@ -218,3 +218,8 @@ def test_a_folder_that_is_no_artifact_is_named(tmp_path: Path) -> None:
         tersor.load(tmp_path)
     with pytest.raises(InputError, match="no such folder"):
         tersor.load(tmp_path / "nowhere")
+
+
+def test_an_option_that_the_target_does_not_have_is_not_ignored(saved: Path) -> None:
+    with pytest.raises(InputError, match="no option 'threads'"):
+        tersor.load(saved, threads=2)
