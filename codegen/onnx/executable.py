@@ -54,8 +54,7 @@ class OnnxExecutable(Executable):
         metadata: Mapping[str, str] | None = None,
     ) -> Self:
         """Lower ``program`` and open a session on it; the weights stay where the Program holds them."""
-        # ONNX Runtime transposes and packs weights itself; stored transposes would be a second copy in memory.
-        model = build(program, ops, metadata, store_transposed=False)
+        model = build(program, ops, metadata, for_session=True)
         session = session_from_model(model, session_options(threads), chosen_providers(providers))
         return cls(session, program.inputs, program.outputs, ops=ops, program=program, metadata=metadata)
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+from onnxscript.optimizer import fold_constants_ir
 
 from tersor.ir.errors import InputError
 from tersor.ir.program import Program
@@ -22,22 +24,42 @@ def build(
     ops: Ops = "portable",
     metadata: Mapping[str, str] | None = None,
     *,
-    store_transposed: bool = True,
+    for_session: bool = False,
 ) -> ir.Model:
     """Lower ``program``, check the model, and see that it is as dynamic as the Program.
 
     Args:
         ops: ``portable`` for the standard operator set, ``ort`` to allow ONNX Runtime's own operators.
         metadata: texts for the model's ``metadata_props``.
-        store_transposed: linear weights are stored transposed; else the graph transposes them.
+        for_session: leave to ONNX Runtime, which does both while it loads, what is otherwise done here: onnxscript's
+            optimiser, and storing linear weights transposed (a second copy of them in this process).
 
     Raises:
         LoweringError: an operator has no ONNX form, or the model fails a check.
     """
-    model = translate(program, ops, metadata, store_transposed=store_transposed)
+    model = translate(program, ops, metadata, store_transposed=not for_session)
+    if not for_session:
+        _tidy(model)
     check_model(model, portable=ops == "portable")
     assert_dynamic(model, program)
     return model
+
+
+def _tidy(model: ir.Model) -> None:
+    """onnxscript's folding and onnx-ir's clean-up.
+
+    The rest of onnxscript's optimiser is left out: its rewrite rules save 6 of the 1,407 nodes of a lowered Gemma 3
+    and take 2.5 s for that, where all that is done here takes 0.3 s.  Shapes are known from the Program.
+    """
+    fold_constants_ir(model, onnx_shape_inference=False)
+    ir.passes.Sequential(
+        common_passes.RemoveUnusedNodesPass(),
+        common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common_passes.DeduplicateInitializersPass(),
+        common_passes.CommonSubexpressionEliminationPass(),
+        common_passes.OutputFixPass(),
+        common_passes.NameFixPass(),
+    )(model)
 
 
 def export(

@@ -58,6 +58,14 @@ def same_shape(e: Emitter, x: ir.Value, sizes: Sequence[Size]) -> bool:
     return known == tuple(expression(s) for s in sizes)
 
 
+def transposed(e: Emitter, x: ir.Value, order: list[int]) -> ir.Value:
+    """``x`` permuted; a permutation of a permutation is one, and the identity is none."""
+    inner = transpose_of(x)
+    if inner is not None:
+        x, order = inner[0], [inner[1][d] for d in order]
+    return x if order == list(range(len(order))) else e.op("Transpose", x, perm=order)
+
+
 def transposed_from(x: ir.Value, perm: Sequence[int]) -> ir.Value | None:
     """What ``x`` is a transpose by ``perm`` of, or None."""
     found = transpose_of(x)

@@ -13,6 +13,7 @@ from tersor.ir.dialect import DIALECT
 from .. import microsoft
 from ..emitter import Emitter
 from ..masks import Sight, bias, sighted
+from ..peephole import transposed
 from ..registry import lowers
 
 
@@ -106,7 +107,7 @@ def _probabilities(
     q, k = e.fake(sight.query), e.fake(sight.key)
     dtype = q.dtype
     scaled = e.op("Mul", sight.query, e.const(scale, dtype))
-    columns = e.op("Transpose", sight.key, perm=[0, 1, 3, 2])
+    columns = transposed(e, sight.key, [0, 1, 3, 2])
     if int(q.shape[1]) == int(k.shape[1]):
         logits = e.op("MatMul", scaled, columns)
     else:

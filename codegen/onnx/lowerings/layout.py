@@ -11,7 +11,7 @@ import torch
 from tersor.ir.shapes import expression
 
 from ..emitter import Emitter
-from ..peephole import reshaped_from, same_shape, transpose_of
+from ..peephole import reshaped_from, same_shape, transposed
 from ..registry import lowers
 
 aten = torch.ops.aten
@@ -48,11 +48,7 @@ def transpose(e: Emitter, x: ir.Value, first: int, second: int) -> ir.Value:
 @lowers(aten.permute.default)
 def permute(e: Emitter, x: ir.Value, dims: Sequence[int]) -> ir.Value:
     rank = e.fake(x).dim()
-    order = [d % rank for d in dims]
-    inner = transpose_of(x)
-    if inner is not None:
-        x, order = inner[0], [inner[1][d] for d in order]
-    return x if order == list(range(rank)) else e.op("Transpose", x, perm=order)
+    return transposed(e, x, [d % rank for d in dims])
 
 
 @lowers(aten.t.default, aten.numpy_T.default, aten.mT.default)
