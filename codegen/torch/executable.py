@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from tersor.codegen.target import Executable
 from tersor.ir.archive import GRAPH_FILE
 from tersor.ir.archive import load as load_program
 from tersor.ir.archive import save as save_program
+from tersor.ir.dialect import DIALECT, is_dialect
 from tersor.ir.errors import ArtifactError
 from tersor.ir.program import Program, TensorSpec
 
@@ -26,8 +27,7 @@ class TorchExecutable(Executable):
     def __init__(self, program: Program, *, compiled: bool = False) -> None:
         self.program = program
         self.compiled = compiled
-        module = program.module()
-        self._call: Callable[..., Any] = torch.compile(module, dynamic=True) if compiled else module
+        self._call: Callable[..., Any] = _compiled(program.module()) if compiled else program.module()
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -56,3 +56,16 @@ class TorchExecutable(Executable):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path} is missing or damaged ({error}); save the artifact again") from error
         return cls(load_program(folder), compiled=bool(options.get("compile", compiled)))
+
+
+def _compiled(module: fx.GraphModule) -> Callable[..., Any]:
+    """``torch.compile`` over the module, with the dialect's operators spelled out by their references.
+
+    To the compiler a custom operator is a wall, whose result must have the very strides of its shape function;
+    the reference lets it see, and fuse, what is behind.
+    """
+    for node in module.graph.nodes:
+        if is_dialect(node):
+            node.target = DIALECT[node.target._opname].reference
+    module.recompile()
+    return torch.compile(module, dynamic=True)
