@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -30,7 +31,8 @@ from tersor.ir.shapes import expression
 from tersor.passes.pipeline import sizes_of
 from tersor.runtime.paired import time_pair
 
-_console = Console()
+# A log is no narrower than the table; a terminal says how wide it is.
+_console = Console(width=None if sys.stdout.isatty() else 120)
 Inputs = Mapping[str, Tensor]
 
 
@@ -127,7 +129,7 @@ def add_rows(table: Table, demo: Demo, seconds: float) -> None:
     )
     table.add_row(
         "",
-        demo.spec,
+        demo.spec.replace(":", "\n").replace(",", "\n"),
         tokens_per_layer(pair.dropped.program, sizes),
         f"{flops[1] / 1e9:.1f} ({flops[1] / flops[0]:.0%})",
         f"{timing.after * 1e3:.0f} ms ({timing.ratio:.0%})",

@@ -68,7 +68,13 @@ def class_rows(g: Builder, site: TokenSite) -> fx.Node:
         "attention_weights", query, site.key, mask, site.padding, positions, site.operand("key_positions"),
         site.operand("sinks"), **site.settings,
     )  # fmt: skip
-    return g.call(aten.select.int, rows, 2, 0)
+    rows = g.call(aten.select.int, rows, 2, 0)
+    size = site.carried.get("size")
+    if not site.proportional or size is None:
+        return rows
+    # The attention itself adds log(size) to its logits: these are the probabilities that it then has.
+    rows = g.mul(rows, g.call(aten.unsqueeze.default, size, 1))
+    return g.call(aten.div.Tensor, rows, g.call(aten.sum.dim_IntList, rows, [-1], True))
 
 
 def _first_row(g: Builder, value: fx.Node, row: fx.Node | None, dim: int) -> fx.Node:

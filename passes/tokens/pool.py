@@ -15,6 +15,7 @@ from torch import fx
 from tersor.ir.builder import Builder
 
 from .method import Reduction, TokenMethod, TokenSite
+from .stand_in import log_size
 
 aten = torch.ops.aten
 
@@ -47,6 +48,7 @@ class Pool(TokenMethod):
             index=kept,
             restore=lambda b, base, reduced: b.op("gather_tokens", reduced, column, 1),
             carried={"size": sizes},
+            key_bias=log_size(g, sizes) if site.proportional else None,
         )
 
 
