@@ -9,8 +9,8 @@ from torch import fx
 from tersor.ir.analyses.token_axis import TokenAxis
 from tersor.ir.builder import Builder
 from tersor.ir.capture.export import spec_of
+from tersor.ir.inference import infer_shapes
 from tersor.ir.program import Program
-from tersor.ir.shapes import infer_shapes
 from tersor.ir.structure import Structure
 
 from .rewrite import Cut, reduce_along

@@ -110,7 +110,7 @@ class TokenDrop(Pass):
             node, reason = stack.outside[0] if stack.outside else (None, "no attention was found")
             return Refusal(f"no stack of attention layers: {reason}", node.name if node else "")
         free = free_layers(stack)
-        if not free:
+        if not free and not self.layers:
             return Refusal("no layer is left after which tokens could be reduced", stack.end.name)
         chosen = self.layers or default_layers(free)
         if max(chosen) >= len(stack):

@@ -15,16 +15,17 @@ from .method import find_operand
 
 def free_layers(stack: Layers) -> list[int]:
     """Layers after whose attention something is left to save, and which no earlier pass has been at or behind."""
-    reduced = -1
-    place = {node: i for i, node in enumerate(stack.stream)}
-    for node in stack.stream[: place[stack.end]]:
-        if restores_or_reduces(node):
-            reduced = place[node]
     return [
         layer.index
         for layer in stack.blocks
-        if layer.after_attention is not stack.end and place[layer.start] >= reduced
+        if layer.after_attention is not stack.end and _reduced_behind(stack, layer) is None
     ]
+
+
+def _reduced_behind(stack: Layers, layer: Layer) -> fx.Node | None:
+    """Where an earlier pass reduces the stream between the start of ``layer`` and the end of the stack."""
+    region = stack.stream[stack.stream.index(layer.start) + 1 : stack.stream.index(stack.end)]
+    return next((node for node in region if restores_or_reduces(node)), None)
 
 
 def why_not(program: Program, stack: Layers, index: int) -> Refusal | None:
@@ -34,6 +35,13 @@ def why_not(program: Program, stack: Layers, index: int) -> Refusal | None:
         return Refusal(
             f"layer {index} is the last and nothing runs after its attention that fewer tokens would save",
             layer.attention[0].name,
+        )
+    reduced = _reduced_behind(stack, layer)
+    if reduced is not None:
+        return Refusal(
+            f"an earlier pass reduces tokens at layer {index} or behind it; give one pass all the layers, or let later "
+            "passes act on later layers",
+            reduced.name,
         )
     try:
         token_axis(program, layer.after_attention, stack.end)

@@ -16,8 +16,9 @@ from torch import fx
 from tersor.ir.analyses.layers import Layer
 from tersor.ir.analyses.token_axis import AttentionUse, SideUse, SizeUse, TokenAxis, token_axis
 from tersor.ir.builder import Builder
+from tersor.ir.inference import infer_shapes
 from tersor.ir.program import Program
-from tersor.ir.shapes import expression, fake_call, fake_mode
+from tersor.ir.shapes import expression
 
 from .method import Reduction, TokenMethod, TokenSite, find_operand
 
@@ -59,7 +60,7 @@ def reduce_at(program: Program, layer: Layer, cut: Cut, method: TokenMethod, sit
     if reduction.key_bias is not None:
         cut.key_bias |= {use.node: reduction.key_bias for use in axis.attention if use.keys}
     cut.index = reduction.index if cut.index is None else g.op("gather_tokens", cut.index, reduction.index, 1)
-    _infer(program, anchor, cut.end)
+    infer_shapes(program, anchor, cut.end)
     _restore(program, stream, reduction, cut)
     cut.carried = reduction.carried
     cut.indices.append(reduction.index)
@@ -177,18 +178,6 @@ def _carry_positions(use: AttentionUse, index: fx.Node) -> None:
     for name, reduced in (("query_positions", use.queries), ("key_positions", use.keys)):
         if reduced and find_operand(use.node, name) is None:
             _set_operand(use.node, name, index)
-
-
-def _infer(program: Program, start: fx.Node, end: fx.Node) -> None:
-    """Shapes from ``start`` to ``end``; past it, where the stream is whole again, they stay what they were."""
-    node = start
-    with fake_mode(program), torch.no_grad():
-        while True:
-            if node.op == "call_function":
-                node.meta["val"] = fake_call(node)
-            if node is end:
-                return
-            node = node.next
 
 
 def _restore(program: Program, stream: fx.Node, reduction: Reduction, cut: Cut) -> None:
