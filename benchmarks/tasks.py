@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from examples.real_data import photograph_crops, prose
 from examples.real_models import dinov2_vits14, minilm_l6
@@ -125,14 +125,14 @@ class Manual(Task):
         )
 
     def dropped(self, spec: str) -> Program | Refusal:
-        """Outputs stay compact: a dropped token has no last hidden state that a mean could take in.
+        """Outputs stay compact where restoring them would mix in tokens as they were when they were dropped.
 
         Where tokens were merged they come back as what they became part of, so that a merged one counts as many.
         """
-        compact = _rewritten(self.program, f"{spec},restore=compact")
-        if isinstance(compact, Program) and any(is_dialect(n, "merge_tokens") for n in compact.graph.nodes):
-            return _rewritten(self.program, spec)
-        return compact
+        restored = _rewritten(self.program, spec)
+        if isinstance(restored, Program) and any(map(_holds_dropped, restored.graph.nodes)):
+            return _rewritten(self.program, f"{spec},restore=compact")
+        return restored
 
     def scores(self, program: Program) -> dict[str, Values]:
         embeddings = self._embed(program, self.sections)
@@ -154,6 +154,11 @@ class Manual(Task):
             weight = real[:, :, None].to(hidden.dtype)
             pooled.append((hidden * weight).sum(dim=1) / weight.sum(dim=1))
         return torch.cat(pooled)
+
+
+def _holds_dropped(node: fx.Node) -> bool:
+    """Whether a node puts the kept tokens back among the hidden states of the dropped ones."""
+    return is_dialect(node, "scatter_tokens") and node.meta["val"].dim() == 3
 
 
 def _rewritten(program: Program, spec: str) -> Program | Refusal:
