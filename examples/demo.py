@@ -139,7 +139,7 @@ def add_rows(table: Table, demo: Demo, seconds: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=15.0, help="time spent on timing each model")
     options = parser.parse_args()
     table = Table(title="Token dropping in ONNX Runtime on CPU")

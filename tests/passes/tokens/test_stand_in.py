@@ -100,3 +100,25 @@ def test_causal_attention_is_refused_by_name() -> None:
     assert isinstance(refusal, Refusal)
     assert "causal" in refusal.reason
     assert is_dialect(program.find(refusal.node), "attention")
+
+
+def test_class_attention_is_scored_with_the_weights_that_it_runs_with(tiny_bert: nn.Module) -> None:
+    ids = {
+        "input_ids": torch.randint(0, 100, (2, 20)),
+        "attention_mask": torch.ones(2, 20, dtype=torch.int64),
+    }
+    program = dropped(
+        capture(tiny_bert, ids), "token-drop:method=cls-attention,keep=0.5,layers=0+1,proportional=true"
+    )
+    run = Recorder(program)
+    with torch.no_grad():
+        run.run(*(ids[spec.name] for spec in program.inputs))
+    attention = [n for n in program.graph.nodes if is_dialect(n, "attention")][1]
+    query, key = (run.seen[node.name] for node in attention.args[:2])
+    mask = next(n for n in attention.all_input_nodes if n.target is torch.ops.aten.unsqueeze.default)
+    logits = query[:, :, :1] @ key.transpose(2, 3) * attention.kwargs["scale"] + run.seen[mask.name]
+    expected = logits.softmax(-1)[:, :, 0].mean(1)
+    select = [n for n in program.graph.nodes if is_dialect(n, "select_tokens")][1]
+    found = run.seen[select.args[0].name]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+    assert run.seen[mask.name].max() > 0.5  # some key does stand for others
