@@ -17,13 +17,10 @@ from torch import fx
 
 from ..dialect import is_dialect
 from ..program import Program
+from .token_axis import SHAPE_ONLY
 
 # The operand of the dialect's token operators whose content is in their result; the others say where it goes.
 _TOKEN_CONTENT = {"gather_tokens": 0, "scatter_tokens": 2, "merge_tokens": 0}
-_SHAPE_ONLY = {
-    torch.ops.aten.zeros_like, torch.ops.aten.ones_like, torch.ops.aten.full_like, torch.ops.aten.empty_like,
-    torch.ops.aten.new_zeros, torch.ops.aten.new_ones, torch.ops.aten.new_full, torch.ops.aten.new_empty,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,7 @@ def _content(node: fx.Node) -> Any:
     if is_dialect(node, *_TOKEN_CONTENT):
         return node.args[_TOKEN_CONTENT[node.target._opname]]  # type: ignore[union-attr]
     packet = getattr(node.target, "overloadpacket", None)
-    return node.args[1:] if packet in _SHAPE_ONLY else (node.args, node.kwargs)
+    return node.args[1:] if packet in SHAPE_ONLY else (node.args, node.kwargs)
 
 
 def _is_tensor(node: fx.Node) -> bool:

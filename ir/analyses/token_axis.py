@@ -23,6 +23,13 @@ from ..program import Program
 from ..shapes import expression
 from .folds import WHOLE, Fold
 
+aten = torch.ops.aten
+# These read the shape of their first operand, never its values.
+SHAPE_ONLY = {
+    aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like,
+    aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty,
+}  # fmt: skip
+
 Dims = frozenset[int]
 NONE: Dims = frozenset()
 
@@ -212,8 +219,8 @@ def region_between(program: Program, start: fx.Node, end: fx.Node | None) -> lis
     Raises:
         NotTokenwise: a value of the region is read beyond ``end`` other than through ``end``.
     """
-    live = _ancestors(program, program.output_node)
-    wanted = live if end is None else _ancestors(program, end)
+    live = _ancestors(program.output_node)
+    wanted = live if end is None else _ancestors(end)
     below: set[fx.Node] = {start}
     region: list[fx.Node] = []
     for node in program.graph.nodes:
@@ -234,7 +241,7 @@ def region_between(program: Program, start: fx.Node, end: fx.Node | None) -> lis
     return region
 
 
-def _ancestors(program: Program, node: fx.Node) -> set[fx.Node]:
+def _ancestors(node: fx.Node) -> set[fx.Node]:
     found, pending = {node}, [node]
     while pending:
         for source in pending.pop().all_input_nodes:
@@ -245,7 +252,7 @@ def _ancestors(program: Program, node: fx.Node) -> set[fx.Node]:
 
 
 def _is_count(node: fx.Node) -> bool:
-    return node.target is torch.ops.aten.sym_size.int
+    return node.target is aten.sym_size.int
 
 
 def token_axis(program: Program, start: fx.Node, end: fx.Node) -> TokenAxis:
@@ -348,6 +355,16 @@ def _counts(tokens: Context) -> list[fx.Node]:
     ]
 
 
-def depends_on_inputs(program: Program, node: fx.Node) -> set[str]:
-    """Names of the program inputs that ``node`` is computed from."""
-    return {n.name for n in _ancestors(program, node) if n.op == "placeholder"}
+def depends_on_inputs(node: fx.Node) -> set[str]:
+    """Names of the program inputs whose values, not only whose sizes, ``node`` is computed from."""
+    found, pending = {node}, [node]
+    while pending:
+        current = pending.pop()
+        if _is_count(current):
+            continue
+        shape_only = getattr(current.target, "overloadpacket", None) in SHAPE_ONLY
+        for source in current.all_input_nodes:
+            if source not in found and not (shape_only and source is current.args[0]):
+                found.add(source)
+                pending.append(source)
+    return {n.name for n in found if n.op == "placeholder"}

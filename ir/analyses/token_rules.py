@@ -182,6 +182,15 @@ def select(context: Context, node: fx.Node) -> Dims:
     return frozenset(d - (d > dim) for d in dims if d != dim)
 
 
+@rule(aten.index)
+def index(context: Context, node: fx.Node) -> Dims:
+    """``x[:, :, i]`` with one list of places, as a channel or head is taken."""
+    given = [(dim, places) for dim, places in enumerate(node.args[1]) if places is not None]  # type: ignore[arg-type]
+    if len(given) != 1 or rank_of(given[0][1]) != 1:
+        raise NotTokenwise(node, "takes entries by several lists of places, or by a table of them")
+    return keep_unless(context, node, {given[0][0]})
+
+
 @rule(aten.slice)
 def slice_(context: Context, node: fx.Node) -> Dims:
     source = node.args[0]

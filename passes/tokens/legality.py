@@ -47,7 +47,7 @@ def why_not(program: Program, stack: Layers, index: int) -> Refusal | None:
         token_axis(program, layer.after_attention, stack.end)
     except NotTokenwise as refusal:
         return Refusal(refusal.reason, refusal.node.name)
-    return _attention_differs(layer) or _opaque_mask(program, layer.attention[0])
+    return _attention_differs(layer) or _opaque_mask(layer.attention[0])
 
 
 def _attention_differs(layer: Layer) -> Refusal | None:
@@ -65,12 +65,12 @@ def _attention_differs(layer: Layer) -> Refusal | None:
     return None
 
 
-def _opaque_mask(program: Program, attention: fx.Node) -> Refusal | None:
+def _opaque_mask(attention: fx.Node) -> Refusal | None:
     """A mask computed from an input may hide padding, and padding must never be taken for content."""
     mask = find_operand(attention, "mask")
-    if mask is None:
+    if mask is None or find_operand(attention, "padding") is not None:
         return None
-    inputs = depends_on_inputs(program, mask)
+    inputs = depends_on_inputs(mask)
     if not inputs:
         return None
     return Refusal(

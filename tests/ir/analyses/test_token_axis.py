@@ -16,6 +16,7 @@ from tersor.ir.analyses.token_axis import (
     token_axis,
     token_axis_to_outputs,
 )
+from tersor.ir.builder import Builder
 from tersor.ir.capture import capture
 from tersor.ir.program import Program
 
@@ -140,6 +141,16 @@ def test_outputs_that_hold_tokens_are_followed(tiny_bert: nn.Module) -> None:
 
 def test_inputs_that_a_value_depends_on_are_named(tiny_bert: nn.Module) -> None:
     program = capture(tiny_bert)
-    assert "input_ids" in depends_on_inputs(program, program.output_node)
+    assert "input_ids" in depends_on_inputs(program.output_node)
     weight = next(n for n in program.graph.nodes if n.op == "get_attr")
-    assert depends_on_inputs(program, weight) == set()
+    assert depends_on_inputs(weight) == set()
+
+
+def test_a_value_made_from_sizes_alone_depends_on_no_input(tiny_bert: nn.Module) -> None:
+    program = capture(tiny_bert).edit()
+    g = Builder(program, program.output_node)
+    ids = next(n for n in program.graph.nodes if n.op == "placeholder")
+    aten = torch.ops.aten
+    assert depends_on_inputs(g.call(aten.arange.default, g.size(ids, 1))) == set()
+    assert depends_on_inputs(g.call(aten.ones_like.default, ids)) == set()
+    assert depends_on_inputs(g.mul(ids, 0)) == {"input_ids"}

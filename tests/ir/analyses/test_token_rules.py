@@ -3,70 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
+from token_streams import BATCH, TOKENS, WIDTH, Case, call, chain, folded, graph_of, heads, item, weight
 from torch import Tensor, fx
 
 from tersor.ir.analyses.token_axis import RULES, Context, NotTokenwise, follow
 from tersor.ir.builder import Builder
-from tersor.ir.capture.export import spec_of
 from tersor.ir.dialect import DIALECT
 from tersor.ir.program import Program
-from tersor.ir.shapes import SymbolTable, fake_call, fake_mode
-from tersor.ir.structure import Structure
+from tersor.ir.shapes import fake_call, fake_mode
 from tersor.passes.tokens.rewrite import reduce_along
 
 aten = torch.ops.aten
 tersor = torch.ops.tersor
-BATCH, TOKENS, WIDTH = 2, 6, 8
-Case = Callable[[Builder, fx.Node], fx.Node]
-
-
-def graph_of(case: Case, dynamic: bool) -> tuple[Program, fx.Node, fx.Node]:
-    """A Program that is one stream ``x [batch, tokens, width]`` and the case's operators on it."""
-    table, graph = SymbolTable(), fx.Graph()
-    sizes = [table.symbol("batch", BATCH), table.symbol("tokens", TOKENS)] if dynamic else [BATCH, TOKENS]
-    x = graph.placeholder("x")
-    x.meta["val"] = table.tensor([*sizes, WIDTH], torch.float32)
-    end = graph.output(())
-    program = Program(
-        graph, {}, (spec_of(x, "x", table.names),), (), Structure("tensor"), table.names, {}, {}
-    )
-    g = Builder(program, end)
-    stream = g.mul(x, 1.0)
-    result = case(g, stream)
-    program.output_node.args = ((result,),)
-    return program, stream, result
-
-
-def weight(g: Builder, *shape: int, dtype: torch.dtype = torch.float32) -> fx.Node:
-    random = torch.Generator().manual_seed(len(g.program.weights))
-    values = torch.randn(shape, generator=random)
-    return g.weight("w", values > 0 if dtype == torch.bool else values.to(dtype))
-
-
-def heads(g: Builder, x: fx.Node) -> fx.Node:
-    """``[batch, 2, tokens, 4]``."""
-    return g.call(
-        aten.transpose.int, g.call(aten.reshape.default, x, [g.size(x, 0), g.size(x, 1), 2, 4]), 1, 2
-    )
-
-
-def folded(g: Builder, x: fx.Node, back: bool = True, *ops: Any) -> fx.Node:
-    flat = g.call(aten.reshape.default, x, [-1, WIDTH])
-    flat = g.call(aten.addmm.default, weight(g, 4), flat, weight(g, WIDTH, 4))
-    return g.call(aten.reshape.default, flat, [g.size(x, 0), g.size(x, 1), 4]) if back else flat
-
-
-def call(target: Any, *args: Any, **kwargs: Any) -> Case:
-    return lambda g, x: g.call(target, x, *args, **kwargs)
-
-
-def item(target: Any, index: int, *args: Any) -> Case:
-    return lambda g, x: g.item(g.call(target, x, *args), index)
 
 
 # Operators by which no token sees another: the result of a token is a function of that token and its place.
@@ -81,27 +32,16 @@ TOKENWISE: dict[str, Case] = {
     "masked_fill": lambda g, x: g.call(
         aten.masked_fill.Scalar, x, weight(g, 1, TOKENS, 1, dtype=torch.bool), 0.0
     ),
-    "and, or": lambda g, x: g.call(
-        aten.where.self,
-        g.call(
-            aten.__or__.Tensor,
-            g.call(aten.__and__.Tensor, g.call(aten.gt.Scalar, x, 0), weight(g, TOKENS, 1, dtype=torch.bool)),
-            g.call(aten.lt.Scalar, x, -1),
-        ),
-        x,
-        g.mul(x, 3.0),
-    ),
+    "and, or": lambda g, x: g.mul(x, g.call(aten.__or__.Tensor, g.call(
+        aten.__and__.Tensor, g.call(aten.gt.Scalar, x, 0), weight(g, TOKENS, 1, dtype=torch.bool)),
+        g.call(aten.lt.Scalar, x, -1))),
     "lerp": lambda g, x: g.call(aten.lerp.Scalar, x, weight(g, TOKENS, WIDTH), 0.3),
     "to": call(aten.to.dtype, torch.float64),
     "_to_copy": call(aten._to_copy.default, dtype=torch.float64),
     "dropout": call(aten.dropout.default, 0.5, False),
     "feature_dropout": call(aten.feature_dropout.default, 0.5, False),
     "native_dropout": lambda g, x: g.item(g.call(aten.native_dropout.default, x, 0.5, False), 0),
-    "contiguous": call(aten.contiguous.default),
-    "clone": call(aten.clone.default),
-    "detach": call(aten.detach.default),
-    "alias": call(aten.alias.default),
-    "lift_fresh_copy": call(aten.lift_fresh_copy.default),
+    "copies": chain("contiguous", "clone", "detach", "alias", "lift_fresh_copy"),
     "type_as": lambda g, x: g.call(aten.type_as.default, x, weight(g, 1, dtype=torch.float64)),
     "zeros_like, ones_like": lambda g, x: g.add(
         g.call(aten.zeros_like.default, x), g.call(aten.ones_like.default, x)
@@ -109,9 +49,9 @@ TOKENWISE: dict[str, Case] = {
     "linear": lambda g, x: g.call(aten.linear.default, x, weight(g, 5, WIDTH), weight(g, 5)),
     "layer_norm": lambda g, x: g.call(aten.layer_norm.default, x, [WIDTH], weight(g, WIDTH), weight(g, WIDTH)),
     "rms_norm": lambda g, x: g.call(aten.rms_norm.default, x, [WIDTH], weight(g, WIDTH), 1e-6),
-    "softmax over channels": call(aten.softmax.int, -1),
-    "_softmax over channels": call(aten._softmax.default, 2, False),
-    "log_softmax over channels": call(aten.log_softmax.int, -1),
+    "softmaxes over channels": lambda g, x: g.call(
+        aten.log_softmax.int, g.call(aten._softmax.default, g.call(aten.softmax.int, x, -1), 2, False), -1
+    ),
     "cumsum over channels": call(aten.cumsum.default, 2),
     "mean of channels": call(aten.mean.dim, [-1], True),
     "sum of channels, their dim gone": call(aten.sum.dim_IntList, [2]),
@@ -130,6 +70,9 @@ TOKENWISE: dict[str, Case] = {
     "unsqueeze behind": call(aten.unsqueeze.default, -1),
     "squeeze": lambda g, x: g.call(aten.squeeze.dim, g.call(aten.unsqueeze.default, x, 1), 1),
     "select a channel": call(aten.select.int, 2, 3),
+    "index of channels": lambda g, x: g.call(
+        aten.index.Tensor, x, [None, None, g.weight("places", torch.tensor([5, -2]))]
+    ),
     "slice of channels": call(aten.slice.Tensor, 2, 1, 5),
     "slice of all the tokens by a literal": lambda g, x: g.call(aten.slice.Tensor, x, 1, 0, g.size(x, 1)),
     "split of channels": item(aten.split.Tensor, 1, 4, -1),
@@ -205,6 +148,16 @@ REFUSED: dict[str, tuple[Case, str]] = {
     "mean over everything": (call(aten.mean.default), "reduces over the tokens"),
     "select of a position": (call(aten.select.int, 1, 0), "position 0, which may be dropped"),
     "range of positions": (call(aten.slice.Tensor, 1, 1), "range of token positions"),
+    "index of positions": (
+        lambda g, x: g.call(aten.index.Tensor, x, [None, g.weight("places", torch.tensor([1]))]),
+        "works along the token axis",
+    ),
+    "index of pairs": (
+        lambda g, x: g.call(
+            aten.index.Tensor, x, [g.weight("rows", torch.tensor([0])), g.weight("places", torch.tensor([1]))]
+        ),
+        "by several lists of places",
+    ),
     "split of the tokens": (item(aten.split.Tensor, 0, 3, 1), "splits the tokens"),
     "tokens joined to the stream": (
         lambda g, x: g.call(aten.cat.default, [x, x], 1),

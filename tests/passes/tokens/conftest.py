@@ -22,7 +22,8 @@ TEXT: dict[str, Any] = dict(SIZES, vocab_size=100, max_position_embeddings=64)
 
 @cache
 def model(kind: str) -> nn.Module:
-    """``bert``, ``vit``, ``registers`` (DINOv2 with 2), ``llama``, ``gemma`` (windows of 4) or ``neox`` (parallel)."""
+    """``bert``, ``vit``, ``registers`` (DINOv2 with 2), ``llama``, ``gemma`` (windows of 4),
+    ``t5`` (a bias for every pair of positions) or ``neox`` (attention beside the MLP)."""
     import transformers as t
 
     torch.manual_seed(0)
@@ -40,6 +41,17 @@ def model(kind: str) -> nn.Module:
                 head_dim=8,
                 sliding_window=4,
                 layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            )
+        ),
+        "t5": lambda: t.T5EncoderModel(
+            t.T5Config(
+                vocab_size=100,
+                d_model=32,
+                d_kv=8,
+                d_ff=64,
+                num_layers=3,
+                num_heads=4,
+                is_encoder_decoder=False,
             )
         ),
         "neox": lambda: t.GPTNeoXForCausalLM(t.GPTNeoXConfig(**TEXT)),

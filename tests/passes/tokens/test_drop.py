@@ -49,7 +49,13 @@ def test_keeping_every_token_changes_nothing(
         assert torch.allclose(real(before, inputs), real(after, inputs), atol=2e-6)
 
 
-@pytest.mark.parametrize(("kind", "method"), [(k, m) for k in ("bert", "gemma", "neox") for m in legal(k)])
+PADDED = [(k, m) for k in ("bert", "gemma", "neox") for m in legal(k)] + [
+    ("t5", "zero-tprune"),
+    ("t5", "tome"),
+]
+
+
+@pytest.mark.parametrize(("kind", "method"), PADDED)
 def test_every_row_of_a_padded_batch_gets_what_it_gets_alone_on_either_side(
     captured: Captured, dropped: Drop, texts: Callable[..., dict[str, Tensor]], kind: str, method: str
 ) -> None:
