@@ -9,7 +9,8 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from .shapes import expression, fake_call
+from .program import Program
+from .shapes import expression, fake_call, fake_mode
 
 
 class Inference:
@@ -35,6 +36,35 @@ class Inference:
         if not free_unbacked_symbols(value):
             self._known[key] = value
         return value
+
+
+def infer_shapes(program: Program, start: fx.Node | None = None, end: fx.Node | None = None) -> None:
+    """Recompute ``meta["val"]`` of every call node, from ``start`` to ``end`` where they are given.
+
+    Raises:
+        VerifierError: an operator rejects the shapes of its operands; the message names the node.
+    """
+    mode = fake_mode(program)
+    for node in program.graph.nodes:
+        if node.op == "get_attr" and "val" not in node.meta:
+            weight = program.weights[node.target]
+            with mode:
+                node.meta["val"] = torch.empty(tuple(weight.shape), dtype=weight.dtype, device=weight.device)
+    propagate(program.graph, mode, start, end)
+
+
+def propagate(
+    graph: fx.Graph, mode: FakeTensorMode, start: fx.Node | None = None, end: fx.Node | None = None
+) -> None:
+    """Compute the fake value of every call node of ``graph``, from ``start`` to ``end`` where they are given."""
+    infer = Inference(mode)
+    active = start is None
+    for node in graph.nodes:
+        active = active or node is start
+        if active and node.op == "call_function":
+            node.meta["val"] = infer(node)
+        if node is end:
+            return
 
 
 def signature(value: Any) -> Any:

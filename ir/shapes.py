@@ -67,31 +67,6 @@ def fake_mode(program: Program) -> FakeTensorMode:
     return SymbolTable().mode
 
 
-def infer_shapes(program: Program, start: fx.Node | None = None) -> None:
-    """Recompute ``meta["val"]`` of every call node, from ``start`` on when it is given.
-
-    Raises:
-        VerifierError: an operator rejects the shapes of its operands; the message names the node.
-    """
-    mode = fake_mode(program)
-    for node in program.graph.nodes:
-        if node.op == "get_attr" and "val" not in node.meta:
-            weight = program.weights[node.target]
-            with mode:
-                node.meta["val"] = torch.empty(tuple(weight.shape), dtype=weight.dtype, device=weight.device)
-    propagate(program.graph, mode, start)
-
-
-def propagate(graph: fx.Graph, mode: FakeTensorMode, start: fx.Node | None = None) -> None:
-    """Compute the fake value of every call node of ``graph``, from ``start`` on when it is given."""
-    active = start is None
-    with mode, torch.no_grad():
-        for node in graph.nodes:
-            active = active or node is start
-            if active and node.op == "call_function":
-                node.meta["val"] = fake_call(node)
-
-
 def fake_call(node: fx.Node) -> Any:
     """What ``node`` returns for the fake values of its operands; call inside the program's fake mode."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])

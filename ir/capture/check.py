@@ -23,14 +23,15 @@ _CASTS = (aten.to, aten._to_copy.default, aten.ne.Scalar, aten.eq.Scalar, aten.l
 ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
-def compare_with_model(program: Program, model: Callable[..., Any]) -> float:
+def compare_with_model(program: Program, expected: Any, model: Callable[..., Any]) -> float:
     """Largest absolute difference on the example and at another batch and length, padding left out.
+
+    ``expected`` is what the model returned for the example.
 
     Raises:
         CaptureError: a difference no rounding explains; the message names output, sizes and both magnitudes.
     """
-    example = program.example_inputs
-    worst = _compare(program, example, model(**example))
+    worst = _compare(program, program.example_inputs, expected)
     for inputs in resized(program):
         try:
             expected = model(**inputs)

@@ -14,6 +14,9 @@ from ..program import Program
 Dims = dict[str, dict[int, str]]
 
 
+BATCH = "batch"
+
+
 def dynamic_dims(inputs: Mapping[str, Tensor], dynamic: Any, tokens_first: bool = False) -> Dims:
     """The dims of each input that may vary, with their names.
 
@@ -35,9 +38,9 @@ def _automatic(name: str, tensor: Tensor, sizes: dict[str, int], tokens_first: b
     counted = tensor.dim() if not tensor.dtype.is_floating_point else min(tensor.dim(), 2)
     if tensor.dim() >= 4:
         counted = 1
-    usual = ("batch", "samples" if tensor.dim() == 2 and tensor.dtype.is_floating_point else "tokens")
+    usual = (BATCH, "samples" if tensor.dim() == 2 and tensor.dtype.is_floating_point else "tokens")
     if tokens_first and tensor.dim() == 3:
-        usual = ("tokens", "batch")
+        usual = ("tokens", BATCH)
     dims: dict[int, str] = {}
     for dim in range(counted):
         label = usual[dim] if dim < len(usual) else "features"
@@ -80,8 +83,9 @@ def check_dynamic(program: Program, dims: Dims) -> None:
 def resized(program: Program) -> Iterator[dict[str, Tensor]]:
     """The example at other batches and lengths, the likeliest to suit the model first; nothing when sizes are fixed.
 
-    Rows and tokens are repeated in order; counting inputs (positions) count on; masks end in padding.  Twice a size
-    comes first, because it divides by all that the size itself divides by.
+    Rows and tokens are repeated in order; counting inputs (positions) count on; masks end in padding.  A batch of one
+    comes first (the least work, and the size that broadcasting treats apart) with twice every other size, because
+    that divides by all that the size itself divides by.
     """
     examples, named = program.example_inputs, set(program.symbols.values())
     sizes = {
@@ -91,9 +95,12 @@ def resized(program: Program) -> Iterator[dict[str, Tensor]]:
         if isinstance(dim, str) and dim in named
     }
     tried = [sizes]
-    for numerator, denominator in ((2, 1), (5, 3), (2, 3)):
+    for numerator, denominator, rows in ((2, 1, 1), (2, 1, None), (5, 3, None), (2, 3, None)):
         other = {
-            dim: _within(n * numerator // denominator, program.ranges.get(dim, (1, None)))
+            dim: _within(
+                rows if rows and dim == BATCH else n * numerator // denominator,
+                program.ranges.get(dim, (1, None)),
+            )
             for dim, n in sizes.items()
         }
         if other in tried:

@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from ..errors import CaptureError, InputError
+from ..inference import propagate
 from ..program import ModelFacts, Program, TensorSpec
-from ..shapes import SymbolTable, expression, propagate, size_text
+from ..shapes import SymbolTable, expression, size_text
 from ..structure import Structure
 from .explain import locate
 from .functional import InPlaceError, make_functional
@@ -28,6 +29,7 @@ class Request:
     """What to export: the model, its inputs by name, and which dimensions may vary.
 
     Attributes:
+        structure: how the model's output nests.
         dynamic: per input name, dims that may vary with the name to give them; ``"auto"`` lets every dim vary
             that the model allows.
         fixed: non-tensor keyword arguments passed on as they are.
@@ -35,6 +37,7 @@ class Request:
 
     model: nn.Module
     inputs: Mapping[str, Tensor]
+    structure: Structure
     dynamic: Mapping[str, Mapping[int, str]]
     fixed: Mapping[str, Any]
     facts: ModelFacts
@@ -44,7 +47,6 @@ def export_program(request: Request) -> Program:
     """Export ``request.model`` and turn the result into a Program; the caller checks it against the model.
 
     Raises:
-        InputError: the model itself rejects the inputs.
         CaptureError: the model cannot be traced, with the module, the line and what to do.
     """
     model, inputs = request.model, dict(request.inputs)
@@ -53,18 +55,6 @@ def export_program(request: Request) -> Program:
     }
     shapes |= dict.fromkeys(request.fixed)
     with torch.no_grad():
-        try:
-            output = model(**inputs, **request.fixed)
-        except Exception as error:
-            raise InputError(
-                f"{type(model).__name__} rejects the example inputs: {locate(error, model)}"
-            ) from error
-        try:
-            structure = Structure.of(output)
-        except TypeError as error:
-            raise CaptureError(
-                f"cannot capture {type(model).__name__}: {error}. Wrap it in a module that returns tensors"
-            ) from error
         try:
             # On a failure torch prints the whole graph traced so far; the error says what the user needs.
             with redirect_stderr(StringIO()):
@@ -77,7 +67,30 @@ def export_program(request: Request) -> Program:
                 "tensor values cannot be traced: replace them by torch.where or by fixed sizes, or pass dynamic={} "
                 "when only changing sizes stand in the way"
             ) from error
-    return convert(exported, structure, inputs, request.dynamic, request.facts)
+    return convert(exported, request.structure, inputs, request.dynamic, request.facts)
+
+
+def run_model(
+    model: nn.Module, inputs: Mapping[str, Tensor], fixed: Mapping[str, Any]
+) -> tuple[Any, Structure]:
+    """What the model returns for its example, and how that nests.
+
+    Raises:
+        InputError: the model rejects the inputs.
+        CaptureError: it returns something that is no tensor.
+    """
+    try:
+        output = model(**inputs, **fixed)
+    except Exception as error:
+        raise InputError(
+            f"{type(model).__name__} rejects the example inputs: {locate(error, model)}"
+        ) from error
+    try:
+        return output, Structure.of(output)
+    except TypeError as error:
+        raise CaptureError(
+            f"cannot capture {type(model).__name__}: {error}. Wrap it in a module that returns tensors"
+        ) from error
 
 
 def convert(

@@ -15,7 +15,7 @@ from ..raising import raise_attention
 from .check import compare_with_model
 from .dims import check_dynamic, dynamic_dims
 from .experts import dense_experts
-from .export import Request, export_program
+from .export import Request, export_program, run_model
 from .huggingface import cache_free, is_huggingface, semantic_attention
 from .inputs import bind_example, repeat_single_rows, suggested_inputs, tokens_first
 from .sources import Source, find_source
@@ -65,15 +65,16 @@ def _from_module(source: Source, model: nn.Module, example_inputs: Any, dynamic:
         if dynamic == "auto" or dynamic:
             inputs = repeat_single_rows(inputs, int(tokens_first(model)))
         dims = dynamic_dims(inputs, dynamic, tokens_first(model))
+        expected, structure = run_model(model, inputs, fixed)
         with ExitStack() as stack:
             if is_huggingface(model):
                 stack.enter_context(semantic_attention(model))
                 stack.enter_context(dense_experts(model))
-            program = export_program(Request(model, inputs, dims, fixed, source.facts))
+            program = export_program(Request(model, inputs, structure, dims, fixed, source.facts))
         if dynamic != "auto":
             check_dynamic(program, dims)
         program = raise_attention(program)
-        deviation = compare_with_model(program, lambda **values: model(**values, **fixed))
+        deviation = compare_with_model(program, expected, lambda **values: model(**values, **fixed))
         return program.with_facts(deviation=deviation)
 
 
@@ -83,4 +84,5 @@ def _from_archive(source: Source) -> Program:
     assert source.exported is not None
     program, call = import_archive(source.exported, source.facts)
     program = raise_attention(program)
-    return program.with_facts(deviation=compare_with_model(program, call))
+    expected = call(**program.example_inputs)
+    return program.with_facts(deviation=compare_with_model(program, expected, call))

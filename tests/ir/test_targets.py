@@ -24,7 +24,7 @@ aten = torch.ops.aten
         aten.add.Tensor, aten.sym_size.int, aten.layer_norm.default, operator.getitem, operator.floordiv, math.ceil,
         torch.sym_max, max, *(op.overload for op in DIALECT.values()),
     ],
-    ids=str,
+    ids=target_name,
 )  # fmt: skip
 def test_a_target_is_found_by_its_name(target: Any) -> None:
     assert find_target(target_name(target)) is target

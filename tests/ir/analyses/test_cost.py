@@ -14,10 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tersor.ir.analyses.cost import Machine, cost
-from tersor.ir.capture.export import Request, export_program
-from tersor.ir.capture.huggingface import semantic_attention
+from tersor.ir.capture import capture
 from tersor.ir.errors import InputError
-from tersor.ir.program import ModelFacts, Program
+from tersor.ir.program import Program
 
 SMALL = {
     "hidden_size": 32,
@@ -55,8 +54,7 @@ def inputs_for(config: dict[str, Any], batch: int, tokens: int) -> dict[str, tor
 
 
 def export(model: nn.Module, inputs: dict[str, torch.Tensor], dynamic: dict[str, dict[int, str]]) -> Program:
-    with semantic_attention(model):
-        return export_program(Request(model, inputs, dynamic, {}, ModelFacts()))
+    return capture(model, inputs, dynamic)
 
 
 @pytest.mark.parametrize(("name", "config"), MODELS, ids=[name for name, _ in MODELS])
