@@ -6,8 +6,10 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
+from weakref import WeakSet
 
 from tersor.ir.errors import SpecError
 
@@ -15,6 +17,7 @@ from .contract import Method, Pass
 
 _ROOT = __name__.rpartition(".")[0]
 _T = TypeVar("_T")
+_unregistered: WeakSet[type] = WeakSet()
 
 
 def find_passes() -> dict[str, type[Pass]]:
@@ -29,6 +32,26 @@ def find_methods(base: type[Method]) -> dict[str, type[Method]]:
     if package:
         import_all(package)
     return named_subclasses(base)
+
+
+def unregistered(kind: type[_T]) -> type[_T]:
+    """Class decorator: no name finds this pass or method, nor its subclasses, but inside ``registered(kind)``.
+
+    For passes that stand in for real ones, as in tests: whoever lists or searches all passes does not meet them.
+    """
+    _unregistered.add(kind)
+    return kind
+
+
+@contextmanager
+def registered(*kinds: type) -> Iterator[None]:
+    """Names find ``kinds``, declared ``unregistered``, and their subclasses for as long as this lasts."""
+    hidden = [kind for kind in kinds if kind in _unregistered]
+    _unregistered.difference_update(hidden)
+    try:
+        yield
+    finally:
+        _unregistered.update(hidden)
 
 
 @cache
@@ -48,7 +71,7 @@ def named_subclasses(base: type[_T]) -> dict[str, type[_T]]:
     found: dict[str, type[_T]] = {}
     for kind in _subclasses(base):
         name = kind.__dict__.get("name")
-        if name is None or inspect.isabstract(kind):
+        if name is None or inspect.isabstract(kind) or not _unregistered.isdisjoint(kind.__mro__):
             continue
         twin = found.setdefault(name, kind)
         if twin is not kind:

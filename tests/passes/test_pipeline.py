@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import StringIO
 from typing import ClassVar
@@ -21,10 +22,12 @@ from tersor.ir.program import Program
 from tersor.ir.text import program_text
 from tersor.passes.contract import Pass, Promise, Refusal, Site
 from tersor.passes.pipeline import run
+from tersor.passes.registry import registered, unregistered
 
 aten = torch.ops.aten
 
 
+@unregistered
 @dataclass(frozen=True)
 class Scale(Pass):
     """Multiply the output: approximate, by as much as asked."""
@@ -94,6 +97,12 @@ class FindsNothing(Scale):
 
     def legality(self, program: Program) -> list[Site] | Refusal:
         return []
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _found_by_name() -> Iterator[None]:
+    with registered(Scale):
+        yield
 
 
 PROGRAM = build(Config(layers=1, noise=True, padding=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar, Literal
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from tersor.ir.errors import SpecError
 from tersor.ir.program import Program
 from tersor.passes.contract import Method, Pass, Promise, Refusal, Site
-from tersor.passes.registry import find_methods, find_passes
+from tersor.passes.registry import find_methods, find_passes, registered, unregistered
 from tersor.passes.spec import Spec, options_of, parse_spec
 
 
@@ -44,6 +45,7 @@ class Spray(Paint):
     colour: str = "any"
 
 
+@unregistered
 @dataclass(frozen=True)
 class PaintPass(Pass):
     """A pass that only tests know."""
@@ -79,6 +81,12 @@ class NeedsPass(PaintPass):
 
     name: ClassVar[str] = "test-needs"
     depth: int = field(kw_only=True, metadata={"help": "how deep"})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _found_by_name() -> Iterator[None]:
+    with registered(PaintPass):
+        yield
 
 
 @pytest.mark.parametrize(
@@ -160,7 +168,14 @@ def test_a_pass_and_its_spec_string_are_the_same_thing(instance: PaintPass) -> N
 
 
 names = st.sampled_from(
-    [*find_passes(), "", "x", "cleanup", *(f"{c}={v}" for c in ("keep", "layers", "method") for v in "a17-")]
+    [
+        *find_passes(),
+        "test-paint",
+        "",
+        "x",
+        "cleanup",
+        *(f"{c}={v}" for c in ("keep", "layers", "method") for v in "a17-"),
+    ]
 )
 pieces = st.lists(
     names | st.sampled_from([":", ",", "=", "+", "-", "0.7", "9" * 400, "1e999", "\n"]), max_size=9

@@ -13,6 +13,7 @@ import torch
 import tersor
 from tersor import InputError, LoweringError, Program, PromiseError, RefusedError, SpecError, optimize_model
 from tersor.passes.contract import Pass, Promise, Refusal, Site
+from tersor.passes.registry import unregistered
 
 Batches = list[dict[str, torch.Tensor]]
 DROP = "token-drop:method=norm,keep=0.6,layers=0"
@@ -125,6 +126,7 @@ def test_a_deviation_past_the_budget_raises_or_is_reverted(program: Program, bat
     assert torch.allclose(fast(**batches[0])[0], program(**batches[0])[0], atol=1e-6)
 
 
+@unregistered
 @dataclass(frozen=True)
 class Busy(Pass):
     """Computes more than the Program did, and the same."""
