@@ -8,6 +8,7 @@ from torch import Tensor
 from ._op import dialect_op
 
 Size = int | torch.SymInt
+LARGEST = torch.finfo(torch.float32).max
 
 
 def kept_count(tokens: Size, fixed: int, keep_per_mille: int) -> Size:
@@ -55,7 +56,9 @@ def select_tokens(
     """Indices ``[batch, kept]`` int64, ascending, of the tokens to keep.
 
     Args:
-        scores: ``[batch, tokens]``, higher stays; of equal scores the earlier token stays.
+        scores: ``[batch, tokens]``, higher stays; of equal scores the earlier token stays.  Infinities count as the
+            largest float32 of their sign and NaN as the lowest: whatever its score, a token ranks below those that
+            are protected and above padding.
         padding: bool ``[batch, tokens]``, True for real tokens.  Each row keeps its own share of its real tokens,
             as it would alone; the columns left over are filled with padding, never with dropped tokens.
         keep_per_mille: share of the tokens that are not protected, in thousandths.
@@ -68,9 +71,8 @@ def select_tokens(
         padding = torch.ones_like(scores, dtype=torch.bool)
     ordinal, real = token_ordinals(padding)
     protected = padding & ((ordinal < prefix) | (ordinal >= real - last))
-    priority = (
-        scores.to(torch.float32).masked_fill(protected, float("inf")).masked_fill(~padding, float("-inf"))
-    )
+    priority = scores.to(torch.float32).nan_to_num(nan=-LARGEST, posinf=LARGEST, neginf=-LARGEST)
+    priority = priority.masked_fill(protected, float("inf")).masked_fill(~padding, float("-inf"))
     order = priority.argsort(dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(
         1, order, torch.arange(tokens, device=scores.device).expand_as(order)

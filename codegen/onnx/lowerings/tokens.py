@@ -6,6 +6,7 @@ import onnx_ir as ir
 import torch
 
 from tersor.ir.dialect import DIALECT
+from tersor.ir.dialect.select_tokens import LARGEST
 from tersor.ir.shapes import expression
 
 from ..emitter import Emitter
@@ -54,7 +55,7 @@ def select_tokens(
     last: int = 0,
 ) -> ir.Value:
     tokens, count = e.fake(scores).shape[1], e.result.shape[1]
-    scores = e.cast(scores, torch.float32)
+    scores = _finite(e, e.cast(scores, torch.float32))
     highest = e.const(float("inf"), torch.float32)
     if padding is None:
         if prefix or last:
@@ -72,6 +73,12 @@ def select_tokens(
     filler = e.op("Where", padding, e.const(0), e.const(1))
     tier = e.op("Where", chosen, e.const(2), filler)
     return ascending(e, first_of(e, tier, count)[1], count)
+
+
+def _finite(e: Emitter, scores: ir.Value) -> ir.Value:
+    """Scores between those of protected tokens and of padding; NaN, of which TopK says nothing, becomes the lowest."""
+    lowest, largest = (e.const(bound, torch.float32) for bound in (-LARGEST, LARGEST))
+    return e.op("Min", e.op("Where", e.op("Greater", scores, lowest), scores, lowest), largest)
 
 
 def _ends(e: Emitter, ordinal: ir.Value, real: ir.Value, prefix: int, last: int) -> ir.Value:

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tersor.ir.dialect import DIALECT
+from tersor.ir.dialect.select_tokens import LARGEST as _LARGEST
 from tersor.ir.dialect.select_tokens import kept_count
 
 from .kernel import Kernel, Variant, above, dtype_reason, launcher, size_class
@@ -24,6 +25,7 @@ from .operands import inner_contiguous, padding_bytes
 
 MAX_TOKENS = 16384
 MAX_CHANNELS = 16384
+LARGEST = tl.constexpr(_LARGEST)
 NORMS = {"none": 0, "layer": 1, "rms": 2}
 
 CONFIGS = tuple(
@@ -34,11 +36,10 @@ CONFIGS = tuple(
 
 @triton.jit
 def ordered_bits(scores):
-    """int32 that orders as ``torch.sort`` orders floats: NaN above everything, -0 equal to 0."""
+    """int32 that orders as floats that are no NaN do, -0 equal to 0."""
     scores = tl.where(scores == 0.0, 0.0, scores)
     bits = scores.to(tl.int32, bitcast=True)
-    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return tl.where(scores != scores, 0x7FFFFFFF, bits)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
@@ -61,6 +62,8 @@ def select(scores, padding, tokens, count, keep_per_mille, prefix, last, BLOCK_T
     ordinal = tl.cumsum(real.to(tl.int32), 0) - 1
     protected = real & ((ordinal < prefix) | (ordinal >= real_count - last))
     score = tl.load(scores + lanes, mask=inside, other=0.0).to(tl.float32)
+    # As the operator: infinities and NaN rank between protected tokens and padding.
+    score = tl.minimum(tl.where(score > -LARGEST, score, -LARGEST), LARGEST)
     score = tl.where(protected, float("inf"), tl.where(real, score, float("-inf")))
     bits = ordered_bits(score)
     budget = fixed + ((tl.maximum(real_count, fixed) - fixed) * keep_per_mille + 999) // 1000
@@ -76,12 +79,8 @@ def select(scores, padding, tokens, count, keep_per_mille, prefix, last, BLOCK_T
     above_it = inside & (bits > threshold)
     ties = inside & (bits == threshold)
     chosen = real & (above_it | first_of(ties, budget - tl.sum(above_it.to(tl.int32), 0)))
-
-    # Columns left over go to padding, and to dropped tokens only where a NaN or -inf score ranked below padding.
-    room = count - tl.sum(chosen.to(tl.int32), 0)
-    filler = inside & (real == 0)
-    spare = first_of(inside & real & (chosen == 0), room - tl.sum(filler.to(tl.int32), 0))
-    return chosen | first_of(filler, room) | spare
+    # Columns left over go to padding.
+    return chosen | first_of(inside & (real == 0), count - tl.sum(chosen.to(tl.int32), 0))
 
 
 @triton.jit

@@ -50,6 +50,27 @@ def test_every_row_keeps_its_own_share(agree: Any, left: bool, prefix: int, last
     agree(build, DIMS, *({"scores": torch.randn(b, n), "padding": ragged(b, n, left)} for b, n in SHAPES))
 
 
+SPECIAL = torch.tensor(
+    [float("inf"), float("-inf"), float("nan"), -0.0, 0.0, 1.0, torch.finfo(torch.float32).max]
+)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("prefix", "last"), [(0, 0), (1, 1)])
+def test_infinite_scores_and_nan_rank_between_the_protected_and_padding(
+    agree: Any, padded: bool, prefix: int, last: int
+) -> None:
+    def build(b: Any, scores: Any, padding: Any = None) -> Any:
+        return b.op("select_tokens", scores, padding, keep_per_mille=400, prefix=prefix, last=last)
+
+    cases = []
+    for batch, tokens in SHAPES:
+        scores = SPECIAL[torch.randint(len(SPECIAL), (batch, tokens))]
+        padding = {"padding": torch.rand(batch, tokens) < 0.6} if padded else {}
+        cases.append({"scores": scores, **padding})
+    agree(build, DIMS, *cases)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_equal_scores_keep_the_earlier_token(data: st.DataObject) -> None:

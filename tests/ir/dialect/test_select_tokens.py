@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from tersor.ir.dialect import DIALECT
 
 tersor = torch.ops.tersor
+SPECIAL = (math.inf, -math.inf, math.nan, -0.0, float(np.finfo(np.float32).max))
 
 
 @st.composite
 def rows(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
-    """Scores with many ties, and a padding mask with padding anywhere and at least one real token a row."""
+    """Scores with many ties, infinities and NaN, and padding anywhere but for one token a row."""
     batch, tokens = draw(st.integers(1, 3)), draw(st.integers(1, 12))
-    scores = draw(st.lists(st.integers(-3, 3), min_size=batch * tokens, max_size=batch * tokens))
+    values = st.integers(-3, 3) | st.sampled_from(SPECIAL)
+    scores = draw(st.lists(values, min_size=batch * tokens, max_size=batch * tokens))
     padding = np.array(draw(st.lists(st.booleans(), min_size=batch * tokens, max_size=batch * tokens)))
     padding = padding.reshape(batch, tokens)
     padding[:, draw(st.integers(0, tokens - 1))] = True
@@ -30,12 +32,18 @@ def kept_count(tokens: int, fixed: int, keep_per_mille: int) -> int:
     return fixed + math.ceil((tokens - fixed) * keep_per_mille / 1000 - 1e-9)
 
 
+def finite(score: float) -> float:
+    """Infinities as the largest number of their sign, NaN as the lowest."""
+    most = float(np.finfo(np.float32).max)
+    return -most if math.isnan(score) else min(max(float(score), -most), most)
+
+
 def alone(scores: np.ndarray, keep: int, prefix: int, last: int) -> set[int]:
     """Positions kept of one row without padding, one by one: the protected, then the best, the earlier of equals."""
     n = len(scores)
     protected = {i for i in range(n) if i < prefix or i >= n - last}
     budget = min(n, kept_count(max(n, prefix + last), prefix + last, keep))
-    by_score = sorted((i for i in range(n) if i not in protected), key=lambda i: (-scores[i], i))
+    by_score = sorted((i for i in range(n) if i not in protected), key=lambda i: (-finite(scores[i]), i))
     return set((sorted(protected) + by_score)[:budget])
 
 
@@ -58,6 +66,25 @@ def test_every_row_of_a_padded_batch_keeps_what_it_would_keep_alone(
         kept = index[row].tolist()
         assert kept == sorted(set(kept)), "ascending, no position twice"
         assert {i for i in kept if real[i]} == expected, "the filler is padding"
+
+
+@pytest.mark.parametrize("worst", [-math.inf, math.nan])
+@pytest.mark.parametrize("left", [False, True])
+def test_a_real_token_outranks_padding_whatever_its_score(worst: float, left: bool) -> None:
+    real = torch.tensor([[False, False, True, True, True, True]])
+    scores = torch.tensor([[9.0, 9.0, worst, 1.0, worst, worst]])
+    if not left:
+        real, scores = real.flip(1), scores.flip(1)
+    index = tersor.select_tokens(scores, real, keep_per_mille=500)
+    first = 2 if left else 0
+    best = 3 if left else 2
+    assert index[0][real[0, index[0]]].tolist() == sorted({first, best})
+
+
+@pytest.mark.parametrize("best", [math.inf, math.nan])
+def test_a_protected_token_outranks_any_score(best: float) -> None:
+    scores = torch.tensor([[best, best, best, 0.0]])
+    assert tersor.select_tokens(scores, keep_per_mille=300, last=1).tolist() == [[0, 3]]
 
 
 @given(**SETTINGS)
