@@ -25,7 +25,6 @@ from tersor.ir.analyses.cost import cost
 from tersor.ir.capture import capture
 from tersor.ir.program import Program
 from tersor.passes import pipeline
-from tersor.passes.pipeline import sizes_of
 from tersor.runtime.paired import PairedTiming, time_pair
 
 from .exporter import export_untouched, free_dims
@@ -126,7 +125,7 @@ class Bench:
 
         yield compare("undropped / exporter", "exporter", baselines["undropped"], 1.0)
         for method, program in self.programs.items():
-            sizes = sizes_of(self.program, self.program.bind(**inputs))
+            sizes = self.program.sizes(inputs)
             flops = cost(program).at(**sizes).flops / cost(self.program).at(**sizes).flops
             after = self.dropped[method].on(inputs)
             yield compare(f"{method} / exporter", "exporter", after, flops)

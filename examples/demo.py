@@ -28,7 +28,6 @@ import tersor
 from tersor.ir.analyses.cost import cost
 from tersor.ir.analyses.layers import is_attention
 from tersor.ir.shapes import expression
-from tersor.passes.pipeline import sizes_of
 from tersor.runtime.paired import time_pair
 
 # A log is no narrower than the table; a terminal says how wide it is.
@@ -116,7 +115,7 @@ def add_rows(table: Table, demo: Demo, seconds: float) -> None:
     with _console.status(f"running {demo.title.splitlines()[0]}"):
         timing = time_pair(lambda: pair.undropped(inputs), lambda: pair.dropped(inputs), seconds=seconds)
         reference, embedding = (demo.embed(fast(inputs), inputs) for fast in (pair.undropped, pair.dropped))
-    sizes = sizes_of(pair.undropped.program, pair.undropped.program.bind(**inputs))
+    sizes = pair.undropped.program.sizes(inputs)
     flops = [cost(fast.program).at(**sizes).flops for fast in (pair.undropped, pair.dropped)]
     deviation = 1 - torch.cosine_similarity(embedding, reference).mean().item()
     table.add_row(

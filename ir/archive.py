@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from .errors import ArtifactError
 from .graph_json import decode_graph, encode_graph
-from .inference import Inference
+from .inference import inference_of
 from .program import ModelFacts, Program, TensorSpec
 from .shapes import SymbolTable, dtype_text
 from .structure import Structure
@@ -159,7 +159,7 @@ def _give_values(
     examples: Mapping[str, Tensor],
 ) -> None:
     specs = {spec.name: spec for spec in inputs}
-    infer = Inference(table.mode)
+    infer = inference_of(table.mode)
     for node in graph.nodes:
         if node.op == "placeholder":
             spec = specs[str(node.target)]

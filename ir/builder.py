@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, fx
 
 from .dialect import DIALECT
+from .inference import inference_of
 from .program import Program
-from .shapes import fake_call, fake_mode
+from .shapes import fake_mode
 
 aten = torch.ops.aten
 
@@ -25,14 +26,14 @@ class Builder:
         self.before = before
         self.layer = layer
         self._mode = fake_mode(program)
+        self._infer = inference_of(self._mode)
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """Call any operator, such as ``torch.ops.aten.add.Tensor``."""
         with self.program.graph.inserting_before(self.before):
             node = self.program.graph.call_function(target, args, kwargs)
         node.meta["layer"] = self.layer
-        with self._mode, torch.no_grad():
-            node.meta["val"] = fake_call(node)
+        node.meta["val"] = self._infer(node)
         return node
 
     def op(self, name: str, *args: Any, **kwargs: Any) -> fx.Node:

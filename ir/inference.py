@@ -12,6 +12,18 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from .program import Program
 from .shapes import expression, fake_call, fake_mode
 
+_OF_A_MODE = "_tersor_inference"
+
+
+def inference_of(mode: FakeTensorMode) -> Inference:
+    """The inference of a fake mode: all Programs with values in that mode, one edited from the other, share it."""
+    known = getattr(mode, _OF_A_MODE, None)
+    if known is None:
+        known = Inference(mode)
+        # What it knows is about this mode's symbols, and must not outlive them.
+        setattr(mode, _OF_A_MODE, known)
+    return known
+
 
 class Inference:
     """Infers what nodes return; equal calls share one fake value."""
@@ -57,7 +69,7 @@ def propagate(
     graph: fx.Graph, mode: FakeTensorMode, start: fx.Node | None = None, end: fx.Node | None = None
 ) -> None:
     """Compute the fake value of every call node of ``graph``, from ``start`` to ``end`` where they are given."""
-    infer = Inference(mode)
+    infer = inference_of(mode)
     active = start is None
     for node in graph.nodes:
         active = active or node is start

@@ -97,6 +97,16 @@ class Program:
         """
         return bind_inputs(self.inputs, self.ranges, args, kwargs)
 
+    def sizes(self, inputs: Mapping[str, Tensor] | None = None) -> dict[str, int]:
+        """The size of every named dimension in ``inputs``, in the example where none are given."""
+        inputs = self.example_inputs if inputs is None else inputs
+        return {
+            dim: int(size)
+            for spec in self.inputs
+            for dim, size in zip(spec.shape, inputs[spec.name].shape, strict=True)
+            if isinstance(dim, str)
+        }
+
     def edit(self) -> Program:
         """A copy whose graph may be changed; weights are shared until replaced."""
         graph = fx.Graph()

@@ -13,7 +13,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from .dialect import DIALECT, is_dialect
 from .errors import VerifierError
-from .inference import Inference
+from .inference import Inference, inference_of
 from .program import Program, TensorSpec
 from .shapes import describe, expression, fake_mode, size_text
 from .targets import target_name
@@ -49,7 +49,7 @@ def violations(program: Program, *, shapes: bool = True) -> Iterator[str]:
         yield f"the graph is malformed: {str(error).splitlines()[0]}"
         return
     yield from _boundary(program)
-    infer = Inference(fake_mode(program))
+    infer = inference_of(fake_mode(program))
     for node in program.graph.nodes:
         broken = [why for rule in RULES if rule.op == node.op and (why := rule.why_not(program, node))]
         yield from (_at(node, why) for why in broken)

@@ -14,6 +14,9 @@ from tersor.ir.capture.check import ROUNDING
 from tersor.ir.dialect import is_dialect
 from tersor.ir.program import Program
 
+# Elements compared at a time: what is computed of them in float64 stays in cache, where all logits are gigabytes.
+_CHUNK = 1 << 18
+
 Inputs = Mapping[str, Tensor]
 Outputs = Mapping[str, Tensor]
 
@@ -110,7 +113,7 @@ class Reference:
     def finite(self) -> bool:
         """Whether the reference itself is finite; without that nothing can be compared with it."""
         return all(
-            bool(_rows(value, real).isfinite().all())
+            _is_finite(_rows(value, real))
             for sample, real in zip(self.outputs, self._real, strict=True)
             for value in sample.values()
         )
@@ -176,14 +179,30 @@ def _named_outputs(program: Program, sample: Inputs) -> dict[str, Tensor]:
 
 def _rows(value: Tensor, real: Tensor | None) -> Tensor:
     """Vectors to compare, ``[rows, features]``, without padding."""
-    if real is not None and value.dim() >= 2 and value.shape[:2] == real.shape:
+    if real is not None and value.dim() >= 2 and value.shape[:2] == real.shape and not real.all():
         value = value[real]
     features = value.shape[-1] if value.dim() > 1 and value.shape[-1] > 1 else max(1, value.numel())
     return value.reshape(-1, features)
 
 
+def _is_finite(value: Tensor) -> bool:
+    """Whether every element is finite; needs no second tensor of that size, which logits are too large for."""
+    if not value.numel() or not value.is_floating_point():
+        return True
+    low, high = value.aminmax()
+    return bool(low.isfinite() & high.isfinite())
+
+
+def _chunks(rows: Tensor) -> tuple[Tensor, ...]:
+    return rows.split(max(1, _CHUNK // max(1, rows.shape[-1])))
+
+
 def _compare(name: str, rows: Iterable[tuple[Tensor, Tensor]], logits: bool) -> OutputDeviation:
-    parts = [_Sums.of(want, got, logits) for want, got in rows]
+    parts = [
+        _Sums.of(*chunk, logits)
+        for want, got in rows
+        for chunk in zip(_chunks(want), _chunks(got), strict=True)
+    ]
     count = sum(p.rows for p in parts) or 1
     scale = max((p.scale for p in parts), default=0.0)
     max_abs = max((p.max_abs for p in parts), default=0.0)
@@ -210,7 +229,7 @@ def _ratio(part: float, whole: float) -> float:
 
 @dataclass(frozen=True)
 class _Sums:
-    """Sums over the rows of one sample; ``cosine_distance``, ``kl`` and ``agreeing`` are not yet divided by rows."""
+    """Sums over some rows of one sample; ``cosine_distance``, ``kl`` and ``agreeing`` are not yet divided by rows."""
 
     rows: int
     cosine_distance: float

@@ -90,7 +90,7 @@ class _Pipeline:
             raise InputError(
                 "the model's own outputs on the calibration inputs are not finite; check weights and inputs"
             )
-        self.sizes = sizes_of(program, self.original.samples[0])
+        self.sizes = program.sizes(self.original.samples[0])
         steps: list[Step] = []
         reference = self.original
         for instance in (Cleanup(), *passes):
@@ -167,17 +167,6 @@ class _Pipeline:
         if set(total.dims) - self.sizes.keys():
             return None
         return total.at(**{name: self.sizes[name] for name in total.dims})  # type: ignore[no-any-return]
-
-
-def sizes_of(program: Program, inputs: Mapping[str, Tensor]) -> dict[str, int]:
-    """Size of every named dimension in the given inputs."""
-    pairs = ((spec.shape, inputs[spec.name].shape) for spec in program.inputs)
-    return {
-        name: int(size)
-        for names, sizes in pairs
-        for name, size in zip(names, sizes, strict=True)
-        if isinstance(name, str)
-    }
 
 
 def _samples(

@@ -88,6 +88,11 @@ class Cost:
         number = self._evaluator(sizes)
         return Totals(number(self.flops), number(self.bytes), self.parameters)
 
+    def flops_by_node(self, **sizes: int) -> dict[str, int]:
+        """FLOPs of every operator at given sizes, by node name."""
+        number = self._evaluator(sizes)
+        return {name: number(node.flops) for name, node in self.by_node.items()}
+
     def seconds(self, machine: Machine, **sizes: int) -> float:
         """Roofline estimate: every operator takes the longer of its arithmetic and its memory traffic."""
         number = self._evaluator(sizes)

@@ -124,9 +124,8 @@ def _flops(
 ) -> dict[str, int | float] | None:
     """What the cost analysis says of both at these sizes; None where a size depends on data."""
     from ..ir.analyses.cost import cost
-    from ..passes.pipeline import sizes_of
 
-    sizes = sizes_of(source, inputs)
+    sizes = source.sizes(inputs)
     costs = [program.analysis(cost) for program in (source, fast.program)]
     if any(set(c.dims) - sizes.keys() for c in costs):
         return None

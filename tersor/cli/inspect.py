@@ -40,7 +40,7 @@ def facts(program: Program, sizes: dict[str, int]) -> dict[str, Any]:
     from ..ir.analyses.layers import layers
 
     costs, stack = program.analysis(cost), program.analysis(layers)
-    at = {name: size for name, size in example_sizes(program).items() if name in costs.dims} | sizes
+    at = {name: size for name, size in program.sizes().items() if name in costs.dims} | sizes
     totals = costs.at(**at)
     by_layer = costs.by_layer
     return {
@@ -71,16 +71,6 @@ def facts(program: Program, sizes: dict[str, int]) -> dict[str, Any]:
             },
         },
         "passes": list(legality(program)),
-    }
-
-
-def example_sizes(program: Program) -> dict[str, int]:
-    """The size that every dimension has in the example inputs."""
-    return {
-        dim: size
-        for spec in program.inputs
-        for dim, size in zip(spec.shape, program.example_inputs[spec.name].shape, strict=True)
-        if isinstance(dim, str)
     }
 
 
