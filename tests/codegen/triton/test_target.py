@@ -15,6 +15,7 @@ from tersor.codegen.triton.devices import move_constants
 from tersor.ir.builder import Builder
 from tersor.ir.capture import capture
 from tersor.ir.errors import InputError
+from tersor.lowering import lower
 
 aten = torch.ops.aten
 
@@ -78,7 +79,7 @@ def test_asking_for_the_interpreter_too_late_is_named() -> None:
 def test_an_unknown_option_is_refused() -> None:
     program = capture(Affine().eval(), {"x": torch.randn(2, 4)})
     with pytest.raises(InputError, match="warps"):
-        find_target("triton").lower(program, warps=4)
+        lower(program, "triton", {"warps": 4})
 
 
 def test_constants_move_with_the_graph() -> None:
