@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import torch
@@ -32,9 +31,8 @@ _AGREEMENT = 0.01  # how far the cost analysis may be from the counter, and a me
 _CONTROLS = ("random", "norm")
 _INTRODUCTION = """\
 Every method runs at its default options and at the same FLOPs, which the cost analysis solves for and
-`torch.utils.flop_counter` counts again (*counted*). *Over random*: difference of means from random choice with the same
-options of the pass, and its 95% interval, bootstrap over the items, in bold where it lies above zero. `norm` is a
-control too. `proportional=true`: kept tokens weigh in later attention for the dropped ones most like them."""
+`torch.utils.flop_counter` counts again (*counted*). *Over random*: difference of means from random choice, and its 95%
+interval, bootstrap over the items, in bold where it lies above zero. `norm` is a control too."""
 
 _console = Console(stderr=True)
 
@@ -78,31 +76,85 @@ def control(rows: Sequence[Row]) -> dict[str, Values]:
     return {name: np.mean([row.scores[name] for row in rows], axis=0) for name in rows[0].scores}
 
 
-def compare(task: Task, flops: float, variant: str, seeds: int, only: Sequence[str]) -> Iterator[str]:
-    """The Markdown of one task at one operating point with one variant of the pass, measured."""
-    tail = f",{variant}" if variant else ""
-    random = [_checked(measure(task, f"method=random,seed={seed}{tail}", flops)) for seed in range(seeds)]
-    level = control(random)
-    lines = [_line(f"random (control, {seeds} seeds)", random[0], level, level, task.metrics)]
-    refused: list[str] = []
+@dataclass(frozen=True)
+class Comparison:
+    """All methods on one task at one operating point.
+
+    Attributes:
+        seeds: the rows of random choice.  rows: those of every other method, by its name.
+        refused: why the others cannot be used here.
+    """
+
+    task: Task
+    flops: float
+    seeds: list[Row]
+    rows: dict[str, Row]
+    refused: dict[str, str]
+
+    def over_random(self, name: str, metric: str) -> Margin:
+        return margin(self.rows[name].scores[metric], control(self.seeds)[metric])
+
+    def markdown(self) -> str:
+        level = control(self.seeds)
+        lines = [_cells(f"random (control, {len(self.seeds)} seeds)", self.seeds[0])]
+        for metric in self.task.metrics:
+            lines[0] += [f"{level[metric].mean():.3f}", ""]
+        for name, row in self.rows.items():
+            lines.append(_cells(f"{name} (control)" if name in _CONTROLS else name, row))
+            for metric in self.task.metrics:
+                over = _margin_text(self.over_random(name, metric))
+                lines[-1] += [f"{row.scores[metric].mean():.3f}", over]
+        header = ["method", "FLOPs", "counted"]
+        for metric in self.task.metrics:
+            header += [metric, "over random"]
+        text = f"**{self.flops:.1%} of the FLOPs**\n\n{table(header, lines)}"
+        if self.refused:
+            reasons = (f"`{name}`: {reason}" for name, reason in self.refused.items())
+            text += f"\n\nNot usable here: {'; '.join(reasons)}."
+        return text
+
+
+def compare(task: Task, flops: float, seeds: int, only: Sequence[str]) -> Comparison:
+    """Every method, or those of ``only``, measured beside random choice."""
+    random = [_checked(measure(task, f"method=random,seed={seed}", flops)) for seed in range(seeds)]
+    rows: dict[str, Row] = {}
+    refused: dict[str, str] = {}
     for name in find_methods(TokenMethod):
         if name == "random" or (only and name not in only):
             continue
         start = time.perf_counter()
-        row = measure(task, f"method={name}{tail}", flops)
-        _console.print(f"{task.title}  {flops}  {name}{tail}  {time.perf_counter() - start:.0f} s")
+        row = measure(task, f"method={name}", flops)
+        _console.print(f"{task.title}  {flops}  {name}  {time.perf_counter() - start:.0f} s")
         if isinstance(row, str):
-            refused.append(f"`{name}`: {row}")
-            continue
-        label = f"{name} (control)" if name in _CONTROLS else name
-        lines.append(_line(label, row, row.scores, level, task.metrics))
-    header = ["method", "FLOPs", "counted"]
-    for metric in task.metrics:
-        header += [metric, "over random"]
-    yield f"**{flops:.1%} of the FLOPs{f', `{variant}`' if variant else ''}**\n"
-    yield table(header, lines)
-    if refused:
-        yield "\nNot usable here: " + "; ".join(refused) + "."
+            refused[name] = row
+        else:
+            rows[name] = row
+    return Comparison(task, flops, random, rows, refused)
+
+
+def verdict(comparisons: Sequence[Comparison]) -> str:
+    """How many rows of real methods beat random choice in all that decides, and which do not."""
+    rows = surely = 0
+    behind: list[str] = []
+    for found in comparisons:
+        for name in found.rows:
+            if name in _CONTROLS:
+                continue
+            margins = {metric: found.over_random(name, metric) for metric in found.task.deciding}
+            rows += 1
+            surely += all(m.low > 0 for m in margins.values())
+            behind += [
+                f"`{name}` on {found.task.title} at {found.flops:.1%} ({metric} {m.value:+.3f})"
+                for metric, m in margins.items()
+                if m.value <= 0
+            ]
+    deciding = dict.fromkeys(metric for found in comparisons for metric in found.task.deciding)
+    beaten = rows - len({text.split(" (")[0] for text in behind})
+    text = (
+        f"**Verdict.** {beaten} of {rows} rows of real methods beat random choice at equal FLOPs on what decides "
+        f"({', '.join(deciding)}), {surely} of them with every such interval above zero."
+    )
+    return f"{text} Not: {'; '.join(behind)}." if behind else text
 
 
 def _checked(row: Row | str) -> Row:
@@ -111,14 +163,8 @@ def _checked(row: Row | str) -> Row:
     return row
 
 
-def _line(
-    label: str, row: Row, scores: dict[str, Values], level: dict[str, Values], metrics: Sequence[str]
-) -> list[str]:
-    cells = [label, f"{row.flops:.3f}", f"{row.counted:.3f}"]
-    for metric in metrics:
-        over = "" if scores is level else _margin_text(margin(scores[metric], level[metric]))
-        cells += [f"{scores[metric].mean():.3f}", over]
-    return cells
+def _cells(label: str, row: Row) -> list[str]:
+    return [label, f"{row.flops:.3f}", f"{row.counted:.3f}"]
 
 
 def _margin_text(found: Margin) -> str:
@@ -129,13 +175,15 @@ def _margin_text(found: Margin) -> str:
 def section(tasks: Sequence[Task], seeds: int, only: Sequence[str]) -> str:
     """The whole section of the page."""
     parts = [provenance("quality"), "", _INTRODUCTION]
+    comparisons: list[Comparison] = []
     for task in tasks:
         whole = task.scores(task.program)
         levels = ", ".join(f"{name} {whole[name].mean():.3f}" for name in task.metrics)
         parts += ["", f"### {task.title}", "", task.describe(), "", f"Undropped: {levels}."]
-        for flops, variant in product(OPERATING_POINTS, task.variants):
-            parts += ["", *compare(task, flops, variant, seeds, only)]
-    return "\n".join(parts)
+        for flops in OPERATING_POINTS:
+            comparisons.append(compare(task, flops, seeds, only))
+            parts += ["", comparisons[-1].markdown()]
+    return "\n".join([*parts, "", verdict(comparisons)])
 
 
 def main() -> None:

@@ -36,15 +36,15 @@ class Task(ABC):
 
     Attributes:
         title: heading of the task's table.
-        metrics: names of what :meth:`scores` returns, the one that decides first.
-        variants: options of the pass to try with every method, the control among them.
+        metrics: names of what :meth:`scores` returns.
+        deciding: those of them in which a method has to beat random choice.
         program: the undropped model, captured at the sizes whose FLOPs are stated.
         sizes: those sizes, by dimension.
     """
 
     title: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
-    variants: ClassVar[tuple[str, ...]] = ("",)
+    deciding: ClassVar[tuple[str, ...]]
     program: Program
     sizes: dict[str, int]
 
@@ -66,7 +66,7 @@ class Photographs(Task):
 
     title = "DINOv2 ViT-S/14, 224 px (257 tokens)"
     metrics = ("neighbour agreement", "cosine", "picture found")
-    variants = ("", "proportional=true")
+    deciding = ("neighbour agreement", "cosine")
 
     def __init__(self, crops: int) -> None:
         self.pixels, names = photograph_crops(224, crops)
@@ -101,6 +101,7 @@ class Manual(Task):
 
     title = "MiniLM-L6, sections of 256 tokens"
     metrics = ("mean reciprocal rank", "accuracy@1", "cosine")
+    deciding = ("mean reciprocal rank",)
 
     def __init__(self, tokens: int = 256) -> None:
         model, tokenizer = minilm_l6()

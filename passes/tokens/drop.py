@@ -17,11 +17,12 @@ from tersor.ir.shapes import expression, size_text
 from ..contract import Pass, Promise, Refusal, Site
 from . import stand_in
 from .compact import leave_compact
+from .flop_target import solve_flops
 from .legality import free_layers, why_not
 from .method import TokenMethod, TokenSite
-from .protect import Protection, find_protected
+from .protect import Protection, find_protected, holds_token_ids
 from .rewrite import Cut, bias_keys, reduce_at
-from .schedule import default_layers, per_layer, solve_flops
+from .schedule import default_layers, per_layer
 from .zero_tprune import ZeroTPrune
 
 
@@ -56,9 +57,11 @@ class TokenDrop(Pass):
             "help": "scatter: outputs have all tokens again; compact: only the kept, and their kept_index"
         },
     )
-    proportional: bool = field(
-        default=False,
-        metadata={"help": "later attention weighs a kept token by how many dropped ones are most like it"},
+    proportional: Literal["auto", True, False] = field(
+        default="auto",
+        metadata={
+            "help": "later attention weighs a kept token by how many it stands for; auto: unless tokens are ids"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -82,11 +85,8 @@ class TokenDrop(Pass):
             return chosen
         protection = self._protection(program, stack)
         sites: list[Site] = []
-        if self.proportional:
-            for layer in stack.blocks[min(chosen) :]:
-                for attention in layer.attention:
-                    if refused := _named(attention, stand_in.why_not(attention)):
-                        return refused
+        if self.proportional is True and (refused := _unweighable(stack, min(chosen))):
+            return refused
         for index, keep in chosen.items():
             # What one site carries to the next exists only in the rewritten graph; there it is asked again.
             site = _site(program, stack, index, protection, 1000 if self.flops else keep)
@@ -124,8 +124,9 @@ class TokenDrop(Pass):
     def rewrite(self, program: Program, sites: list[Site]) -> Program:
         keep = {int(site.facts["layer"]): int(site.facts["keep"]) for site in sites}
         if self.flops and keep:
-            depth, least = len(program.analysis(layers)), self.method.least_keep
-            return solve_flops(program, list(keep), depth, self.flops, least, partial(self._reduced, program))
+            return solve_flops(
+                program, keep, self.flops, self.method.least_keep, partial(self._reduced, program)
+            )
         return self._reduced(program, keep)
 
     def _reduced(self, program: Program, keep: dict[int, int]) -> Program:
@@ -135,13 +136,14 @@ class TokenDrop(Pass):
         stack = work.analysis(layers)
         protection = self._protection(work, stack)
         cut = Cut(end=stack.end)
+        proportional = self._proportional(work, stack, min(keep))
         compact = self.restore == "compact"
         outputs = (
             token_axis_to_outputs(work, cut.end, protection.prefix, protection.last) if compact else None
         )
         for index, share in sorted(keep.items()):
             site = _site(work, stack, index, protection, share)
-            site.carried, site.proportional = cut.carried, self.proportional
+            site.carried, site.proportional = cut.carried, proportional
             refused = self.method.why_not(site)
             if refused:
                 raise RefusedError(f"{self.method.name} at layer {index} ({site.attention.name}): {refused}")
@@ -157,6 +159,18 @@ class TokenDrop(Pass):
         work.notes.setdefault("token-drop", []).append(_note(self, work, keep, cut))
         work._analyses.clear()
         return work
+
+    def _proportional(self, program: Program, stack: Layers, first: int) -> bool:
+        """Whether kept tokens weigh for others in the attention after layer ``first``.
+
+        What was merged is still there and counts as many.  A dropped patch or frame is mostly like one that stays,
+        because an image is sampled more densely than it varies; a dropped word is not.
+        """
+        if self.proportional != "auto":
+            return self.proportional
+        if _unweighable(stack, first):
+            return False
+        return self.method.merges or not holds_token_ids(program, stack)
 
     def _protection(self, program: Program, stack: Layers) -> Protection:
         found = find_protected(program, stack)
@@ -180,6 +194,12 @@ def _site(program: Program, stack: Layers, index: int, protection: Protection, s
     )
     site.padding = site.operand("padding")
     return site
+
+
+def _unweighable(stack: Layers, first: int) -> Refusal | None:
+    """Why tokens that stay after layer ``first`` must not weigh for others in attention, or None."""
+    attention = (node for layer in stack.blocks[first:] for node in layer.attention)
+    return next((refused for node in attention if (refused := _named(node, stand_in.why_not(node)))), None)
 
 
 def _named(node: fx.Node, reason: str | None) -> Refusal | None:

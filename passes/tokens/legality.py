@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import fx
 
 from tersor.ir.analyses.layers import Layer, Layers, restores_or_reduces
 from tersor.ir.analyses.token_axis import NotTokenwise, depends_on_inputs, token_axis
+from tersor.ir.dialect import is_dialect
 from tersor.ir.program import Program
 from tersor.ir.shapes import same_size
 
 from ..contract import Refusal
 from .method import find_operand
+
+aten = torch.ops.aten
+_MOVES = (aten.unsqueeze.default, aten.to.dtype, aten.slice.Tensor, aten.expand.default)
 
 
 def free_layers(stack: Layers) -> list[int]:
@@ -71,10 +78,22 @@ def _opaque_mask(attention: fx.Node) -> Refusal | None:
     if mask is None or find_operand(attention, "padding") is not None:
         return None
     inputs = depends_on_inputs(mask)
-    if not inputs:
+    if not inputs or _hides_nothing(mask):
         return None
     return Refusal(
         f"its mask {mask.name} is computed from {', '.join(sorted(inputs))} and was not proven to be causal, a window "
         "or padding, so padding cannot be told from content",
         attention.name,
     )
+
+
+def _hides_nothing(mask: fx.Node) -> bool:
+    """Whether a mask is the logarithm of what is at least some positive number: a weight of keys, as merging adds."""
+    while mask.target in _MOVES or is_dialect(mask, "gather_tokens"):
+        mask = mask.args[0]  # type: ignore[assignment]
+    if mask.target is aten.add.Tensor and len(mask.all_input_nodes) == 2:
+        return all(map(_hides_nothing, mask.all_input_nodes))
+    if mask.target is not aten.log.default:
+        return False
+    least: Any = mask.args[0]
+    return least.target is aten.clamp.default and len(least.args) > 1 and least.args[1] > 0

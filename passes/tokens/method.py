@@ -154,10 +154,12 @@ class Reduction:
 class TokenMethod(Method):
     """How tokens are reduced at one site; fills the slot of ``token-drop``.
 
-    ``least_keep`` is the smallest share (in thousandths) that the method can keep at one site.
+    ``least_keep`` is the smallest share (in thousandths) that the method can keep at one site; ``merges`` says that
+    tokens which go are mixed into those that stay.
     """
 
     least_keep: ClassVar[int] = 50
+    merges: ClassVar[bool] = False
 
     @abstractmethod
     def reduce(self, g: Builder, site: TokenSite) -> Reduction:
@@ -194,13 +196,14 @@ def select(g: Builder, site: TokenSite, score: fx.Node, keep_per_mille: int) -> 
 
 def drop(g: Builder, site: TokenSite, index: fx.Node) -> Reduction:
     """Keep the tokens of ``index``; dropped ones come back at the end as they were at the site."""
+    hidden = g.op("gather_tokens", site.hidden, index, 1)
     carried = {name: g.op("gather_tokens", value, index, 1) for name, value in site.carried.items()}
     bias = None
     if site.proportional:
         carried["size"] = stand_in(g, site, index)
         bias = log_size(g, carried["size"])
     return Reduction(
-        hidden=g.op("gather_tokens", site.hidden, index, 1),
+        hidden=hidden,
         index=index,
         restore=lambda b, base, reduced: b.op("scatter_tokens", base, index, reduced),
         carried=carried,

@@ -1,13 +1,14 @@
 """Average pooling of neighbouring tokens (as CrossLMM, Yan et al. 2025, pools visual tokens before the language model).
 
-Nothing is scored: tokens that stand side by side, or in one square of an image, become their mean.
+CrossLMM trains with windows of one size, `squares`.  A model that was not trained with pooling keeps more of itself
+where windows end between tokens that differ, as in adjacent token merging (A-ToMe, Li et al. 2023): `similar`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import fx
@@ -18,6 +19,7 @@ from .method import Reduction, TokenMethod, TokenSite
 from .stand_in import log_size
 
 aten = torch.ops.aten
+_ABOVE_ANY_DISTANCE = 4.0  # a cosine distance lies between 0 and 2
 
 
 @dataclass(frozen=True)
@@ -25,23 +27,33 @@ class Pool(TokenMethod):
     """Replace neighbouring tokens by their mean (CrossLMM)."""
 
     name: ClassVar[str] = "pool"
-    grid: bool = field(default=False, metadata={"help": "neighbours in a square image instead of in a row"})
+    merges: ClassVar[bool] = True
+    groups: Literal["similar", "equal", "squares"] = field(
+        default="similar",
+        metadata={
+            "help": "runs that end where neighbours differ most, runs of equal length, or squares of an image"
+        },
+    )
 
     def why_not(self, site: TokenSite) -> str | None:
         if site.attention.kwargs.get("causal"):
             return "attention is causal: a mean would carry later content to an earlier position"
-        if not self.grid:
+        if self.groups != "squares":
             return None
         content = _content(site)
         if site.padding is not None or content is None:
-            return "grid=true needs a fixed number of tokens and no padding"
+            return "groups=squares needs a fixed number of tokens and no padding"
         if math.isqrt(content) ** 2 != content:
-            return f"grid=true needs a square image, and {content} tokens lie between the protected ones"
+            return f"groups=squares needs a square image, and {content} tokens lie between the protected ones"
         return None
 
     def reduce(self, g: Builder, site: TokenSite) -> Reduction:
         size = site.carried.get("size") or site.real(g)
-        kept, column = (squares if self.grid else runs)(g, site)
+        if self.groups == "squares":
+            kept, column = squares(g, site)
+        else:
+            starts = unlike_neighbours if self.groups == "similar" else equal_lengths
+            kept, column = runs(g, site, starts(g, site))
         hidden, sizes = averaged(g, site.hidden, size, kept, column)
         return Reduction(
             hidden=hidden,
@@ -52,16 +64,38 @@ class Pool(TokenMethod):
         )
 
 
-def runs(g: Builder, site: TokenSite) -> tuple[fx.Node, fx.Node]:
-    """Equal runs of each row's real tokens: the first token of each ``[batch, kept]``, and each token's column."""
-    real, ordinal = site.real(g), g.add(site.ordinals(g), -site.prefix)
-    count = g.call(aten.to.dtype, g.call(aten.sum.dim_IntList, real, [1], True), torch.int64)
+def equal_lengths(g: Builder, site: TokenSite) -> fx.Node:
+    """1.0 where one of as many equal runs as tokens are to be kept starts, else 0.0; ``[batch, tokens]``."""
+    ordinal = g.add(site.ordinals(g), -site.prefix)
+    count = g.call(aten.to.dtype, g.call(aten.sum.dim_IntList, site.real(g), [1], True), torch.int64)
     content = g.call(aten.clamp.default, g.add(count, -site.prefix - site.last), 1)
     share = _floor_div(g, g.add(g.mul(content, site.keep_per_mille), 999), 1000)
     run, before = (
         _floor_div(g, g.mul(position, share), content) for position in (ordinal, g.add(ordinal, -1))
     )
-    starts = g.call(aten.to.dtype, g.call(aten.ne.Tensor, run, before), torch.float32)
+    return g.call(aten.to.dtype, g.call(aten.ne.Tensor, run, before), torch.float32)
+
+
+def unlike_neighbours(g: Builder, site: TokenSite) -> fx.Node:
+    """Cosine distance of each token's key (head mean) from its left neighbour's, float32 ``[batch, tokens]``.
+
+    The first unprotected token has no neighbour to join and ranks above every distance.
+    """
+    key = g.call(aten.to.dtype, g.mean(site.key, [1]), torch.float32)
+    norm = g.call(aten.linalg_vector_norm.default, key, 2.0, [-1], True)
+    unit = g.call(aten.div.Tensor, key, g.call(aten.clamp.default, norm, 1e-12))
+    left = g.call(aten.constant_pad_nd.default, g.call(aten.slice.Tensor, unit, 1, 0, -1), [0, 0, 1, 0])
+    cosine = g.call(aten.sum.dim_IntList, g.mul(unit, left), [-1])
+    first = g.call(aten.eq.Scalar, site.ordinals(g), site.prefix)
+    return g.call(aten.masked_fill.Scalar, g.call(aten.rsub.Scalar, cosine, 1.0), first, _ABOVE_ANY_DISTANCE)
+
+
+def runs(g: Builder, site: TokenSite, starts: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """Runs of each row's real tokens that begin where ``starts`` is highest.
+
+    Returns the first token of each run ``[batch, kept]``, and the column of each token's run ``[batch, tokens]``.
+    """
+    real = site.real(g)
     kept = g.op(
         "select_tokens", starts, site.padding, keep_per_mille=site.keep_per_mille, prefix=site.prefix, last=site.last
     )  # fmt: skip

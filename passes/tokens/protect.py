@@ -45,7 +45,7 @@ def find_protected(program: Program, stack: Layers) -> Protection:
         if ahead > prefix or behind > last:
             reasons.append(f"{node.name} reads positions by number")
         prefix, last = max(prefix, ahead), max(last, behind)
-    if _token_ids(flow, start):
+    if holds_token_ids(program, stack):
         prefix, last = max(prefix, 1), max(last, 1)
         reasons.append("rows of token ids start and end with delimiters")
     return Protection(prefix, last, tuple(reasons))
@@ -170,7 +170,9 @@ def _tokens(node: fx.Node) -> Any:
     return node.meta["val"].shape[1]
 
 
-def _token_ids(flow: nx.DiGraph, start: fx.Node) -> bool:
+def holds_token_ids(program: Program, stack: Layers) -> bool:
+    """Whether the tokens are looked up by number rather than computed from a continuous signal."""
+    flow, start = content_flow(program), stack[0].start
     return any(
         n.op == "placeholder" and not n.meta["val"].dtype.is_floating_point and n.meta["val"].dim() == 2
         for n in nx.ancestors(flow, start)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import fx
 from tersor.ir.builder import Builder
 
 from .method import Reduction, TokenMethod, TokenSite
+from .stand_in import log_size
 
 aten = torch.ops.aten
 
@@ -21,7 +22,7 @@ class ToMe(TokenMethod):
 
     name: ClassVar[str] = "tome"
     least_keep: ClassVar[int] = 500
-    proportional: bool = field(default=True, metadata={"help": "add log(size) to the logits of merged keys"})
+    merges: ClassVar[bool] = True
 
     def why_not(self, site: TokenSite) -> str | None:
         if site.attention.kwargs.get("causal"):
@@ -44,16 +45,12 @@ class ToMe(TokenMethod):
         kept, source, target = (g.item(matched, i) for i in range(3))
         merged = g.op("merge_tokens", site.hidden, size, kept, source, target)
         hidden, sizes = g.item(merged, 0), g.item(merged, 1)
-        bias = None
-        if self.proportional:
-            # Padding has size 0; it is masked anyway, and the logarithm must stay finite.
-            bias = g.call(aten.log.default, g.call(aten.clamp.default, sizes, 1e-6))
         return Reduction(
             hidden=hidden,
             index=kept,
             restore=lambda b, base, reduced: unmerge(b, base, reduced, kept, source, target),
             carried={"size": sizes},
-            key_bias=bias,
+            key_bias=log_size(g, sizes) if site.proportional else None,
         )
 
 

@@ -191,7 +191,7 @@ def test_a_tile_with_all_the_mass_gets_everything_up_to_its_size() -> None:
 @pytest.mark.parametrize("keep", [0.3, 0.5, 0.75])
 def test_pooling_averages_equal_runs_of_each_rows_real_tokens(tokens: int, keep: float) -> None:
     config = Config(layers=2, heads=2, head_dim=4, padding=True, tokens=tokens)
-    drop = parse_spec(f"token-drop:method=pool,keep={keep},layers=0,prefix=1,last=1")
+    drop = parse_spec(f"token-drop:method=pool,groups=equal,keep={keep},layers=0,prefix=1,last=1")
     sites = drop.legality(build(config))
     assert isinstance(sites, list)
     program = drop.rewrite(build(config), sites)
@@ -215,10 +215,43 @@ def test_pooling_averages_equal_runs_of_each_rows_real_tokens(tokens: int, keep:
         assert torch.allclose(seen[pooled.name][row, columns], torch.stack(expected), atol=1e-5)
 
 
+@pytest.mark.parametrize("tokens", [6, 9, 16])
+@pytest.mark.parametrize("keep", [0.3, 0.5, 0.75])
+def test_pooling_ends_runs_between_the_neighbours_that_differ_most(tokens: int, keep: float) -> None:
+    config = Config(layers=2, heads=2, head_dim=4, padding=True, tokens=tokens)
+    drop = parse_spec(f"token-drop:method=pool,keep={keep},layers=0,prefix=1,last=1")
+    sites = drop.legality(build(config))
+    assert isinstance(sites, list)
+    program = drop.rewrite(build(config), sites)
+    mask = torch.ones(3, tokens, dtype=torch.int64)
+    mask[1, tokens - 2 :] = 0
+    mask[2, :2] = 0
+    inputs = {"features": torch.randn(3, tokens, config.width), "attention_mask": mask}
+    seen = values_of(program, inputs)
+    key = seen[attention_like(program)[0].args[1].name].double().numpy().mean(axis=1)  # type: ignore[union-attr]
+    key /= np.linalg.norm(key, axis=-1, keepdims=True)
+    select, gather = nodes(program, "select_tokens")[0], nodes(program, "gather_tokens")
+    hidden = next(seen[g.args[0].name] for g in gather if seen[g.args[0].name].dim() == 3)  # type: ignore[union-attr]
+    pooled = next(
+        n for n in program.graph.nodes if n.target is torch.ops.aten.where.self and seen[n.name].dim() == 3
+    )
+    for row in range(3):
+        positions = np.flatnonzero(mask[row].numpy())
+        content = positions[1:-1]
+        apart = [2.0, *(1 - (key[row, content[1:]] * key[row, content[:-1]]).sum(axis=-1))]
+        share = int(np.ceil(len(content) * keep - 1e-9))
+        starts = [positions[0], *sorted(content[np.argsort(apart)[::-1][:share]]), positions[-1]]
+        runs = np.searchsorted(starts, positions, side="right")
+        expected = [hidden[row, positions[runs == r]].mean(0) for r in range(1, share + 3)]
+        columns = mask[row].bool()[seen[select.name][row]]
+        assert seen[select.name][row][columns].tolist() == starts
+        assert torch.allclose(seen[pooled.name][row, columns], torch.stack(expected), atol=1e-5)
+
+
 def test_pooling_squares_of_a_grid_averages_neighbours_in_both_directions(
     captured: Captured, dropped: Drop
 ) -> None:
-    program = dropped(captured("vit"), "token-drop:method=pool,keep=0.25,layers=0,grid=true")
+    program = dropped(captured("vit"), "token-drop:method=pool,keep=0.25,layers=0,groups=squares")
     seen = values_of(program, program.example_inputs)
     gather = nodes(program, "gather_tokens")[0]
     hidden = seen[gather.args[0].name]  # type: ignore[union-attr]

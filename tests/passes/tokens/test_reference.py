@@ -40,7 +40,7 @@ def test_a_vit_that_drops_tokens_equals_the_eager_model_that_drops_them(
     captured: Captured, models: Callable[[str], nn.Module], dropped: Drop
 ) -> None:
     model: Any = models("vit")
-    program = dropped(captured("vit"), f"token-drop:method=norm,keep={KEEP},layers=0-1")
+    program = dropped(captured("vit"), f"token-drop:method=norm,keep={KEEP},layers=0-1,proportional=false")
     pixels = torch.randn(3, 3, 32, 32)
     expected = []
     with torch.no_grad():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from random_programs import Config, build
 from torch import Tensor, nn
 
 from tersor.ir.capture import capture
 from tersor.ir.dialect import is_dialect
 from tersor.ir.program import GraphInterpreter, Program
+from tersor.ir.verifier import verify
 from tersor.passes.contract import Refusal
 from tersor.passes.spec import parse_spec
 
@@ -87,7 +89,7 @@ def test_a_kept_copy_weighs_for_its_dropped_twin() -> None:
         pytest.fail("no seed keeps one of every two twins")
     whole = model(x).gather(1, kept[:, :, None].expand(-1, -1, 32))
     torch.testing.assert_close(output, whole, atol=1e-5, rtol=1e-4)
-    plain, _ = dropped(program, f"{spec},seed={seed}").run({"src": x})
+    plain, _ = dropped(program, f"{spec},seed={seed},proportional=false").run({"src": x})
     assert (plain - whole).abs().max() > 1e-3
 
 
@@ -122,3 +124,40 @@ def test_class_attention_is_scored_with_the_weights_that_it_runs_with(tiny_bert:
     found = run.seen[select.args[0].name]
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
     assert run.seen[mask.name].max() > 0.5  # some key does stand for others
+
+
+def weighs(program: Program) -> bool:
+    return any(n.target is torch.ops.aten.log.default for n in program.graph.nodes)
+
+
+def test_without_being_told_a_kept_token_weighs_for_dropped_ones_unless_tokens_are_ids() -> None:
+    features = build(Config(positions=False))
+    assert weighs(dropped(features, "token-drop:method=norm,keep=0.5,layers=0"))
+    assert not weighs(dropped(features, "token-drop:method=norm,keep=0.5,layers=0,proportional=false"))
+    assert not weighs(dropped(build(Config(ids=True)), "token-drop:method=norm,keep=0.5,layers=0"))
+
+
+@pytest.mark.parametrize("method", ["tome", "pool"])
+def test_what_was_merged_weighs_as_much_as_went_into_it(method: str) -> None:
+    ids = build(Config(ids=True))
+    assert weighs(dropped(ids, f"token-drop:method={method},keep=0.5,layers=0"))
+    assert not weighs(dropped(ids, f"token-drop:method={method},keep=0.5,layers=0,proportional=false"))
+
+
+@pytest.mark.parametrize("config", [Config(causal=True), Config(window=2)])
+def test_no_token_weighs_for_others_where_attention_is_causal_or_windowed(config: Config) -> None:
+    program = build(config)
+    assert not weighs(dropped(program, "token-drop:method=norm,keep=0.5,layers=0"))
+    refusal = parse_spec("token-drop:method=norm,keep=0.5,layers=0,proportional=true").legality(program)
+    assert isinstance(refusal, Refusal)
+
+
+def test_a_second_pass_may_follow_one_whose_tokens_weigh_for_others() -> None:
+    program = build(Config(layers=3, positions=False, tokens=16))
+    first = dropped(program, "token-drop:method=norm,keep=0.5,layers=0")
+    assert weighs(first)
+    second = dropped(first, "token-drop:method=norm,keep=0.5,layers=1")
+    verify(second)
+    counts = [n.meta["val"].shape[1] for n in second.graph.nodes if is_dialect(n, "select_tokens")]
+    assert len(counts) == 2
+    assert torch.isfinite(second.run(second.example_inputs)[0]).all()

@@ -102,13 +102,25 @@ SETTINGS = "scale=0.5, causal=false, window=0, softcap=0.0"
 def test_every_method_writes_few_operators_of_the_dialect(method: str, written: list[str]) -> None:
     config = Config(layers=2, heads=1, kv_heads=1, head_dim=4, positions=False, dynamic=False)
     found = []
-    for line in lines(config, f"method={method},keep=0.5,layers=0,prefix=1"):
+    for line in lines(config, f"method={method},keep=0.5,layers=0,prefix=1,proportional=false"):
         name = re.search(r"= (\w+)\(", line)
         if name is not None and name[1] in DIALECT and name[1] != "attention":
             attributes = re.search(r"\{(.*)\}", line)
             shown = attributes is not None and name[1] != "gather_tokens"
             found.append(f"{name[1]} {{{attributes[1]}}}" if shown and attributes else name[1])
     assert found == written
+
+
+def test_kept_tokens_that_stand_in_for_others_reach_the_next_attention_as_a_mask_of_its_keys() -> None:
+    config = Config(layers=2, heads=1, kv_heads=1, head_dim=4, positions=False, dynamic=False)
+    spec = "method=norm,keep=0.5,layers=0,prefix=1"
+    after, plain = lines(config, spec), lines(config, f"{spec},proportional=false")
+    (attention,) = (line for line in after if "= attention(" in line and line not in plain)
+    assert attention == (
+        "%attention_1 = attention(%transpose_4, %transpose_5, %transpose_6, %unsqueeze_2) "
+        f"{{{SETTINGS}}} -> f32[2, 1, 4, 4]"
+    )
+    assert "%unsqueeze_2 = unsqueeze(%unsqueeze_1) {dim=1} -> f32[2, 1, 1, 4]" in after
 
 
 def test_pooling_needs_no_operator_of_its_own() -> None:
