@@ -1,0 +1,190 @@
+"""Every registered pass, with every method that fills its slot, keeps its promise on random transformers."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from dataclasses import fields
+
+import pytest
+import torch
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from random_programs import Config, build, configs, inputs_of
+from token_choices import kept_indices, with_outputs
+from torch import Tensor
+
+from tersor.ir.dialect.select_tokens import kept_count
+from tersor.ir.program import Program
+from tersor.ir.text import program_text
+from tersor.ir.verifier import verify
+from tersor.passes.contract import Method, Pass, Promise, Refusal, Site
+from tersor.passes.registry import find_methods, find_passes
+from tersor.passes.spec import parse_spec, slot_of
+
+Inputs = dict[str, Tensor]
+
+
+def specs() -> Iterator[str]:
+    """Every pass by its spec; one that has a slot, with each method that fills it."""
+    for name, kind in find_passes().items():
+        hints = typing.get_type_hints(kind)
+        slots = {f.name: base for f in fields(kind) if (base := slot_of(hints[f.name])) is not None}
+        for slot, base in slots.items():
+            yield from (f"{name}:{slot}={method}" for method in find_methods(base))
+        if not slots:
+            yield name
+
+
+def promised(promise: Promise) -> list[str]:
+    return [spec for spec in specs() if parse_spec(spec).promised is promise]
+
+
+def of_family(family: str) -> list[str]:
+    return [spec for spec in specs() if parse_spec(spec).family == family]
+
+
+# Half of them without causality, which many methods refuse.
+transformers = st.one_of(configs(), configs(causal=False, parallel=False))
+cheap = settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def rewritten(instance: Pass, program: Program) -> Program | None:
+    """The Program after the pass, held against the contract; None where the pass refuses, for a reason."""
+    before = program_text(program, full=True)
+    sites = instance.legality(program)
+    if isinstance(sites, Refusal):
+        event("refused")
+        assert sites.reason
+        assert not sites.node or program.find(sites.node) is not None
+        return None
+    assert all(isinstance(site, Site) and program.find(site.node) is not None for site in sites)
+    result, again = (instance.rewrite(program, sites) for _ in range(2))
+    assert program_text(program, full=True) == before, "the Program that was given is unchanged"
+    assert program_text(result, full=True) == program_text(again, full=True), "rewriting is deterministic"
+    verify(result, shapes=instance.promised is not Promise.EXACT)
+    event("rewritten")
+    return result
+
+
+def inputs_for(program: Program, config: Config, seed: int, left: bool) -> Inputs:
+    """Inputs at a size other than the example's where that is allowed; rows padded at their start if ``left``."""
+    sizes = dict(batch=3, tokens=8) if config.dynamic else dict(batch=config.batch, tokens=config.tokens)
+    inputs = inputs_of(program, config, seed=seed, **sizes)
+    if left and config.padding and config.output != "first":
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        for name, value in inputs.items():
+            inputs[name] = torch.stack(
+                [row.roll(len(row) - length, 0) for row, length in zip(value, lengths, strict=True)]
+            )
+    return inputs
+
+
+def real_tokens(inputs: Inputs) -> Tensor:
+    content = next(value for name, value in inputs.items() if name != "attention_mask")
+    return inputs.get("attention_mask", torch.ones(content.shape[:2])).bool()
+
+
+def content_of(output: Tensor, inputs: Inputs) -> Tensor:
+    """An output's values at real tokens; all of them where it is no output per token."""
+    return output[real_tokens(inputs)] if output.dim() == 3 else output
+
+
+def test_every_promise_that_is_made_is_held_below() -> None:
+    made = {parse_spec(spec).promised for spec in specs()}
+    assert made == {Promise.EXACT, Promise.APPROXIMATE}, "a new promise or family needs a property here"
+    assert {parse_spec(spec).family for spec in promised(Promise.APPROXIMATE)} == {"tokens"}
+    methods = {type(m) for spec in specs() for m in parse_spec(spec).methods.values()}
+    assert methods == {m for m in find_methods(Method).values() if m.__module__.startswith("tersor.")}
+
+
+@pytest.mark.parametrize("spec", promised(Promise.EXACT))
+@given(
+    config=transformers,
+    seed=st.integers(0, 99),
+    left=st.booleans(),
+    before=st.none() | st.sampled_from(of_family("tokens")),
+)
+@cheap
+def test_an_exact_pass_changes_nothing_but_the_rounding(
+    spec: str, config: Config, seed: int, left: bool, before: str | None
+) -> None:
+    program = build(config)
+    if before is not None:
+        dropped = parse_spec(before)
+        sites = dropped.legality(program)
+        program = program if isinstance(sites, Refusal) else dropped.rewrite(program, sites)
+    result = rewritten(parse_spec(spec), program)
+    assert result is not None, "an exact pass has nothing to refuse here"
+    inputs = inputs_for(program, config, seed, left)
+    torch.testing.assert_close(result.run(inputs), program.run(inputs))
+
+
+@pytest.mark.parametrize("spec", promised(Promise.APPROXIMATE))
+@given(
+    config=transformers, seed=st.integers(0, 99), left=st.booleans(), keep=st.sampled_from([0.5, 0.7, 1.0])
+)
+@cheap
+def test_token_dropping_keeps_shapes_and_what_it_promises_about_rows_padding_and_ends(
+    spec: str, config: Config, seed: int, left: bool, keep: float
+) -> None:
+    program = build(config)
+    instance = parse_spec(f"{spec},keep={keep}")
+    result = rewritten(instance, program)
+    if result is None:
+        return
+    inputs = inputs_for(program, config, seed, left)
+    want, got = program.run(inputs), result.run(inputs)
+    for old, new, again in zip(want, got, result.run(inputs), strict=True):
+        assert (old.shape, old.dtype) == (new.shape, new.dtype)
+        assert bool(new.isfinite().all())
+        assert torch.equal(new, again), "running is deterministic"
+        if keep == 1.0:
+            torch.testing.assert_close(content_of(new, inputs), content_of(old, inputs), atol=1e-4, rtol=1e-4)
+    sites = instance.legality(program)
+    assert isinstance(sites, list)
+    _check_kept_tokens(result, inputs, sites)
+    _check_other_rows_and_padding_have_no_part(result, inputs, got, seed)
+
+
+def _check_kept_tokens(program: Program, inputs: Inputs, sites: list[Site]) -> None:
+    """Each row keeps its own share of its real tokens, both protected ends among them, at every site."""
+    indices = with_outputs(program, [node.name for node in kept_indices(program)]).run(inputs)
+    indices = indices[len(program.outputs) :]
+    assert len(indices) == len(sites)
+    for row, real in enumerate(real_tokens(inputs)):
+        positions = real.nonzero().flatten().tolist()
+        left = list(range(len(real)))
+        expected = len(positions)
+        for site, index in zip(sites, indices, strict=True):
+            prefix, last, keep = (int(site.facts[name]) for name in ("prefix", "last", "keep"))
+            fixed = prefix + last
+            columns = index[row].tolist()
+            assert columns == sorted(set(columns))
+            left = [left[column] for column in columns]
+            kept = [position for position in left if real[position]]
+            expected = min(expected, int(kept_count(max(expected, fixed), fixed, keep)))
+            assert len(kept) == expected
+            assert {*positions[:prefix], *(positions[-last:] if last else [])} <= set(kept)
+
+
+def _check_other_rows_and_padding_have_no_part(
+    program: Program, inputs: Inputs, got: tuple[Tensor, ...], seed: int
+) -> None:
+    """A row's result is the same whatever stands in its padding and in the batch's other rows."""
+    random = torch.Generator().manual_seed(seed + 1)
+    real = real_tokens(inputs)
+    for row in range(len(real)):
+        other = {}
+        for name, value in inputs.items():
+            noise = value.flatten()[torch.randperm(value.numel(), generator=random)].reshape(value.shape)
+            other[name] = noise.clone()
+            if name == "attention_mask":
+                other[name][:] = value.roll(1, 0)
+                other[name][row] = value[row]
+            else:
+                other[name][row] = value[row]
+                other[name][row][~real[row]] = noise[row][~real[row]]
+        for old, new in zip(got, program.run(other), strict=True):
+            mine, theirs = (x[row][real[row]] if x.dim() == 3 else x[row] for x in (old, new))
+            torch.testing.assert_close(theirs, mine, atol=1e-5, rtol=1e-4)
