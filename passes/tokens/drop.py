@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 from torch import fx
@@ -124,9 +123,7 @@ class TokenDrop(Pass):
     def rewrite(self, program: Program, sites: list[Site]) -> Program:
         keep = {int(site.facts["layer"]): int(site.facts["keep"]) for site in sites}
         if self.flops and keep:
-            return solve_flops(
-                program, keep, self.flops, self.method.least_keep, partial(self._reduced, program)
-            )
+            return solve_flops(program, keep, self.flops, self.method.least_keep, self._reduced)
         return self._reduced(program, keep)
 
     def _reduced(self, program: Program, keep: dict[int, int]) -> Program:

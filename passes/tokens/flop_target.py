@@ -10,6 +10,7 @@ from functools import partial
 from tersor.ir.analyses.cost import cost
 from tersor.ir.analyses.layers import is_attention, layers
 from tersor.ir.errors import RefusedError
+from tersor.ir.fix_sizes import fix_sizes
 from tersor.ir.program import Program
 
 _TOLERANCE = 0.003
@@ -23,9 +24,9 @@ def solve_flops(
     chosen: Collection[int],
     share: float,
     least_keep: int,
-    rewrite: Callable[[dict[int, int]], Program],
+    rewrite: Callable[[Program, dict[int, int]], Program],
 ) -> Program:
-    """``rewrite`` with the one kept share at every chosen layer whose Program costs ``share`` of the FLOPs.
+    """``rewrite`` of ``program`` with the one kept share at every chosen layer that leaves ``share`` of its FLOPs.
 
     The cost analysis of the rewritten Program at the example's sizes decides, so the cost of choosing tokens is
     counted too.  Where tokens are few, their whole numbers set how near it can come.
@@ -33,27 +34,31 @@ def solve_flops(
     Args:
         chosen: layers whose tokens are reduced.
         least_keep: the smallest share that may be kept, in thousandths.
-        rewrite: from the kept share by layer, in thousandths, to the reduced Program.
+        rewrite: the reduced Program, from a Program and the kept share by layer, in thousandths.
 
     Raises:
         RefusedError: even the strongest reduction at these layers costs more than ``share``.
     """
     sizes = program.sizes()
     full = program.analysis(cost).at(**sizes).flops
+    trial = fix_sizes(program, sizes)
     without_choosing = forecast(program, chosen, sizes)
     tried: dict[int, float] = {}
-    best: tuple[float, Program] | None = None
+    best = (float("inf"), least_keep)
+    results: dict[int, Program] = {}
     while len(tried) < _STEPS:
-        # What choosing costs changes little with what is kept: the second try is as a rule the last.
         choosing = _line([(k, found - without_choosing(k)) for k, found in tried.items()][-2:])
         keep = _largest(partial(_fits, share, without_choosing, choosing), least_keep)
         if keep in tried:
             break
-        result = rewrite(dict.fromkeys(chosen, keep))
-        tried[keep] = cost(result).at(**sizes).flops / full
+        # What choosing costs changes little with what is kept, so the second try is as a rule the last: it is made
+        # on the Program itself, the others where sizes are numbers.
+        reduced = rewrite(program if len(tried) == 1 else trial, dict.fromkeys(chosen, keep))
+        if len(tried) == 1:
+            results[keep] = reduced
+        tried[keep] = cost(reduced).at(**(sizes if keep in results else {})).flops / full
         error = abs(tried[keep] - share)
-        if best is None or error < best[0]:
-            best = error, result
+        best = min(best, (error, keep))
         if error <= _TOLERANCE:
             break
         if keep == least_keep and tried[keep] > share:
@@ -61,8 +66,8 @@ def solve_flops(
                 f"flops={share:g} is out of reach at layers {'+'.join(map(str, chosen))}: keeping {keep / 10:g}% of "
                 f"the tokens there still costs {tried[keep]:.3f}; name earlier layers"
             )
-    assert best is not None
-    return best[1]
+    keep = best[1]
+    return results[keep] if keep in results else rewrite(program, dict.fromkeys(chosen, keep))
 
 
 def forecast(program: Program, chosen: Collection[int], sizes: dict[str, int]) -> Share:

@@ -1,0 +1,54 @@
+"""A Program for one size of every dimension: what it computes is the same, and its shapes are numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import fx
+
+from .inference import inference_of
+from .program import Program, TensorSpec
+from .shapes import SymbolTable
+
+
+def fix_sizes(program: Program, sizes: Mapping[str, int]) -> Program:
+    """``program`` with every named dimension at its size in ``sizes``.
+
+    Shapes that are numbers are inferred many times faster than expressions, which is what this is for.
+
+    Raises:
+        VerifierError: an operator rejects these sizes; the message names the node.
+    """
+    fixed = program.edit()
+    table = SymbolTable()
+    infer = inference_of(table.mode)
+    specs = {spec.name: _fixed(spec, sizes) for spec in program.inputs}
+    for node in list(fixed.graph.nodes):
+        if node.op == "placeholder":
+            spec = specs[str(node.target)]
+            node.meta["val"] = table.tensor([int(size) for size in spec.shape], spec.dtype)
+        elif node.op == "get_attr":
+            node.meta["val"] = table.constant(fixed.weights[str(node.target)])
+        elif node.op == "call_function":
+            value = infer(node)
+            node.meta["val"] = value
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                _replace_by_number(node, value)
+    results = next(iter(reversed(fixed.graph.nodes))).args[0]
+    outputs = tuple(
+        replace(spec, shape=tuple(int(size) for size in result.meta["val"].shape))
+        for spec, result in zip(program.outputs, results, strict=True)  # type: ignore[arg-type]
+    )
+    return replace(fixed, inputs=tuple(specs.values()), outputs=outputs, symbols={}, ranges={})
+
+
+def _fixed(spec: TensorSpec, sizes: Mapping[str, int]) -> TensorSpec:
+    return replace(spec, shape=tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape))
+
+
+def _replace_by_number(node: fx.Node, value: float) -> None:
+    for user in list(node.users):
+        user.args = fx.map_arg(user.args, lambda n: value if n is node else n)
+        user.kwargs = fx.map_arg(user.kwargs, lambda n: value if n is node else n)
+    node.graph.erase_node(node)
