@@ -38,7 +38,7 @@ def fix_sizes(program: Program, sizes: Mapping[str, int]) -> Program:
     results = next(iter(reversed(fixed.graph.nodes))).args[0]
     outputs = tuple(
         replace(spec, shape=tuple(int(size) for size in result.meta["val"].shape))
-        for spec, result in zip(program.outputs, results, strict=True)  # type: ignore[arg-type]
+        for spec, result in zip(program.outputs, results, strict=True)
     )
     return replace(fixed, inputs=tuple(specs.values()), outputs=outputs, symbols={}, ranges={})
 

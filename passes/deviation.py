@@ -89,6 +89,7 @@ class Reference:
         self.samples = [program.bind(**sample) for sample in samples]
         self.outputs = [_named_outputs(program, sample) for sample in self.samples]
         self._real = [real_tokens(program, sample) for sample in self.samples]
+        self._last: tuple[Sequence[Outputs], Deviation] | None = None
 
     def compare(self, program: Program) -> Deviation:
         """Deviation of ``program``, whose inputs are the same, from this reference."""
@@ -96,6 +97,12 @@ class Reference:
 
     def compare_outputs(self, outputs: Sequence[Outputs]) -> Deviation:
         """Deviation of outputs by name, one mapping a sample, that were computed elsewhere."""
+        # The last pass and the whole pipeline are asked about the same outputs.
+        if self._last is None or self._last[0] is not outputs:
+            self._last = outputs, self._compared(outputs)
+        return self._last[1]
+
+    def _compared(self, outputs: Sequence[Outputs]) -> Deviation:
         compared: list[OutputDeviation] = []
         missing: list[str] = []
         for spec in self.program.outputs:
@@ -194,7 +201,7 @@ def _is_finite(value: Tensor) -> bool:
 
 
 def _chunks(rows: Tensor) -> tuple[Tensor, ...]:
-    return rows.split(max(1, _CHUNK // max(1, rows.shape[-1])))
+    return torch.split(rows, max(1, _CHUNK // max(1, rows.shape[-1])))
 
 
 def _compare(name: str, rows: Iterable[tuple[Tensor, Tensor]], logits: bool) -> OutputDeviation:
@@ -246,7 +253,10 @@ class _Sums:
     def of(want: Tensor, got: Tensor, logits: bool) -> _Sums:
         allowance = ROUNDING.get(want.dtype, 0.0)
         exact = not want.is_floating_point()
+        equal = torch.equal(want, got)
         want, got = want.double(), got.double()
+        if equal:
+            return _Sums._of_equal(want.masked_fill(~want.isfinite(), 0.0), allowance, logits)
         same = want == got
         # Infinities that agree, as in masked logits, differ by nothing; their difference would be NaN.
         gap = (got - want).masked_fill(same, 0.0)
@@ -272,6 +282,22 @@ class _Sums:
             kl=kl,
             agreeing=agreeing,
             finite=bool((got.isfinite() | same).all()),
+        )
+
+    @staticmethod
+    def _of_equal(values: Tensor, allowance: float, logits: bool) -> _Sums:
+        # The common case of exact passes, without the dozen sweeps that a difference takes.
+        return _Sums(
+            rows=values.shape[0],
+            cosine_distance=0.0,
+            norm_squared=float(values.square().sum()),
+            gap_squared=0.0,
+            max_abs=0.0,
+            scale=float(values.abs().max()) if values.numel() else 0.0,
+            allowance=allowance,
+            kl=0.0,
+            agreeing=float(values.shape[0]) if logits else 0.0,
+            finite=True,
         )
 
 
