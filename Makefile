@@ -3,6 +3,7 @@
 #   make demo          convert two real models, run them before and after, print one table
 #   make test          the quick tests            make test ALL=1     slow ones too
 #   make lint types    ruff, mypy --strict        make format         rewrite in place
+#   make bench         every table of docs/benchmarks.md again; an hour, on a machine with nothing else to do
 #
 # Variables: PYTHON (which interpreter makes .venv), ARGS (passed on to pytest or the demo), JOBS (pytest workers;
 # tests that compare times want the machine for themselves, so the default is none).
@@ -23,7 +24,7 @@ STAMP  := $(VENV)/.installed-$(shell cat $(INPUTS) | cksum | cut -d' ' -f1)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test lint format types clean
+.PHONY: setup demo bench test lint format types clean
 
 setup: $(STAMP)
 
@@ -40,6 +41,11 @@ $(STAMP):
 
 demo: $(STAMP)
 	$(PY) examples/demo.py $(ARGS)
+
+bench: $(STAMP)
+	$(PY) -m benchmarks.compile
+	$(PY) -m benchmarks.speed
+	$(PY) -m benchmarks.quality
 
 test: $(STAMP)
 	$(PY) -m pytest $(if $(ALL),-m "") $(if $(filter-out 0,$(JOBS)),-n $(JOBS)) $(ARGS)
