@@ -37,8 +37,9 @@ import torch
 from tersor.ir.shapes import expression
 
 from .emitter import MICROSOFT, Emitter
+from .key_bias import split_key_bias, with_bias, with_one
 from .masks import Sight, bias
-from .peephole import heads_as_width, split_heads
+from .peephole import heads_as_width, split_heads, tokens_before_heads
 
 
 def takes_group_query(e: Emitter, sight: Sight, value: ir.Value) -> bool:
@@ -93,17 +94,26 @@ def takes_multi_head(
 
 
 def multi_head(e: Emitter, sight: Sight, value: ir.Value, scale: float) -> ir.Value:
-    """Padding alone travels as the key padding mask, everything else as a bias."""
+    """A bias of keys is one more column of them, padding alone the key padding mask, everything else a bias."""
     q = e.fake(sight.query)
     heads = int(q.shape[1])
     padding = added = None
+    column, sight = split_key_bias(e, sight)
+    if column is None:
+        query, key = heads_as_width(e, sight.query), heads_as_width(e, sight.key)
+    else:
+        wide = with_one(e, tokens_before_heads(e, sight.query))
+        keys = with_bias(
+            e, tokens_before_heads(e, sight.key), column, e.fake(sight.key), [0, 2, 1, 3], 1.0 / scale
+        )
+        query, key = (e.op("Reshape", x, e.ints([0, 0, heads * (int(q.shape[3]) + 1)])) for x in (wide, keys))
     if sight.padding is not None and sight.mask is None and not sight.causal and sight.window <= 0:
         padding = _key_padding(e, sight.padding)
     elif not sight.everything:
         added = _full_bias(e, sight)
     output = e.op(
         "MultiHeadAttention",
-        *(heads_as_width(e, x) for x in (sight.query, sight.key, value)), None, padding, added,
+        query, key, heads_as_width(e, value), None, padding, added,
         domain=MICROSOFT, num_heads=heads, scale=scale,
         mask_filter_value=None if sight.everything else torch.finfo(torch.float32).min,
     )  # fmt: skip

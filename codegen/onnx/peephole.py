@@ -33,6 +33,11 @@ def heads_as_width(e: Emitter, x: ir.Value) -> ir.Value:
     return e.op("Reshape", source, e.ints([0, 0, int(heads) * int(width)]))
 
 
+def tokens_before_heads(e: Emitter, x: ir.Value) -> ir.Value:
+    """``[batch, heads, tokens, d]`` as ``[batch, tokens, heads, d]``; the transpose that made it is undone."""
+    return transposed(e, x, _SWAP)
+
+
 def split_heads(e: Emitter, x: ir.Value, sizes: Sequence[Size]) -> ir.Value:
     """``[batch, tokens, heads * d]`` as ``[batch, heads, tokens, d]``; ``sizes`` are batch, tokens, heads, d."""
     mode_shape = [*sizes[:2], int(sizes[2]) * int(sizes[3])]

@@ -12,6 +12,7 @@ from tersor.ir.dialect import DIALECT
 
 from .. import microsoft
 from ..emitter import Emitter
+from ..key_bias import split_key_bias, with_bias, with_one
 from ..masks import Sight, bias, sighted
 from ..peephole import transposed
 from ..registry import lowers
@@ -109,6 +110,10 @@ def _probabilities(
     scaled = e.op("Mul", sight.query, e.const(scale, dtype))
     columns = transposed(e, sight.key, [0, 1, 3, 2])
     if int(q.shape[1]) == int(k.shape[1]):
+        added, rest = (None, sight) if softcap > 0 else split_key_bias(e, sight)
+        if added is not None:
+            scaled, sight = with_one(e, scaled), rest
+            columns = with_bias(e, columns, added, k, [0, 1, 3, 2])
         logits = e.op("MatMul", scaled, columns)
     else:
         logits = _ungroup(e, e.op("MatMul", _group(e, scaled, q, k), columns), q, k.shape[2])

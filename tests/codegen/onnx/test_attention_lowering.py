@@ -89,6 +89,42 @@ def test_attention_with_an_explicit_mask(agree: Any, kind: str) -> None:
     agree(lambda b, q, k, v, mask: b.op("attention", q, k, v, mask, scale=0.5), DIMS, *cases)
 
 
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"padding": True},
+        {"causal": True},
+        {"window": 2},
+        {"softcap": 3.0},
+        {"sinks": True},
+        {"hidden": True},
+    ],
+    ids=str,
+)
+def test_a_bias_of_keys_alone(agree: Any, kv_heads: int, options: dict[str, Any]) -> None:
+    """With -inf in it, a whole row of it, beside all that may decide what a query sees."""
+    settings = {name: value for name, value in options.items() if name not in ("padding", "sinks", "hidden")}
+
+    def case(batch: int, queries: int, keys: int) -> dict[str, Tensor]:
+        mask = 3 * torch.randn(batch, 1, 1, keys)
+        if options.get("hidden"):
+            mask[:, :, :, :2] = float("-inf")
+            mask[-1] = float("-inf")
+        case = operands(batch, queries, keys, kv_heads) | {"bias": mask}
+        case |= {"padding": left_and_right(batch, keys)} if options.get("padding") else {}
+        return case | ({"sinks": torch.randn(4)} if options.get("sinks") else {})
+
+    def build(b: Any, q: Any, k: Any, v: Any, bias: Any, *others: Any) -> Any:
+        padding = others[0] if options.get("padding") else None
+        sinks = others[0] if options.get("sinks") else None
+        return b.op("attention", q, k, v, bias, padding, None, None, sinks, scale=0.3, **settings)
+
+    dims = DIMS | {"bias": {0: "batch", 3: "keys"}}
+    agree(build, dims, case(2, 7, 7), case(1, 4, 4), case(3, 12, 12))
+
+
 def test_a_float_mask_joins_causality_and_padding(agree: Any) -> None:
     def build(b: Any, q: Any, k: Any, v: Any, mask: Any, padding: Any) -> Any:
         return b.op("attention", q, k, v, mask, padding, scale=0.5, causal=True)
