@@ -14,9 +14,8 @@ from examples.real_models import dinov2_vits14, minilm_l6
 from tersor.ir.capture import capture
 from tersor.ir.dialect import is_dialect
 from tersor.ir.program import Program
-from tersor.passes.contract import Refusal
+from tersor.passes.contract import KEPT_INDEX, Refusal
 from tersor.passes.spec import parse_spec
-from tersor.passes.tokens.compact import KEPT_INDEX
 
 from .metrics import (
     Values,

@@ -11,6 +11,8 @@ site         A place by node name.  ``rewrite`` changes the graph at the sites i
 Exact        On every input the outputs equal those of the Program before the pass, up to rounding.
 GreedyExact  On every input the most likely token is the same at every position; scores may differ.
 Approximate  Outputs differ by an amount that is measured on data and held against the user's budget.
+compact      Outputs that hold some of the tokens only.  The pass then adds the output ``kept_index``, int64
+             ``[batch, kept]``: the place of each in the captured model's outputs, which they are held against.
 ===========  ===============================================================================================
 
 A family is one structural rewrite plus methods that fill its slots.  A slot is a field of the pass annotated
@@ -36,6 +38,8 @@ from enum import Enum
 from typing import Any, ClassVar
 
 from tersor.ir.program import Program
+
+KEPT_INDEX = "kept_index"
 
 
 class Promise(Enum):

@@ -14,6 +14,8 @@ from tersor.ir.capture.check import ROUNDING
 from tersor.ir.dialect import is_dialect
 from tersor.ir.program import Program
 
+from .contract import KEPT_INDEX
+
 # Elements compared at a time: what is computed of them in float64 stays in cache, where all logits are gigabytes.
 _CHUNK = 1 << 18
 
@@ -48,7 +50,10 @@ class OutputDeviation:
 
 @dataclass(frozen=True)
 class Deviation:
-    """Deviation of every comparable output; ``not_compared`` are outputs that are missing or of another shape."""
+    """Deviation of every comparable output; ``not_compared`` are outputs that are missing or of another shape.
+
+    An output of the kept tokens only is compared with those tokens of the reference's, as ``kept_index`` says.
+    """
 
     outputs: tuple[OutputDeviation, ...]
     samples: int
@@ -88,7 +93,10 @@ class Reference:
         self.program = program
         self.samples = [program.bind(**sample) for sample in samples]
         self.outputs = [_named_outputs(program, sample) for sample in self.samples]
-        self._real = [real_tokens(program, sample) for sample in self.samples]
+        self._real = [
+            _masks(real_tokens(program, sample), outputs.get(KEPT_INDEX))
+            for sample, outputs in zip(self.samples, self.outputs, strict=True)
+        ]
         self._last: tuple[Sequence[Outputs], Deviation] | None = None
 
     def compare(self, program: Program) -> Deviation:
@@ -106,14 +114,15 @@ class Reference:
         compared: list[OutputDeviation] = []
         missing: list[str] = []
         for spec in self.program.outputs:
-            want = [sample[spec.name] for sample in self.outputs]
-            got = [sample.get(spec.name) for sample in outputs]
-            pairs = [(w, g) for w, g in zip(want, got, strict=True) if g is not None and g.shape == w.shape]
-            if len(pairs) < len(want):
+            rows = [
+                _lined_up(spec.name, want, got, masks)
+                for want, got, masks in zip(self.outputs, outputs, self._real, strict=True)
+            ]
+            known = [pair for pair in rows if pair is not None]
+            if len(known) < len(rows):
                 missing.append(spec.name)
-                continue
-            rows = [(_rows(w, real), _rows(g, real)) for (w, g), real in zip(pairs, self._real, strict=True)]
-            compared.append(_compare(spec.name, rows, is_logits(self.program, spec.name)))
+            else:
+                compared.append(_compare(spec.name, known, is_logits(self.program, spec.name)))
         return Deviation(tuple(compared), len(self.samples), tuple(missing))
 
     @property
@@ -184,9 +193,45 @@ def _named_outputs(program: Program, sample: Inputs) -> dict[str, Tensor]:
     return dict(zip((spec.name for spec in program.outputs), program.run(sample), strict=True))
 
 
-def _rows(value: Tensor, real: Tensor | None) -> Tensor:
+def _masks(real: Tensor | None, kept: Tensor | None) -> tuple[Tensor, ...]:
+    """Which tokens are real, bool: ``[batch, tokens]``, and ``[batch, kept]`` where ``kept`` says which are left."""
+    if real is None or kept is None or not _indexes(kept, real):
+        return () if real is None else (real,)
+    return real, real.gather(1, kept)
+
+
+def _lined_up(
+    name: str, want: Outputs, got: Outputs, masks: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor] | None:
+    """Rows of one output of the reference and of another Program; None where they cannot be held together."""
+    expected, value = want[name], got.get(name)
+    if value is None:
+        return None
+    if value.shape != expected.shape:
+        kept = got.get(KEPT_INDEX)
+        # The reference's own index says where its tokens came from, which is not where they are in its outputs.
+        if kept is None or KEPT_INDEX in want or expected.dim() < 2 or not _indexes(kept, expected):
+            return None
+        if value.shape != (*kept.shape, *expected.shape[2:]):
+            return None
+        masks = tuple(real.gather(1, kept) for real in masks if real.shape == expected.shape[:2])
+        index = kept.reshape(*kept.shape, *[1] * (expected.dim() - 2))
+        expected = torch.take_along_dim(expected, index, 1)
+    return _rows(expected, masks), _rows(value, masks)
+
+
+def _indexes(kept: Tensor, full: Tensor) -> bool:
+    """Whether ``kept [batch, kept]`` holds places in dim 1 of ``full [batch, tokens, ...]``."""
+    if kept.dtype != torch.int64 or kept.dim() != 2 or not kept.numel() or kept.shape[0] != full.shape[0]:
+        return False
+    low, high = kept.aminmax()
+    return bool(low >= 0) and bool(high < full.shape[1])
+
+
+def _rows(value: Tensor, masks: tuple[Tensor, ...]) -> Tensor:
     """Vectors to compare, ``[rows, features]``, without padding."""
-    if real is not None and value.dim() >= 2 and value.shape[:2] == real.shape and not real.all():
+    real = next((m for m in masks if value.dim() >= 2 and value.shape[:2] == m.shape), None)
+    if real is not None and not real.all():
         value = value[real]
     features = value.shape[-1] if value.dim() > 1 and value.shape[-1] > 1 else max(1, value.numel())
     return value.reshape(-1, features)

@@ -13,9 +13,8 @@ from tersor.ir.inference import infer_shapes
 from tersor.ir.program import Program
 from tersor.ir.structure import Structure
 
+from ..contract import KEPT_INDEX
 from .rewrite import Cut, reduce_along
-
-KEPT_INDEX = "kept_index"
 
 
 def leave_compact(program: Program, cut: Cut, axis: TokenAxis, full: fx.Node) -> None:
