@@ -82,18 +82,22 @@ def _opaque_mask(attention: fx.Node) -> Refusal | None:
         return None
     return Refusal(
         f"its mask {mask.name} is computed from {', '.join(sorted(inputs))} and was not proven to be causal, a window "
-        "or padding, so padding cannot be told from content",
+        "or padding (which adds -1e4 or less where it hides), so padding cannot be told from content",
         attention.name,
     )
 
 
 def _hides_nothing(mask: fx.Node) -> bool:
-    """Whether a mask is the logarithm of what is at least some positive number: a weight of keys, as merging adds."""
+    """Whether a mask is proven to lower no logit: the logarithm of what is at least 1, as merging weighs keys.
+
+    A bound of its own says nothing: the logarithm of a padding mask bounded by 1e-9 hides what it is 0 for.
+    """
     while mask.target in _MOVES or is_dialect(mask, "gather_tokens"):
         mask = mask.args[0]  # type: ignore[assignment]
-    if mask.target is aten.add.Tensor and len(mask.all_input_nodes) == 2:
+    if mask.target is aten.add.Tensor and len(mask.all_input_nodes) == 2 and not mask.kwargs:
         return all(map(_hides_nothing, mask.all_input_nodes))
     if mask.target is not aten.log.default:
         return False
     least: Any = mask.args[0]
-    return least.target is aten.clamp.default and len(least.args) > 1 and least.args[1] > 0
+    bound = least.args[1] if least.target is aten.clamp.default and len(least.args) > 1 else None
+    return isinstance(bound, int | float) and bound >= 1

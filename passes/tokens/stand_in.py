@@ -47,8 +47,9 @@ def stand_in(g: Builder, site: TokenSite, index: fx.Node) -> fx.Node:
 
 def log_size(g: Builder, size: fx.Node) -> fx.Node:
     """What to add to the logits of keys that stand for ``size`` tokens each."""
-    # Padding has size 0; it is masked anyway, and the logarithm must stay finite.
-    return g.call(aten.log.default, g.call(aten.clamp.default, size, 1e-6))
+    # A real token stands at least for itself.  Padding has size 0 and is masked anyway; with a bound of 1 the graph
+    # shows a later pass that this bias hides nothing.
+    return g.call(aten.log.default, g.call(aten.clamp.default, size, 1.0))
 
 
 def _free(g: Builder, site: TokenSite) -> fx.Node:

@@ -142,3 +142,39 @@ def test_a_refusal_that_only_the_options_cause_names_them() -> None:
     refusal = parse_spec("token-drop:method=random,layers=5").legality(program)
     assert isinstance(refusal, Refusal)
     assert "layers=5" in refusal.reason
+
+
+class LogMasked(nn.Module):
+    """Blocks whose hand-written attention adds the logarithm of a bounded mask."""
+
+    def __init__(self, least: float) -> None:
+        super().__init__()
+        self.least, self.project = least, nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        bias = attention_mask.float().clamp(min=self.least).log()[:, None, None, :]
+        for _ in range(3):
+            heads = self.project(x)[:, None]
+            x = x + nn.functional.scaled_dot_product_attention(heads, heads, heads, bias)[:, 0]
+            x = x + self.project(x).relu()
+        return x
+
+
+@pytest.mark.parametrize("least", [1e-9, 1e-30, 0.5])
+def test_the_logarithm_of_a_bounded_mask_is_a_mask(least: float) -> None:
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+    example = {"x": torch.randn(2, 6, 8), "attention_mask": mask}
+    program = capture(LogMasked(least).eval(), example)
+    refusal = parse_spec("token-drop:method=zero-tprune").legality(program)
+    assert isinstance(refusal, Refusal)
+    assert "computed from attention_mask" in refusal.reason
+    assert refusal.node == layers(program)[0].attention[0].name
+
+
+@pytest.mark.parametrize("first", ["tome", "pool", "norm"])
+def test_weights_of_keys_that_an_earlier_pass_added_hide_nothing(
+    captured: Captured, dropped: Drop, first: str
+) -> None:
+    once = dropped(captured("vit"), f"token-drop:method={first},keep=0.7,layers=0,proportional=true")
+    twice = dropped(once, "token-drop:method=norm,keep=0.7,layers=1,proportional=false")
+    assert twice.run(twice.example_inputs)[0].isfinite().all()
