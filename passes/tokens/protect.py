@@ -171,9 +171,44 @@ def _tokens(node: fx.Node) -> Any:
 
 
 def holds_token_ids(program: Program, stack: Layers) -> bool:
-    """Whether the tokens are looked up by number rather than computed from a continuous signal."""
+    """Whether the tokens are looked up by number in a table rather than computed from a continuous signal."""
     flow, start = content_flow(program), stack[0].start
-    return any(
-        n.op == "placeholder" and not n.meta["val"].dtype.is_floating_point and n.meta["val"].dim() == 2
-        for n in nx.ancestors(flow, start)
-    )
+    looked_up = (_lookup(n) for n in nx.ancestors(flow, start) | {start})
+    return any(_is_id_input(n) for index in looked_up if index is not None for n in _numbers_behind(index))
+
+
+def _lookup(node: fx.Node) -> fx.Node | None:
+    """The places at which ``node`` reads a table of weights; None where it does no such thing."""
+    operands: Any = node.args
+    if node.target is aten.embedding.default:
+        table, index = operands[:2]
+    elif node.target is aten.index_select.default:
+        table, _, index = operands
+    elif node.target is aten.index.Tensor and len([i for i in operands[1] if i is not None]) == 1:
+        table, index = operands[0], operands[1][0]
+    else:
+        return None
+    return index if isinstance(index, fx.Node) and table.op == "get_attr" else None
+
+
+def _numbers_behind(index: fx.Node) -> Iterator[fx.Node]:
+    """Values of integers that ``index`` is computed from, itself first.
+
+    What compares them or counts them up no longer holds the numbers: places are the running count of a mask.
+    """
+    found, pending = {index}, [index]
+    while pending:
+        node = pending.pop()
+        yield node
+        if node.target is aten.cumsum.default:
+            continue
+        for source in node.all_input_nodes:
+            value = source.meta.get("val")
+            integers = isinstance(value, torch.Tensor) and value.dtype in (torch.int64, torch.int32)
+            if integers and source not in found:
+                found.add(source)
+                pending.append(source)
+
+
+def _is_id_input(node: fx.Node) -> bool:
+    return node.op == "placeholder" and node.meta["val"].dim() >= 2

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tersor.ir.analyses.layers import layers
 from tersor.ir.capture import capture
 from tersor.ir.program import Program
-from tersor.passes.tokens.protect import Protection, find_protected
+from tersor.passes.spec import parse_spec
+from tersor.passes.tokens.protect import Protection, find_protected, holds_token_ids
 
 
 def protection(program: Program) -> Protection:
@@ -84,3 +85,44 @@ def test_constants_behind_the_input_are_protected_at_the_end() -> None:
 
     found = protection(capture(Prompted().eval(), {"x": torch.randn(2, 8, 8)}))
     assert (found.prefix, found.last) == (0, 3)
+
+
+class Looked(nn.Module):
+    """An encoder of continuous features; integers meet the stream as told."""
+
+    def __init__(self, join: Callable[[Looked, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False
+        )
+        self.table = nn.Embedding(32, 8)
+        self.join = join
+
+    def forward(self, x: Tensor, numbers: Tensor) -> Tensor:
+        return self.encoder(self.join(self, x, numbers))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("join", "ids"),
+    [
+        (lambda m, x, n: x + m.table(n), True),
+        (lambda m, x, n: x + m.table.weight[n], True),
+        (lambda m, x, n: m.table(torch.where(n > 3, n * 7 % 32, n)) + x, True),
+        (lambda m, x, n: x * n[..., None], False),
+        (lambda m, x, n: x.masked_fill((n == 0)[..., None], 0.0), False),
+        (lambda m, x, n: x * n[..., None] + m.table(torch.arange(x.shape[1])), False),
+        (lambda m, x, n: x + m.table(n.cumsum(1) * n.ne(0)), False),
+    ],
+)
+def test_tokens_are_ids_where_they_are_looked_up_and_not_where_a_mask_meets_them(
+    join: Callable[[Looked, Tensor, Tensor], Tensor], ids: bool
+) -> None:
+    example = {"x": torch.randn(2, 6, 8), "numbers": torch.tensor([[1] * 6, [1] * 4 + [0] * 2])}
+    program = capture(Looked(join).eval(), example)
+    assert holds_token_ids(program, layers(program)) == ids
+    found = protection(program)
+    assert (found.prefix, found.last) == ((1, 1) if ids else (0, 0))
+    refusal = parse_spec("token-drop:method=cls-attention").legality(program)
+    assert isinstance(refusal, list) == ids
+    if not ids:
+        assert "no class token" in str(refusal)
