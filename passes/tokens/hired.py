@@ -56,10 +56,10 @@ class HiRED(Scorer):
             first = site if site.layer == self.early else site.before(self.early)
             site.carried |= {
                 "tile": tiles(g, site, self.partitions),
-                "mass": g.mean(class_rows(g, first), [1]),
+                "mass": _head_mean(g, first),
             }
         tile, mass = site.carried["tile"], site.carried["mass"]
-        attention = g.mean(class_rows(g, site), [1])
+        attention = _head_mean(g, site)
         same = g.call(
             aten.eq.Tensor, g.call(aten.unsqueeze.default, tile, 2), g.call(aten.unsqueeze.default, tile, 1)
         )
@@ -69,6 +69,11 @@ class HiRED(Scorer):
         )
         rank = g.call(aten.sum.dim_IntList, g.mul(same, _precedes(g, attention)), [2])
         return g.call(aten.div.Tensor, total, g.add(rank, 0.5))
+
+
+def _head_mean(g: Builder, site: TokenSite) -> fx.Node:
+    """The class token's attention, float32 ``[batch, tokens]``: half precision cannot sum up a tile of it."""
+    return g.mean(g.call(aten.to.dtype, class_rows(g, site), torch.float32), [1])
 
 
 def tiles(g: Builder, site: TokenSite, partitions: int) -> fx.Node:
