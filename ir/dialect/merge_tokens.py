@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ._op import dialect_op
@@ -38,7 +39,7 @@ def merge_tokens(
 
     Returns:
         the merged tokens ``[batch, kept, features]`` and their sizes ``[batch, kept]``; the sizes of a row keep
-        their sum.
+        their sum.  A column of size 0, which is padding, keeps the token that it held.
     """
     width = x.shape[2]
     weighted = x * size[:, :, None]
@@ -46,4 +47,6 @@ def merge_tokens(
     total = total.scatter_add(1, target[:, :, None].expand(-1, -1, width),
                               weighted.gather(1, source[:, :, None].expand(-1, -1, width)))  # fmt: skip
     sizes = size.gather(1, kept).scatter_add(1, target, size.gather(1, source))
-    return (total / sizes.clamp(min=1e-6)[:, :, None]).to(x.dtype), sizes
+    wide = sizes[:, :, None]
+    mean = (total / wide.clamp(min=1e-6)).to(x.dtype)
+    return torch.where(wide > 0, mean, x.gather(1, kept[:, :, None].expand(-1, -1, width))), sizes

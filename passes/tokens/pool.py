@@ -109,7 +109,9 @@ def runs(g: Builder, site: TokenSite, starts: fx.Node) -> tuple[fx.Node, fx.Node
     order, among_real = (g.call(aten.to.dtype, x, torch.int64) for x in (order, among_real))
     columns = g.add(g.call(aten.cumsum.default, g.call(aten.ones_like.default, kept), 1), -1)
     column_of = g.op("scatter_tokens", columns, order, columns)
-    return kept, g.op("gather_tokens", column_of, g.call(aten.clamp.default, among_real, 0), 1)
+    column = g.op("gather_tokens", column_of, g.call(aten.clamp.default, among_real, 0), 1)
+    # Kept padding is a column of its own, so that it comes back as it is.
+    return kept, g.op("scatter_tokens", column, kept, columns)
 
 
 def squares(g: Builder, site: TokenSite) -> tuple[fx.Node, fx.Node]:

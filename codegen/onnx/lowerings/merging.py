@@ -6,9 +6,11 @@ import onnx_ir as ir
 import torch
 
 from tersor.ir.dialect import DIALECT
+from tersor.ir.shapes import expression
 
 from ..emitter import Emitter
 from ..registry import lowers
+from .scatters import accumulator
 from .tokens import Size, ascending, first_of, inverse, ordinals, row_budget
 
 _END = torch.iinfo(torch.int64).max
@@ -110,16 +112,33 @@ def merge_tokens(
     e: Emitter, x: ir.Value, size: ir.Value, kept: ir.Value, source: ir.Value, target: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
     """The sum is a ``ScatterElements``: ONNX Runtime runs ``ScatterND`` in parallel, where equal targets race."""
-    fake, width = e.fake(x), e.fake(x).shape[2]
-    weighted = e.op("Mul", x, e.op("Unsqueeze", e.cast(size, fake.dtype), e.ints([2])))
-    total = _rows(e, weighted, kept)
-    places = e.op("Expand", e.op("Unsqueeze", target, e.ints([2])), e.shape([1, 1, width]))
-    total = e.op("ScatterElements", total, places, _rows(e, weighted, source), axis=1, reduction="add")
-    sizes = e.op("GatherElements", size, kept, axis=1)
-    joined = e.op("GatherElements", size, source, axis=1)
-    sizes = e.op("ScatterElements", sizes, target, joined, axis=1, reduction="add")
-    floor = e.op("Max", sizes, e.const(1e-6, e.fake(size).dtype))
-    return e.op("Div", total, e.op("Unsqueeze", e.cast(floor, fake.dtype), e.ints([2]))), sizes
+    fake, width, merged = e.fake(x), e.fake(x).shape[2], e.fake(source).shape[1]
+    size_dtype = e.fake(size).dtype
+    wide = accumulator(torch.promote_types(fake.dtype, size_dtype))
+    x, size = e.cast(x, wide), e.cast(size, wide)
+    own = e.op("GatherElements", size, kept, axis=1)
+    # Nothing merges where everything is kept, and ONNX Runtime infers wrong shapes from sizes that are always 0.
+    merges = expression(merged) != 0
+    sizes = own
+    if merges:
+        joining = e.op("GatherElements", size, source, axis=1)
+        sizes = e.op("ScatterElements", own, target, joining, axis=1, reduction="add")
+    # What nothing but padding is in weighs 1 and stays as it is.
+    real, one = e.op("Greater", sizes, e.const(0, wide)), e.const(1, wide)
+    total = _weighted(e, _rows(e, x, kept), e.op("Where", real, own, one))
+    if merges:
+        places = e.op("Expand", e.op("Unsqueeze", target, e.ints([2])), e.shape([1, 1, width]))
+        sources = _weighted(e, _rows(e, x, source), joining)
+        total = e.op("ScatterElements", total, places, sources, axis=1, reduction="add")
+    mean = e.op("Div", total, e.op("Unsqueeze", e.op("Where", real, sizes, one), e.ints([2])))
+    return (
+        mean if wide == fake.dtype else e.cast(mean, fake.dtype),
+        sizes if wide == size_dtype else e.cast(sizes, size_dtype),
+    )
+
+
+def _weighted(e: Emitter, rows: ir.Value, weights: ir.Value) -> ir.Value:
+    return e.op("Mul", rows, e.op("Unsqueeze", weights, e.ints([2])))
 
 
 def _rows(e: Emitter, x: ir.Value, index: ir.Value) -> ir.Value:

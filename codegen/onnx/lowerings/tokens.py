@@ -104,6 +104,8 @@ def gather_tokens(e: Emitter, x: ir.Value, index: ir.Value, dim: int) -> ir.Valu
 @lowers(DIALECT["scatter_tokens"].overload)
 def scatter_tokens(e: Emitter, base: ir.Value, index: ir.Value, x: ir.Value) -> ir.Value:
     fake = e.fake(index)
+    if expression(fake.shape[1]) == 0:  # all tokens are kept, and none was merged
+        return base
     rows = e.op("Range", e.const(0), e.sizes.scalar(fake.shape[0]), e.const(1))
     rows = e.op("Expand", e.op("Unsqueeze", rows, e.ints([1, 2])), e.shape([1, fake.shape[1], 1]))
     places = e.op("Concat", rows, e.op("Unsqueeze", index, e.ints([2])), axis=2)

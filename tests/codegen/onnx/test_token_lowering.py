@@ -14,6 +14,7 @@ from tersor.codegen.onnx import OnnxExecutable
 
 from .conftest import assert_same, small_program
 
+aten = torch.ops.aten
 DIMS = {
     "scores": {0: "batch", 1: "tokens"},
     "padding": {0: "batch", 1: "tokens"},
@@ -125,6 +126,43 @@ def test_many_sources_may_join_one_target(agree: Any) -> None:
     x = torch.ones(2, 64, 6) + 1e-3 * torch.randn(2, 64, 6)
     x[:, 2::2] *= -1
     agree(build, DIMS, {"x": x, "size": torch.ones(2, 64)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_merging_adds_up_in_a_dtype_that_the_runtime_can_add(agree: Any, dtype: torch.dtype) -> None:
+    def build(b: Any, x: Any, size: Any) -> Any:
+        match = b.op("match_tokens", x, None, keep_per_mille=500)
+        merged = b.op("merge_tokens", x, size, *(b.item(match, i) for i in range(3)))
+        return b.item(merged, 0), b.item(merged, 1)
+
+    x = torch.ones(2, 64, 6) + 1e-2 * torch.randn(2, 64, 6)
+    x[:, 2::2] *= -1
+    rtol = 8 * torch.finfo(dtype).eps
+    agree(build, DIMS, {"x": x.to(dtype), "size": torch.rand(2, 64) + 0.5}, rtol=rtol)
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["any length", "one length"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_merging_nothing_is_the_identity_of_every_row(agree: Any, padded: bool, fixed: bool) -> None:
+    def build(b: Any, x: Any, padding: Any = None) -> Any:
+        size = b.call(aten.to.dtype, padding, torch.float32) if padded else None
+        size = size or b.call(aten.ones_like.default, b.call(aten.select.int, x, 2, 0))
+        match = b.op("match_tokens", x, padding, keep_per_mille=1000, prefix=1)
+        kept, source, target = (b.item(match, i) for i in range(3))
+        merged = b.op("merge_tokens", x, size, kept, source, target)
+        hidden = b.item(merged, 0)
+        back = b.op("scatter_tokens", b.mul(x, 0.0), source, b.op("gather_tokens", x, source, 1))
+        return hidden, b.item(merged, 1), b.add(back, b.op("scatter_tokens", x, kept, hidden))
+
+    def case(batch: int, tokens: int) -> dict[str, Tensor]:
+        padding = {"padding": ragged(batch, tokens, left=batch == 3)} if padded else {}
+        return {"x": torch.randn(batch, tokens, 6), **padding}
+
+    cases = [case(*sizes) for sizes in (SHAPES[:1] if fixed else (*SHAPES, (1, 1)))]
+    agree(build, {} if fixed else DIMS, *cases)
+    program = small_program(build, {} if fixed else DIMS, cases[0])
+    for inputs in cases:
+        assert torch.equal(program.run(inputs)[0], inputs["x"])
 
 
 @pytest.mark.parametrize(
