@@ -188,7 +188,7 @@ def section(tasks: Sequence[Task], seeds: int, only: Sequence[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.quality", description=__doc__.split("\n")[0])
-    parser.add_argument("--crops", type=int, default=8, help="crops of each photograph")
+    parser.add_argument("--crops", type=int, default=16, help="crops of each photograph")
     parser.add_argument("--seeds", type=int, default=5, help="seeds that random choice is averaged over")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (0 = as torch chooses)")
     parser.add_argument("--task", choices=("photographs", "manual"), help="only this one; writes nothing")
