@@ -2,6 +2,7 @@
 #
 #   make demo          convert two real models, run them before and after, print one table
 #   make test          the quick tests            make test ALL=1     slow ones too
+#   make fuzz          the property tests on examples drawn anew; `make test` draws the same ones every time
 #   make lint types    ruff, mypy --strict        make format         rewrite in place
 #   make bench         every table of docs/benchmarks.md again; an hour, on a machine with nothing else to do
 #
@@ -24,7 +25,7 @@ STAMP  := $(VENV)/.installed-$(shell cat $(INPUTS) | cksum | cut -d' ' -f1)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo bench test lint format types clean
+.PHONY: setup demo bench test fuzz lint format types clean
 
 setup: $(STAMP)
 
@@ -49,6 +50,11 @@ bench: $(STAMP)
 
 test: $(STAMP)
 	$(PY) -m pytest $(if $(ALL),-m "") $(if $(filter-out 0,$(JOBS)),-n $(JOBS)) $(ARGS)
+
+fuzz: export HYPOTHESIS_PROFILE := fuzz
+fuzz: $(STAMP)
+	$(PY) -m pytest -m hypothesis $(ARGS)
+	$(PY) -m pytest -m "" tests/codegen/triton/test_interpreted.py tests/tersor/test_triton.py $(ARGS)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
