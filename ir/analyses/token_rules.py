@@ -97,17 +97,21 @@ def layer_norm(context: Context, node: fx.Node) -> Dims:
     return keep_unless(context, node, set(range(rank - len(node.args[1]), rank)))  # type: ignore[arg-type]
 
 
-@rule(aten.softmax, aten._softmax, aten.log_softmax)
+@rule(aten.softmax, aten._softmax)
 def normalised_along(context: Context, node: fx.Node) -> Dims:
-    """Works along one dim and keeps it; along the token dim it weighs the tokens that are left."""
+    """Works along one dim and keeps it; along the token dim it weighs the tokens that are left, for a sum over them."""
+    from .token_weights import check_weights_of_a_sum
+
     dims = context.dims(node.args[0])
-    if positive(argument(node, 1), rank_of(node)) in dims:
+    dim = positive(argument(node, 1), rank_of(node))
+    if dim in dims:
         own_dim(context, node, node.args[0])
         context.mixes(node)
+        check_weights_of_a_sum(context, node, dim)
     return dims
 
 
-@rule(aten.cumsum)
+@rule(aten.cumsum, aten.log_softmax)
 def accumulated(context: Context, node: fx.Node) -> Dims:
     return keep_unless(context, node, {positive(argument(node, 1), rank_of(node))})
 

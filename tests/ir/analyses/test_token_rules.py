@@ -126,6 +126,13 @@ TOKENWISE: dict[str, Case] = {
     "einsum of tokens against tokens": lambda g, x: g.call(aten.einsum.default, "bnw,bmw->bnm", [x, x]),
 }  # fmt: skip
 
+
+def shares(g: Builder, x: fx.Node) -> fx.Node:
+    """Attention weights ``[batch, 2, tokens, tokens]``."""
+    scores = g.call(aten.matmul.default, heads(g, x), g.call(aten.transpose.int, heads(g, x), 2, 3))
+    return g.call(aten.softmax.int, scores, -1)
+
+
 # The tokens see each other, so the results differ with fewer of them; the axis still has to be where it is said.
 MIXING: dict[str, Case] = {
     "attention": lambda g, x: g.op("attention", heads(g, x), heads(g, x), heads(g, x), scale=0.5),
@@ -135,11 +142,29 @@ MIXING: dict[str, Case] = {
     "attention_importance": lambda g, x: g.item(
         g.op("attention_importance", heads(g, x), heads(g, x), heads(g, x), weight(g, 1, 1, TOKENS), scale=0.5), 0
     ),
-    "softmax(scores) times values": lambda g, x: g.call(
+    "softmax(scores) times values": lambda g, x: g.call(aten.matmul.default, shares(g, x), heads(g, x)),
+    "weights dropped out and scaled by head": lambda g, x: g.call(
         aten.matmul.default,
-        g.call(aten.softmax.int, g.call(
-            aten.matmul.default, heads(g, x), g.call(aten.transpose.int, heads(g, x), 2, 3)), -1),
+        g.mul(weight(g, 2, 1, 1), g.call(aten.dropout.default, shares(g, x), 0.5, False)),
         heads(g, x),
+    ),
+    "weights whose heads are mixed": lambda g, x: g.call(
+        aten.matmul.default,
+        g.call(aten.permute.default, g.call(aten.linear.default, g.call(
+            aten.permute.default, shares(g, x), [0, 2, 3, 1]), weight(g, 2, 2)), [0, 3, 1, 2]),
+        heads(g, x),
+    ),
+    "weights with heads folded into the batch": lambda g, x: g.call(
+        aten.reshape.default,
+        g.call(
+            aten.bmm.default,
+            g.call(aten.reshape.default, shares(g, x), [2 * BATCH, g.size(x, 1), g.size(x, 1)]),
+            g.call(aten.reshape.default, heads(g, x), [2 * BATCH, g.size(x, 1), 4]),
+        ),
+        [BATCH, 2, g.size(x, 1), 4],
+    ),
+    "einsum of weights and values": lambda g, x: g.call(
+        aten.einsum.default, "bhqk,bhkd->bhqd", [shares(g, x), heads(g, x)]
     ),
 }  # fmt: skip
 
@@ -192,6 +217,30 @@ REFUSED: dict[str, tuple[Case, str]] = {
         lambda g, x: g.call(aten.sum.dim_IntList, folded(g, x, back=False), [0]),
         "reduces over the tokens",
     ),
+    "softmax of the stream over its tokens": (
+        lambda g, x: g.add(x, g.call(aten.softmax.int, x, 1)),
+        "normalised over the tokens, and add.* reads it other than as the weights of a sum",
+    ),
+    "a softmax that is also returned": (
+        lambda g, x: g.mul(g.call(aten.softmax.int, x, 1), 2.0),
+        "normalised over the tokens, and output reads it",
+    ),
+    "a gate normalised over the tokens": (
+        lambda g, x: g.mul(g.call(aten.softmax.int, x, 1), x),
+        "normalised over the tokens, and mul",
+    ),
+    "weights summed up over the queries": (
+        lambda g, x: g.call(aten.matmul.default, g.call(aten.transpose.int, shares(g, x), 2, 3), heads(g, x)),
+        "normalised over the tokens, and matmul",
+    ),
+    "weights divided by": (
+        lambda g, x: g.call(aten.matmul.default, g.call(aten.div.Tensor, shares(g, x), shares(g, x)), heads(g, x)),
+        "normalised over the tokens, and div",
+    ),
+    "einsum that keeps the weights": (
+        lambda g, x: g.call(aten.einsum.default, "bhqk,bhkd->bhqkd", [shares(g, x), heads(g, x)]), "and einsum",
+    ),
+    "log_softmax over the tokens": (call(aten.log_softmax.int, 1), "works along the token axis"),
     "softmax over folded tokens": (
         lambda g, x: g.call(aten.softmax.int, folded(g, x, back=False), 0),
         "folded together",
