@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .calibration import Batch, batches_hash
 from .ir.archive import weights_hash
 from .ir.errors import ArtifactError
 from .ir.program import Program
+from .json_shape import Each, check_shape
 from .passes.deviation import Deviation
 from .passes.report import Report
 from .runtime.machine import machine_facts
+from .saved_report import read_deviation
 
 CERTIFICATE = "certificate.json"
 FORMAT = 1
 _CHUNK = 1 << 22
+_SHAPE = {
+    "model": {"weights_sha256": str},
+    "program": {"weights_sha256": str},
+    "inputs": {"kind": str, "samples": int, "sha256": str},
+    "passes": [dict],
+    "measured": dict,
+    "files": Each({"bytes": int, "sha256": str}),
+}
 
 
 def write_certificate(
@@ -67,25 +78,50 @@ def write_certificate(
 
 
 def read_certificate(folder: Path) -> dict[str, Any]:
-    """The certificate of an artifact.
+    """The certificate of an artifact, with all that its readers rely on in place.
 
     Raises:
-        ArtifactError: it is missing, damaged, altered, or of another version.
+        ArtifactError: it is missing, damaged, altered, of another version, or names files outside ``folder``.
     """
     path = folder / CERTIFICATE
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(data, dict):
-            raise ValueError("not an object")
-        seal = data.pop("seal")
-        version = data["format"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ArtifactError(f"{path} is missing or damaged ({error}): convert the model again") from error
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        check_shape(data, {"seal": str, "format": int})
+        seal, version = data.pop("seal"), data["format"]
+        if seal == _seal(data) and version == FORMAT:
+            check_shape(data, _SHAPE)
+            read_deviation(data["measured"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise ArtifactError(f"{path} is missing or damaged ({reason}): convert the model again") from error
     if seal != _seal(data):
         raise ArtifactError(f"{path} was altered after it was written: convert the model again")
     if version != FORMAT:
         raise ArtifactError(f"{path} has format {version!r}, this Tersor reads {FORMAT}")
+    for name in data["files"]:
+        if not _lies_inside(folder, name):
+            raise ArtifactError(
+                f"{path} names {name!r}, which is no file inside {folder}: do not use this artifact"
+            )
     return data
+
+
+def uncertified_files(folder: Path) -> list[str]:
+    """Names of all that lies in an artifact's folder and is not the artifact's.
+
+    Raises:
+        ArtifactError: the certificate, which says what is, cannot be read.
+    """
+    known = {CERTIFICATE, *read_certificate(folder)["files"]}
+    found = []
+    for place, folders, files in os.walk(folder):
+        inside = Path(place)
+        links = [name for name in folders if (inside / name).is_symlink()]
+        empty = [] if folders or files or inside == folder else [inside]
+        found += [
+            path.relative_to(folder).as_posix() for path in (*map(inside.joinpath, files + links), *empty)
+        ]
+    return sorted(set(found) - known)
 
 
 def changed_files(folder: Path, certificate: Mapping[str, Any]) -> list[str]:
@@ -109,6 +145,19 @@ def file_hash(path: Path) -> str:
         while chunk := stream.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _lies_inside(folder: Path, name: str) -> bool:
+    """Whether ``name`` is a plain relative path below ``folder``, and no link on it leads out again."""
+    pure = PurePosixPath(name)
+    if not name.isprintable() or str(pure) != name or pure.is_absolute() or ".." in pure.parts:
+        return False
+    if name in (".", CERTIFICATE):
+        return False
+    try:
+        return (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        return False
 
 
 def _seal(data: Mapping[str, Any]) -> str:

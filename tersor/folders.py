@@ -6,32 +6,38 @@ import json
 import os
 import secrets
 import shutil
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .ir.errors import InputError
+from safetensors import SafetensorError
+
+from .certificate import uncertified_files
+from .ir.errors import ArtifactError, InputError
 
 MANIFEST = "manifest.json"
 KIND = "tersor-artifact"
 
+_SHOWN = 3
+_unfinished: set[Path] = set()
+_moving = threading.Lock()
+
 
 def check_output(out: str | os.PathLike[str]) -> Path:
-    """The absolute path of a folder that may be written: absent, empty, or an artifact to be replaced.
+    """The absolute path of a folder that may be written: absent, empty, or an artifact and nothing else.
 
     Raises:
         InputError: something else is there, or the place cannot be written to.
     """
-    path = Path(out).resolve()
-    if path.exists():
-        if not path.is_dir():
-            raise InputError(f"{out} is a file: give the name of a folder to write")
-        if any(path.iterdir()) and not is_artifact(path):
-            raise InputError(
-                f"{out} holds files that Tersor did not write: give another name, or empty the folder"
-            )
-    _check_writable(path.parent, str(out))
+    path = _absolute(out)
+    with _writing(out):
+        if path.exists():
+            if not path.is_dir():
+                raise InputError(f"{out} is a file: give the name of a folder to write")
+            _check_replaceable(path, out)
+        _check_writable(path, out)
     return path
 
 
@@ -41,10 +47,11 @@ def check_output_file(out: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: it is a folder, or the place cannot be written to.
     """
-    path = Path(out).resolve()
-    if path.is_dir():
-        raise InputError(f"{out} is a folder: give the name of a file to write")
-    _check_writable(path.parent, str(out))
+    path = _absolute(out)
+    with _writing(out):
+        if path.is_dir():
+            raise InputError(f"{out} is a folder: give the name of a file to write")
+        _check_writable(path, out)
     return path
 
 
@@ -52,7 +59,7 @@ def is_artifact(path: Path) -> bool:
     """Whether ``path`` is a folder that says of itself that Tersor wrote it."""
     try:
         manifest: Any = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(manifest, dict) and manifest.get("kind") == KIND
 
@@ -62,30 +69,111 @@ def whole_folder(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` that takes its place when the block ends, and vanishes when the block fails.
 
     An artifact that is already there stays in place until then.
+
+    Raises:
+        InputError: the file system refuses, as when the disk is full.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    mark = secrets.token_hex(4)
-    fresh, old = out.with_name(f".{out.name}.{mark}.new"), out.with_name(f".{out.name}.{mark}.old")
-    fresh.mkdir()
-    try:
+    with scratch_folder(out) as fresh:
         yield fresh
         check_output(out)
-        if out.exists():
-            out.rename(old)
+        old = fresh.with_name(f"{fresh.name}.old")
         try:
-            fresh.rename(out)
-        except OSError:
-            if old.exists():
+            with _moving:
+                if out.exists():
+                    out.rename(old)
+                fresh.rename(out)
+        finally:
+            # Whatever came between the two, a signal included, one of them has to stand there.
+            if old.exists() and not out.exists():
                 old.rename(out)
-            raise
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_writable(folder: Path, asked: str) -> None:
-    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
+@contextmanager
+def scratch_folder(beside: Path) -> Iterator[Path]:
+    """A hidden folder in which to make ``beside``, on the same file system; it is gone when the block ends.
+
+    Folders above that had to be made are taken away again when nothing was left in them.
+
+    Raises:
+        InputError: the file system refuses, in the block too.
+    """
+    folder = beside.with_name(f".{beside.name}.{secrets.token_hex(4)}")
+    made = [parent for parent in folder.parents if not parent.exists()]
+    _unfinished.add(folder)
+    with _writing(beside):
+        try:
+            folder.mkdir(parents=True)
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            _unfinished.discard(folder)
+            # Only those that stayed empty go.
+            for parent in made:
+                with suppress(OSError):
+                    parent.rmdir()
+
+
+def abandon_unfinished() -> None:
+    """Remove what other threads are writing, and keep them from giving it its name: the process is to end now."""
+    _moving.acquire(timeout=1)
+    for folder in list(_unfinished):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _writing(asked: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write {asked}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _absolute(out: str | os.PathLike[str]) -> Path:
+    if not os.fspath(out):
+        raise InputError("the name of the place to write is empty")
+    try:
+        return Path(out).resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"cannot write {os.fspath(out)!r}: {error}") from error
+
+
+def _check_replaceable(path: Path, asked: str | os.PathLike[str]) -> None:
+    """Raise InputError where a folder cannot give way to a new one without loss."""
+    if any(path.iterdir()):
+        if not is_artifact(path):
+            raise InputError(
+                f"{asked} holds files that Tersor did not write: give another name, or empty the folder"
+            )
+        try:
+            others = uncertified_files(path)
+        except ArtifactError as error:
+            raise InputError(
+                f"{asked} holds an artifact that does not say which files are its own: give another name, or "
+                f"empty the folder ({error})"
+            ) from error
+        if others:
+            shown = ", ".join(others[:_SHOWN])
+            more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+            raise InputError(
+                f"{asked} holds an artifact and files that are not part of it ({shown}{more}): move them away, or "
+                "give another name"
+            )
+    if path.is_mount() or Path.cwd().is_relative_to(path):
+        what = "a mount point" if path.is_mount() else "the folder you are in"
+        raise InputError(f"{asked} is {what}, which cannot be replaced: give the name of a folder inside it")
+
+
+def _check_writable(path: Path, asked: str | os.PathLike[str]) -> None:
+    """Raise unless a folder can be made where ``path`` is to be, by making one: rights alone do not tell."""
+    nearest = next(parent for parent in path.parents if parent.exists())
     if not nearest.is_dir():
         raise InputError(f"cannot write {asked}: {nearest} is a file")
-    if not os.access(nearest, os.W_OK):
-        raise InputError(f"cannot write {asked}: no permission to write in {nearest}")
+    probe = nearest / f".{path.name}.{secrets.token_hex(4)}"
+    try:
+        probe.mkdir()
+    except PermissionError as error:
+        raise InputError(f"cannot write {asked}: no permission to write in {nearest}") from error
+    except OSError as error:
+        raise InputError(f"cannot write {asked}: {nearest} takes no new files ({error.strerror})") from error
+    probe.rmdir()

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from . import artifact
 from .agreement import measure
-from .artifact import Manifest
 from .calibration import Batch, load_batches
 from .certificate import CERTIFICATE, read_certificate
 from .folders import check_output, check_output_file, whole_folder
 from .ir import archive
 from .ir.program import Program, TensorSpec
+from .manifest import Manifest, read_manifest
 from .passes.deviation import Deviation, Reference
 from .passes.report import Report
 from .runtime.session import Session
@@ -85,7 +85,7 @@ class OptimizedModel:
         """Write the artifact folder, whole or not at all, with its certificate; see ``tersor.artifact``.
 
         Raises:
-            InputError: ``out`` holds something that Tersor did not write, or cannot be written.
+            InputError: ``out`` holds files that are no part of an artifact, or cannot be written.
         """
         if self._source is None:
             self._copy(check_output(out))
@@ -164,7 +164,7 @@ def load(folder: str | os.PathLike[str], *, check: bool = True, **options: Any) 
         ArtifactError: it is damaged or of another version.
     """
     path = Path(folder).resolve()
-    manifest = artifact.read_manifest(path)
+    manifest = read_manifest(path)
     if check:
         artifact.check_files(path)
     return OptimizedModel(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
-import shutil
 from pathlib import Path
 
 from .agreement import check_agreement
@@ -12,6 +10,7 @@ from .calibration import Batch
 from .codegen.onnx.executable import OnnxExecutable
 from .codegen.onnx.export import export
 from .codegen.onnx.session import chosen_providers, session_from_file, session_options
+from .folders import scratch_folder
 from .ir.program import Program
 from .passes.report import Report
 
@@ -31,12 +30,10 @@ def export_checked(
         the files written: ``path``, and the weights beside it where the model is larger than a file may be.
 
     Raises:
+        InputError: the file system refuses.
         LoweringError: an operator has no ONNX form, or ONNX Runtime computed something else.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    folder.mkdir()
-    try:
+    with scratch_folder(path) as folder:
         written = export(program, folder / path.name, ops=ops, metadata=report_metadata(report))  # type: ignore[arg-type]
         session = session_from_file(folder / path.name, session_options(None), chosen_providers(None))
         executable = OnnxExecutable(session, program.inputs, program.outputs, ops=ops)  # type: ignore[arg-type]
@@ -44,5 +41,3 @@ def export_checked(
         # The weights first: a graph that is there is complete.
         moved = [file.replace(path.parent / file.name) for file in reversed(written)]
         return moved[::-1]
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -10,13 +10,13 @@ from typing import Any, get_args
 from torch import nn
 
 from .agreement import check_agreement
-from .artifact import Manifest
 from .calibration import Batch, bind_batches, list_batches
 from .ir.capture import capture
 from .ir.capture.frontend import Dynamic
 from .ir.errors import InputError
 from .ir.program import Program
 from .lowering import lower, target_with_options
+from .manifest import Manifest
 from .model import OptimizedModel
 from .onnx_file import report_metadata
 from .passes import pipeline

@@ -19,6 +19,8 @@ from .ir.capture import capture
 from .ir.capture.check import ROUNDING
 from .ir.errors import ArtifactError, LoweringError, PromiseError, RefusedError, SpecError
 from .ir.program import Program
+from .ir.structure import Structure
+from .manifest import Manifest, check_interface, read_manifest
 from .passes import pipeline
 from .passes.deviation import Deviation, OutputDeviation, Reference
 from .passes.report import Report, Step
@@ -73,7 +75,7 @@ def verify_artifact(
         CaptureError: the model cannot be captured.
     """
     steps = Steps(progress, total=5 if against is not None else 3)
-    artifact.read_manifest(folder)
+    read_manifest(folder)
     checks: list[Check] = []
     for check in _stages(folder, against, steps):
         checks.append(check)
@@ -99,7 +101,13 @@ def _stages(folder: Path, against: Any, steps: Steps) -> Iterator[Check]:
     for name, (found, recorded) in hashes.items():
         yield Check(name, found == recorded, f"sha256 {found[:12]}, certified {recorded[:12]}")
 
-    session = artifact.read_session(folder, artifact.read_manifest(folder), {})
+    manifest, report = read_manifest(folder), artifact.read_saved_report(folder)
+    session = artifact.read_session(folder, manifest, {})
+    problem = check_interface(folder, session.executable, program, report)
+    yield Check("interface", not problem, problem or _interface_text(program))
+    problem = _contradiction(certificate, manifest, report, len(samples))
+    yield Check("records", not problem, problem or "certificate, report and manifest say the same")
+
     steps.begin("running the artifact")
     yield _agreement(session.executable, program, samples)
     if against is None:
@@ -112,7 +120,7 @@ def _stages(folder: Path, against: Any, steps: Steps) -> Iterator[Check]:
     yield Check("model", found == recorded, told if found == recorded else f"its weights are others: {told}")
 
     steps.begin("applying the passes again")
-    yield from _passes_again(source, artifact.read_saved_report(folder), samples)
+    yield from _passes_again(source, program, report, manifest, samples)
     measured = measure(session.executable, Reference(source, samples))
     yield _compare("artifact against model", measured, read_deviation(certificate["measured"]), program)
 
@@ -137,16 +145,65 @@ def capture_like(against: nn.Module | str | Path | Program, program: Program) ->
     return capture(against, program.example_inputs, dynamic)
 
 
-def _passes_again(source: Program, recorded: Report, samples: Any) -> Iterator[Check]:
+def _interface_text(program: Program) -> str:
+    given, taken = (", ".join(spec.name for spec in specs) for specs in (program.inputs, program.outputs))
+    return f"{given} -> {taken}"
+
+
+def _contradiction(certificate: Mapping[str, Any], manifest: Manifest, report: Report, samples: int) -> str:
+    """What the certificate says otherwise than the report, the manifest or the inputs; nothing when all agree."""
+    if certificate["passes"] != report.to_json()["steps"]:
+        return "the certificate names other passes or measurements than the report"
+    inputs = certificate["inputs"]
+    if inputs["samples"] != samples or (inputs["kind"] == "calibration") != manifest.calibrated:
+        return "the certificate says otherwise than the manifest what was measured on"
+    return ""
+
+
+def _passes_again(
+    source: Program, program: Program, recorded: Report, manifest: Manifest, samples: Any
+) -> Iterator[Check]:
     # The pipeline starts with a clean-up of its own, which is the first step of every report.
     kept = [step for step in recorded.steps[1:] if step.verdict == "kept"]
     try:
-        _, report = pipeline.run(source, [step.spec for step in kept], calibration=samples)
+        rewritten, report = pipeline.run(source, [step.spec for step in kept], calibration=samples)
     except (SpecError, RefusedError, PromiseError) as error:
-        yield Check("passes", False, f"cannot be applied again: {error}")
+        hint = ""
+        if isinstance(error, SpecError) and manifest.imports:
+            hint = (
+                f"; it was defined outside Tersor, in {', '.join(manifest.imports)}: import that first (--import on "
+                "the command line)"
+            )
+        yield Check("passes", False, f"cannot be applied again: {error}{hint}")
         return
     for old, new in zip(kept, report.steps[1:], strict=True):
         yield _compare_step(old, new, source)
+    yield _compare_interface(program, rewritten)
+
+
+def _compare_interface(program: Program, rewritten: Program) -> Check:
+    """Whether an artifact's Program takes and gives what the model does after the same passes."""
+    values: dict[str, tuple[Any, Any]] = {
+        "inputs": (program.inputs, rewritten.inputs),
+        "dimensions": (program.ranges, rewritten.ranges),
+        "outputs": (program.outputs, rewritten.outputs),
+    }
+    if not _same_structure(program.structure, rewritten.structure):
+        values["output structure"] = (program.structure.to_json(), rewritten.structure.to_json())
+    for name, (own, models) in values.items():
+        if own != models:
+            return Check("model's interface", False, f"its {name}, {own}, should be {models} for this model")
+    return Check("model's interface", True, _interface_text(rewritten))
+
+
+def _same_structure(a: Structure, b: Structure) -> bool:
+    """Whether two structures are equal, where a class of the script that ran may be one of a module by now."""
+    names = [a.type_name, b.type_name]
+    if any(name.startswith("__main__:") for name in names):
+        names = [name.partition(":")[2] for name in names]
+    return (a.kind, a.keys, names[0], len(a.children)) == (b.kind, b.keys, names[1], len(b.children)) and all(
+        map(_same_structure, a.children, b.children)
+    )
 
 
 def _compare_step(old: Step, new: Step, source: Program) -> Check:

@@ -76,8 +76,8 @@ def bench(
 def _takes_threads(out: str) -> bool:
     import inspect
 
-    from ..artifact import read_manifest
     from ..codegen.target import find_target
+    from ..manifest import read_manifest
 
     return "threads" in inspect.signature(find_target(read_manifest(Path(out)).target).lower).parameters
 

@@ -12,8 +12,6 @@ import torch
 
 import tersor
 from tersor import ArtifactError, InputError, Program, optimize_model
-from tersor.certificate import _seal, file_hash
-from tersor.ir import archive
 from tersor.verification import raise_unless_ok, verify_artifact
 
 Batches = list[dict[str, torch.Tensor]]
@@ -76,7 +74,7 @@ def test_a_failure_while_saving_leaves_the_old_artifact_and_no_other_file(
 
     monkeypatch.setattr("tersor.artifact.write_certificate", fail)
     for place in (out, out.parent / "fresh"):
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(InputError, match=r"cannot write .*disk full"):
             optimize_model(program, target="torch").save(place)
     assert [p.name for p in out.parent.iterdir()] == ["out"]
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before
@@ -103,8 +101,8 @@ def test_an_intact_artifact_verifies_against_its_model(saved: Path, encoder: tor
     found = verify_artifact(saved, encoder)
     assert found.ok, str(found)
     assert [check.name for check in found.checks] == [
-        "files", "inputs", "weights", "artifact against its Program", "model",
-        "token-drop:method=norm,keep=0.6,layers=0 (approximate)", "artifact against model",
+        "files", "inputs", "weights", "interface", "records", "artifact against its Program", "model",
+        "token-drop:method=norm,keep=0.6,layers=0 (approximate)", "model's interface", "artifact against model",
     ]  # fmt: skip
 
 
@@ -150,40 +148,6 @@ def test_damage_to_any_file_is_found_by_load_and_by_verify(out: Path, damage: An
             raise_unless_ok(verify_artifact(out))
         path.write_bytes(content)
     tersor.load(out)
-
-
-def _certify(out: Path, change: Any) -> None:
-    """Rewrite the certificate as a careful forger would: the seal fits."""
-    data = json.loads((out / "certificate.json").read_text())
-    data.pop("seal")
-    change(data)
-    (out / "certificate.json").write_text(json.dumps(data | {"seal": _seal(data)}))
-
-
-def test_a_certificate_that_claims_too_little_deviation_is_refuted(out: Path, program: Program) -> None:
-    def claim_less(data: dict[str, Any]) -> None:
-        for output in data["measured"]["outputs"]:
-            output["cosine_distance"] *= 0.5
-            output["relative_l2"] *= 0.5
-
-    _certify(out, claim_less)
-    found = verify_artifact(out, program)
-    assert [check.name for check in found.checks if not check.ok] == ["artifact against model"]
-
-
-def test_weights_replaced_together_with_their_hashes_are_refuted(out: Path, program: Program) -> None:
-    """Files and certificate agree with each other, and not with the model."""
-    forged = _moved(archive.load(out), 0.02)
-    archive.save(forged, out)
-
-    def recertify(data: dict[str, Any]) -> None:
-        for name, recorded in data["files"].items():
-            recorded |= {"bytes": (out / name).stat().st_size, "sha256": file_hash(out / name)}
-        data["program"]["weights_sha256"] = archive.weights_hash(forged.weights)
-
-    _certify(out, recertify)
-    found = verify_artifact(out, program)
-    assert [check.name for check in found.checks if not check.ok] == ["artifact against model"]
 
 
 @pytest.mark.parametrize(
