@@ -94,8 +94,8 @@ class Method(ABC):
 class Pass(ABC):
     """Base of every pass.  Subclasses are frozen dataclasses whose fields are options.
 
-    ``metadata["help"]`` of a field says what the option does; ``__post_init__`` checks the values and raises
-    ValueError with one line.
+    ``metadata["help"]`` of a field says what the option does, ``metadata["excludes"]`` which options must not be
+    given beside it; ``__post_init__`` checks the values and raises ValueError with one line.
 
     Attributes:
         name: what the spec string calls it; only concrete passes have one.

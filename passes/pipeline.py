@@ -118,6 +118,7 @@ class _Pipeline:
                 after = instance.rewrite(program, sites)
                 verify(after)
                 after = _cleaned(instance, after)
+            self._check_sizes(step.spec, after)
         except RefusedError as error:
             if self.on_violation == "raise":
                 raise
@@ -138,6 +139,17 @@ class _Pipeline:
                 slower = f"it does not pay: the result takes {ratio:.3f} times as long"
                 return program, replace(step, verdict="reverted", reason=slower), reference
         return after, replace(step, after=self._totals(after)), result
+
+    def _check_sizes(self, spec: str, program: Program) -> None:
+        """A pass may narrow the sizes that a Program takes, but not past the inputs it is to be checked on."""
+        for sample in self.original.samples:
+            for name, size in program.sizes(sample).items():
+                low, high = program.ranges.get(name, (0, None))
+                if size < low or (high is not None and size > high):
+                    raise RefusedError(
+                        f"{spec} needs {name} of {low} to {high or 'any'}, and a calibration input has {size}: pass "
+                        "calibration= (or an example) of such a size, or change the pass's options"
+                    )
 
     def _broken(self, promise: Promise, deviation: Deviation) -> str:
         """How the measurement contradicts the promise or the budget; empty when it does not."""

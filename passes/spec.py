@@ -199,6 +199,14 @@ def _read(owner: str, name: str, hint: Any, text: str) -> Any:
 
 
 def _construct(kind: type[Any], values: dict[str, Any]) -> Any:
+    for field in _fields(kind):
+        clash = [
+            name for name in field.metadata.get("excludes", ()) if name in values and field.name in values
+        ]
+        if clash:
+            raise SpecError(
+                f"{kind.name}: {field.name}= and {clash[0]}= say the same thing; give one of them"
+            )
     missing = [f.name for f in _fields(kind) if f.name not in values and _default(f) is dataclasses.MISSING]
     if missing:
         raise SpecError(f"{kind.name} needs {', '.join(name + '=' for name in missing)}")

@@ -24,6 +24,8 @@ from .rewrite import Cut, bias_keys, reduce_at
 from .schedule import default_layers, per_layer
 from .zero_tprune import ZeroTPrune
 
+_KEEP = (0.7,)
+
 
 @dataclass(frozen=True)
 class TokenDrop(Pass):
@@ -35,13 +37,14 @@ class TokenDrop(Pass):
 
     method: TokenMethod = field(default_factory=ZeroTPrune, metadata={"help": "how tokens are chosen"})
     keep: tuple[float, ...] = field(
-        default=(0.7,), metadata={"help": "share kept at each layer: one value, or one per layer"}
+        default=_KEEP, metadata={"help": "share kept at each layer: one value, or one per layer"}
     )
     layers: tuple[int, ...] = field(
         default=(), metadata={"help": "layers after whose attention tokens are reduced, from 0"}
     )
     flops: float = field(
-        default=0.0, metadata={"help": "share of the FLOPs to reach instead of keep (0 = off)"}
+        default=0.0,
+        metadata={"help": "share of the FLOPs to reach instead of keep (0 = off)", "excludes": ("keep",)},
     )
     prefix: int = field(
         default=-1, metadata={"help": "tokens at the start that stay (-1 = as the graph shows)"}
@@ -68,6 +71,8 @@ class TokenDrop(Pass):
             raise ValueError(f"keep={'+'.join(f'{k:g}' for k in self.keep)} is outside 0.001 to 1")
         if self.flops and not 0.0 < self.flops < 1.0:
             raise ValueError(f"flops={self.flops:g} is outside 0 to 1")
+        if self.flops and self.keep != _KEEP:
+            raise ValueError("flops= and keep= say the same thing; give one of them")
         if list(self.layers) != sorted(set(self.layers)) or any(i < 0 for i in self.layers):
             raise ValueError("layers must be ascending, each one once, from 0")
         if self.layers and len(self.keep) not in (1, len(self.layers)):
@@ -83,6 +88,8 @@ class TokenDrop(Pass):
         if isinstance(chosen, Refusal):
             return chosen
         protection = self._protection(program, stack)
+        if refused := _nothing_free(stack, protection):
+            return refused
         sites: list[Site] = []
         if self.proportional is True and (refused := _unweighable(stack, min(chosen))):
             return refused
@@ -191,6 +198,17 @@ def _site(program: Program, stack: Layers, index: int, protection: Protection, s
     )
     site.padding = site.operand("padding")
     return site
+
+
+def _nothing_free(stack: Layers, protection: Protection) -> Refusal | None:
+    """Where tokens are a fixed number, all of which are protected."""
+    tokens = stack.end.meta["val"].shape[1]
+    if not isinstance(tokens, int) or protection.prefix + protection.last < tokens:
+        return None
+    return Refusal(
+        f"prefix={protection.prefix} and last={protection.last} protect all of the {tokens} tokens",
+        stack.end.name,
+    )
 
 
 def _unweighable(stack: Layers, first: int) -> Refusal | None:

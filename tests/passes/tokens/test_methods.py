@@ -290,6 +290,8 @@ def test_proportional_attention_adds_the_log_of_the_size_once_at_every_site(
         ("random,layers=2+1", "ascending"),
         ("random,keep=0.5+0.6,layers=1", "2 values for 1 layers"),
         ("random,restore=both", "scatter"),
+        ("random,flops=0.5,keep=0.6", "flops= and keep= say the same thing"),
+        ("random,flops=0.5,keep=0.7", "flops= and keep= say the same thing"),
     ],
 )
 def test_options_out_of_range_are_refused_in_one_line(spec: str, message: str) -> None:

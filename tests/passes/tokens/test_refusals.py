@@ -14,7 +14,9 @@ from tersor.ir.capture import capture
 from tersor.ir.errors import RefusedError
 from tersor.ir.program import Program
 from tersor.passes.contract import Refusal
+from tersor.passes.pipeline import run
 from tersor.passes.spec import parse_spec
+from tersor.passes.tokens.drop import TokenDrop
 
 Refuse = Callable[[Program, str], Refusal]
 Captured = Callable[[str], Program]
@@ -178,3 +180,18 @@ def test_weights_of_keys_that_an_earlier_pass_added_hide_nothing(
     once = dropped(captured("vit"), f"token-drop:method={first},keep=0.7,layers=0,proportional=true")
     twice = dropped(once, "token-drop:method=norm,keep=0.7,layers=1,proportional=false")
     assert twice.run(twice.example_inputs)[0].isfinite().all()
+
+
+def test_protecting_more_tokens_than_there_are_is_refused(captured: Captured, refused: Refuse) -> None:
+    refusal = refused(captured("vit"), "token-drop:method=norm,prefix=50")
+    assert "prefix=50 and last=0 protect all of the 17 tokens" in refusal.reason
+    spec = "token-drop:method=norm,prefix=50"
+    with pytest.raises(RefusedError, match=r"needs tokens of 51 to 64, and a calibration input has 12"):
+        run(captured("bert"), [spec])
+    _, report = run(captured("bert"), [spec], on_violation="revert")
+    assert report.steps[1].verdict == "refused"
+
+
+def test_a_share_of_tokens_and_a_share_of_flops_are_not_both_given() -> None:
+    with pytest.raises(ValueError, match="give one of them"):
+        TokenDrop(flops=0.5, keep=(0.6,))
