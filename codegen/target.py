@@ -31,7 +31,12 @@ class Executable(ABC):
 
     @abstractmethod
     def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Outputs as a flat tuple in the order of ``outputs``; ``inputs`` by name, as ``Program.bind`` returns them."""
+        """Outputs as a flat tuple in the order of ``outputs``; ``inputs`` by name, as ``Program.bind`` returns them.
+
+        Raises:
+            InputError: an input holds a number that the model does not take.
+            ExecutionError: what runs the program fails.
+        """
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -78,7 +83,7 @@ def find_target(name: str) -> Target:
     names = target_names()
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise InputError(f"unknown target {name!r}{hint} Targets: {', '.join(names)}")
     module = importlib.import_module(f"{__package__}.{name}")
     for value in vars(module).values():

@@ -35,5 +35,9 @@ class LoweringError(TersorError):
     """A Program cannot be lowered to the target; the message names the op and the node."""
 
 
+class ExecutionError(TersorError):
+    """A lowered program failed while it ran; the message names the node and the inputs."""
+
+
 class ArtifactError(TersorError):
     """A saved artifact is damaged, of another version, or does not match its certificate."""

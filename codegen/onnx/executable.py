@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from tersor.codegen.index_limits import check_limits, index_limits
 from tersor.codegen.target import Executable
 from tersor.ir.errors import ArtifactError
 from tersor.ir.program import Program, TensorSpec
@@ -36,12 +37,14 @@ class OnnxExecutable(Executable):
         program: Program | None = None,
         path: Path | None = None,
         metadata: Mapping[str, str] | None = None,
+        limits: Mapping[str, int] | None = None,
     ) -> None:
         self.session = session
         self.ops = ops
         self.metadata = dict(metadata or {})
         self._inputs, self._outputs = inputs, outputs
         self._program, self._path = program, path
+        self._limits = dict(limits or {})
 
     @classmethod
     def of(
@@ -56,7 +59,15 @@ class OnnxExecutable(Executable):
         """Lower ``program`` and open a session on it; the weights stay where the Program holds them."""
         model = build(program, ops, metadata, for_session=True)
         session = session_from_model(model, session_options(threads), chosen_providers(providers))
-        return cls(session, program.inputs, program.outputs, ops=ops, program=program, metadata=metadata)
+        return cls(
+            session,
+            program.inputs,
+            program.outputs,
+            ops=ops,
+            program=program,
+            metadata=metadata,
+            limits=index_limits(program),
+        )
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -67,6 +78,7 @@ class OnnxExecutable(Executable):
         return self._outputs
 
     def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        check_limits(inputs, self._limits)
         return run(self.session, {spec.name: inputs[spec.name] for spec in self._inputs})
 
     def save(self, folder: Path) -> None:
@@ -78,7 +90,12 @@ class OnnxExecutable(Executable):
             for source in (self._path, self._path.with_name(self._path.name + ".data")):
                 if source.exists():
                     shutil.copyfile(source, folder / source.name)
-        settings = {"ops": self.ops, "inputs": _encode(self._inputs), "outputs": _encode(self._outputs)}
+        settings = {
+            "ops": self.ops,
+            "inputs": _encode(self._inputs),
+            "outputs": _encode(self._outputs),
+            "limits": self._limits,
+        }
         with replacing(folder / SETTINGS_FILE) as stream:
             stream.write(json.dumps(settings, indent=1).encode())
 
@@ -89,11 +106,14 @@ class OnnxExecutable(Executable):
         try:
             settings = json.loads(path.read_text())
             ops, inputs, outputs = settings["ops"], _decode(settings["inputs"]), _decode(settings["outputs"])
+            limits = {str(name): int(limit) for name, limit in settings.get("limits", {}).items()}
+            if unknown := limits.keys() - {spec.name for spec in inputs}:
+                raise ValueError(f"limits of unknown inputs: {', '.join(sorted(unknown))}")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{path} is missing or damaged ({error}); save the artifact again") from error
         providers = chosen_providers(options.get("providers"))
         session = session_from_file(folder / MODEL_FILE, session_options(options.get("threads")), providers)
-        return cls(session, inputs, outputs, ops=ops, path=folder / MODEL_FILE)
+        return cls(session, inputs, outputs, ops=ops, path=folder / MODEL_FILE, limits=limits)
 
 
 def _encode(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from torch.utils.dlpack import from_dlpack
 
 from tersor.ir.errors import ArtifactError, InputError, LoweringError
 
+from .failures import load_failure, run_failure
 from .file import external, split_weights
 
 CPU = "CPUExecutionProvider"
@@ -37,7 +38,8 @@ def session_options(threads: int | None, optimize: bool = True) -> Any:
     """Options of a session: ``threads`` per operator (None: one per core)."""
     ort = runtime()
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    # Fatal only: what fails is raised, and comes to the user as our error.
+    options.log_severity_level = 4
     if threads is not None:
         options.intra_op_num_threads = threads
     if not optimize:
@@ -81,7 +83,8 @@ def session_from_model(model: ir.Model, options: Any, providers: list[str]) -> A
             external(proto, weights, "weights").SerializeToString(), options, providers=providers
         )
     except Exception as error:
-        raise LoweringError(f"ONNX Runtime refuses the lowered model: {error}") from error
+        reason = load_failure(error, model, providers)
+        raise LoweringError(f"ONNX Runtime refuses the lowered model: {reason}") from error
 
 
 def session_from_file(path: Path, options: Any, providers: list[str]) -> Any:
@@ -95,13 +98,22 @@ def session_from_file(path: Path, options: Any, providers: list[str]) -> Any:
     try:
         return runtime().InferenceSession(str(path), options, providers=providers)
     except Exception as error:
-        raise ArtifactError(f"ONNX Runtime cannot load {path}: {error}") from error
+        reason = load_failure(error, None, providers)
+        raise ArtifactError(f"ONNX Runtime cannot load {path}: {reason}") from error
 
 
 def run(session: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """Run ``session``; outputs share memory with the session's own results."""
+    """Run ``session``; outputs share memory with the session's own results.
+
+    Raises:
+        ExecutionError: ONNX Runtime fails; the message names the node and the inputs.
+    """
     ort = runtime()
-    feeds = {
-        name: ort.OrtValue.from_dlpack(value.detach().cpu().contiguous()) for name, value in inputs.items()
-    }
-    return tuple(from_dlpack(value) for value in session.run_with_ort_values(None, feeds))
+    try:
+        feeds = {
+            name: ort.OrtValue.from_dlpack(value.detach().cpu().contiguous())
+            for name, value in inputs.items()
+        }
+        return tuple(from_dlpack(value) for value in session.run_with_ort_values(None, feeds))
+    except Exception as error:
+        raise run_failure(error, inputs) from error
