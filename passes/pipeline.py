@@ -99,7 +99,8 @@ class _Pipeline:
             program, step, reference = self._apply(instance, program, reference)
             steps.append(replace(step, seconds=time.perf_counter() - started))
         final = self.original.compare_outputs(reference.outputs)
-        return program, Report(tuple(steps), self.sizes, len(self.original.samples), final)
+        notes = tuple(map(str, program.notes.get("capture", ())))
+        return program, Report(tuple(steps), self.sizes, len(self.original.samples), final, notes)
 
     def _apply(
         self, instance: Pass, program: Program, reference: Reference

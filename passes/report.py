@@ -67,12 +67,14 @@ class Report:
     Attributes:
         samples: calibration inputs that the promises were checked on.
         deviation: of the final Program from the captured one.
+        notes: what capture had to settle without being asked, one line each.
     """
 
     steps: tuple[Step, ...]
     sizes: Mapping[str, int]
     samples: int
     deviation: Deviation | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def kept(self) -> tuple[Step, ...]:
@@ -94,6 +96,7 @@ class Report:
             "before": asdict(self.before) if self.before else None,
             "after": asdict(self.after) if self.after else None,
             "deviation": _plain(self.deviation.to_json()) if self.deviation else None,
+            "notes": list(self.notes),
             "steps": [step.to_json() for step in self.steps],
         }
 
@@ -106,13 +109,16 @@ class Report:
             ]
             told = ", ".join(cell for cell in cells if not cell.endswith(" -"))
             lines.append(f"  {step.spec}: {step.verdict}{f' ({step.reason})' if step.reason else ''}; {told}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     def table(self) -> Table:
         """A rich table, one row a pass."""
         from rich.table import Table
 
-        table = Table(title="passes" + "".join(f", {name} {size}" for name, size in self.sizes.items()))
+        table = Table(
+            title="passes" + "".join(f", {name} {size}" for name, size in self.sizes.items()),
+            caption="\n".join(f"note: {note}" for note in self.notes) or None,
+        )
         table.add_column(_COLUMNS[0], overflow="fold")
         for column in _COLUMNS[1:-1]:
             table.add_column(column, no_wrap=True)

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from ..errors import InputError
 from ..program import Program
 from ..raising import raise_attention
 from .check import compare_with_model
+from .dim_names import named_by_attention
 from .dims import check_dynamic, dynamic_dims
 from .experts import dense_experts
 from .export import Request, export_program, run_model
 from .huggingface import cache_free, is_huggingface, semantic_attention
-from .inputs import bind_example, repeat_single_rows, suggested_inputs, tokens_first
+from .inputs import (
+    bind_example,
+    lengthen_single_sizes,
+    repeat_single_rows,
+    suggested_inputs,
+    tokens_first,
+)
+from .keywords import spelled_out
 from .sources import Source, find_source
 from .state import inference_state
 
@@ -37,7 +47,8 @@ def capture(
             ``module.path:factory``.
         example_inputs: a mapping of input names to tensors, a tuple of tensors, or one tensor; arguments that are
             no tensors are passed to the model as they are and become constants.  May be left out where the model
-            says what it takes.  A batch of one is repeated, because a traced size of one would be fixed.
+            says what it takes.  A batch or length of one is repeated, because a traced size of one would be fixed;
+            where the model rejects that, ``notes["capture"]`` says what was fixed.
         dynamic: ``"auto"`` lets every batch and length dimension vary that the model allows; a mapping such as
             ``{"input_ids": {0: "batch", 1: "tokens"}}`` names the dimensions that must vary; ``{}`` fixes all.
 
@@ -59,23 +70,39 @@ def capture(
 
 
 def _from_module(source: Source, model: nn.Module, example_inputs: Any, dynamic: Dynamic) -> Program:
-    with inference_state(model), cache_free(model):
+    with inference_state(model), cache_free(model), ExitStack() as stack:
         given = example_inputs if example_inputs is not None else suggested_inputs(model)
         inputs, fixed = bind_example(model, given)
+        stack.enter_context(spelled_out(model, [*inputs, *fixed]))
+        notes: tuple[str, ...] = ()
         if dynamic == "auto" or dynamic:
             inputs = repeat_single_rows(inputs, int(tokens_first(model)))
         dims = dynamic_dims(inputs, dynamic, tokens_first(model))
+        if any(inputs[name].shape[dim] == 1 for name, named in dims.items() for dim in named):
+            run_model(model, inputs, fixed)
+            inputs, notes = lengthen_single_sizes(inputs, dims, partial(_runs, model, fixed))
         expected, structure = run_model(model, inputs, fixed)
-        with ExitStack() as stack:
+        with ExitStack() as dialect:
             if is_huggingface(model):
-                stack.enter_context(semantic_attention(model))
-                stack.enter_context(dense_experts(model))
+                dialect.enter_context(semantic_attention(model))
+                dialect.enter_context(dense_experts(model))
             program = export_program(Request(model, inputs, structure, dims, fixed, source.facts))
         if dynamic != "auto":
             check_dynamic(program, dims)
         program = raise_attention(program)
+        if dynamic == "auto":
+            program = named_by_attention(program)
         deviation = compare_with_model(program, expected, lambda **values: model(**values, **fixed))
+        program.notes |= {"capture": list(notes)} if notes else {}
         return program.with_facts(deviation=deviation)
+
+
+def _runs(model: nn.Module, fixed: Mapping[str, Any], inputs: Mapping[str, torch.Tensor]) -> bool:
+    try:
+        run_model(model, inputs, fixed)
+    except InputError:
+        return False
+    return True
 
 
 def _from_archive(source: Source) -> Program:

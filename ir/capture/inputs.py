@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -59,6 +60,12 @@ def bind_example(model: nn.Module, given: Any) -> tuple[dict[str, Tensor], dict[
     unknown = [name for name in values if name not in parameters and not takes_any]
     if unknown:
         raise InputError(f"{_signature_text(model)} has no input {unknown[0]!r}")
+    unwritable = [name for name in values if not name.isidentifier() or iskeyword(name)]
+    if unwritable:
+        raise InputError(
+            f"input {unwritable[0]!r} is no name that Python can write: wrap the model in a module whose forward names "
+            "its inputs"
+        )
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     fixed = {name: v for name, v in values.items() if not isinstance(v, Tensor) and v is not None}
     for name, value in fixed.items():
@@ -94,6 +101,47 @@ def repeat_single_rows(inputs: Mapping[str, Tensor], batch_dim: int) -> dict[str
         name: tensor.repeat_interleave(BATCH, batch_dim) if single(tensor) else tensor
         for name, tensor in inputs.items()
     }
+
+
+def lengthen_single_sizes(
+    inputs: Mapping[str, Tensor],
+    dims: Mapping[str, Mapping[int, str]],
+    accepts: Callable[[Mapping[str, Tensor]], bool],
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Inputs in which sizes of one that may vary are larger, as far as the model accepts it.
+
+    A traced size of one would be fixed, because broadcasting treats it apart.
+
+    Args:
+        dims: the names of the dims that may vary, by input.
+        accepts: whether the model runs on such inputs.
+
+    Returns:
+        the inputs, and one line for every dim that had to stay at one.
+    """
+    result = dict(inputs)
+    places: dict[str, list[tuple[str, int]]] = {}
+    for name, named in dims.items():
+        for dim, label in named.items():
+            if inputs[name].shape[dim] == 1:
+                places.setdefault(label, []).append((name, dim))
+    notes = []
+    for found in places.values():
+        # A size that nothing else has: two dims must not fit each other because both were one.
+        taken = {size for tensor in result.values() for size in tensor.shape}
+        size = next(n for n in range(BATCH, len(taken) + BATCH + 1) if n not in taken)
+        longer = dict(result)
+        for name, dim in found:
+            longer[name] = longer[name].repeat_interleave(size, dim)
+        if accepts(longer):
+            result = longer
+        else:
+            name, dim = found[0]
+            notes.append(
+                f"dim {dim} of {name!r} is fixed at 1, the example's: the model rejects the example with that dim "
+                f"repeated to {size}; give a longer example if it is to vary"
+            )
+    return result, tuple(notes)
 
 
 def _from_huggingface(model: nn.Module) -> dict[str, Tensor] | None:

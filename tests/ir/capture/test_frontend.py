@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tersor.ir.capture import capture
 from tersor.ir.dialect import is_dialect
 from tersor.ir.errors import CaptureError, InputError
+from tersor.passes.pipeline import run
 
 
 class Tokens(nn.Module):
@@ -38,6 +39,32 @@ def test_a_batch_of_one_is_repeated_so_that_it_can_vary():
     program = capture(Tokens(), {"x": torch.randn(1, 5, 8)})
     assert program.inputs[0].shape[0] == "batch"
     assert program(torch.randn(3, 5, 8))["out"].shape[0] == 3
+
+
+def test_a_length_of_one_is_repeated_so_that_it_can_vary():
+    program = capture(Tokens(), {"x": torch.randn(1, 1, 8), "extra": torch.randn(1, 1, 8)})
+    assert [spec.shape for spec in program.inputs] == [("batch", "tokens", 8)] * 2
+    assert program(torch.randn(3, 7, 8), torch.randn(3, 7, 8))["out"].shape == (3, 7, 8)
+    assert not program.notes
+
+
+class Conditioned(nn.Module):
+    """Tokens and one number a row, which broadcasts over them."""
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return x + time[:, :, None] * nn.functional.linear(time, torch.ones(1, 1)).mean()
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5])
+def test_a_size_of_one_that_the_model_insists_on_stays_and_is_noted(tokens):
+    model = Conditioned()
+    program = capture(model, {"x": torch.randn(2, tokens, 8), "time": torch.randn(2, 1)})
+    assert [spec.shape for spec in program.inputs] == [("batch", "tokens", 8), ("batch", 1)]
+    assert ["dim 1 of 'time' is fixed at 1" in note for note in program.notes["capture"]] == [True]
+    x, time = torch.randn(3, 9, 8), torch.randn(3, 1)
+    torch.testing.assert_close(program(x, time), model(x, time))
+    assert str(run(program, [])[1]).endswith(program.notes["capture"][0])
+    assert run(program, [])[1].to_json()["notes"] == program.notes["capture"]
 
 
 @pytest.mark.parametrize(
@@ -211,3 +238,61 @@ def test_tokens_before_batch_keep_their_names():
     program = capture(encoder)
     assert program.inputs[0].shape == ("tokens", "batch", 16)
     assert sum(is_dialect(n, "attention") for n in program.graph.nodes) == 1
+
+
+class Encodes(nn.Module):
+    """Two layers of PyTorch's encoder under a mask and padding, tokens first unless told otherwise."""
+
+    def __init__(self, batch_first: bool = False) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=batch_first)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, src: Tensor, padding: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.encoder(src, mask=mask, src_key_padding_mask=padding)
+
+
+def test_dims_are_named_by_what_attention_does_with_them():
+    model = Encodes().eval()
+    padding = torch.zeros(2, 7, dtype=torch.bool)
+    padding[1, 4:] = True
+    program = capture(model, {"src": torch.randn(7, 2, 16), "padding": padding})
+    assert [spec.shape for spec in program.inputs] == [("tokens", "batch", 16), ("batch", "tokens")]
+    assert program.outputs[0].shape == ("tokens", "batch", 16)
+    other = torch.randn(5, 3, 16), torch.zeros(3, 5, dtype=torch.bool)
+    torch.testing.assert_close(program(*other), model(*other))
+    with pytest.raises(InputError, match="tokens = 6 as in 'src'"):
+        program(torch.randn(6, 3, 16), torch.zeros(3, 5, dtype=torch.bool))
+
+
+def test_a_mask_given_to_an_encoder_is_not_asked_for_its_values():
+    from torch.nn.modules import transformer
+
+    detect = transformer._detect_is_causal_mask
+    model = Encodes(batch_first=True).eval()
+    example = {
+        "src": torch.randn(2, 7, 16),
+        "padding": torch.zeros(2, 7),
+        "mask": nn.Transformer.generate_square_subsequent_mask(7),
+    }
+    program = capture(model, example)
+    torch.testing.assert_close(program(**example), model(**example))
+    every = {**example, "mask": torch.zeros(7, 7)}
+    torch.testing.assert_close(program(**every), model(**every))
+    assert transformer._detect_is_causal_mask is detect
+
+
+class Keywords(nn.Module):
+    def forward(self, x: Tensor, **others: Tensor) -> Tensor:
+        return x * others["weight"] + others.get("offset", 0)
+
+
+def test_inputs_that_go_into_kwargs_are_captured_by_name():
+    model = Keywords()
+    program = capture(model, {"weight": torch.randn(2, 5), "x": torch.randn(2, 5)})
+    assert [(spec.name, spec.shape[0]) for spec in program.inputs] == [("x", "batch"), ("weight", "batch")]
+    other = {"x": torch.randn(3, 5), "weight": torch.randn(3, 5)}
+    torch.testing.assert_close(program(**other), model(**other))
+    assert "forward" not in vars(model)
+    with pytest.raises(InputError, match="'a/b' is no name that Python can write: wrap the model"):
+        capture(model, {"x": torch.randn(2, 5), "a/b": torch.randn(2, 5)})
