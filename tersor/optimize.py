@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from .agreement import check_agreement
 from .calibration import Batch, bind_batches, list_batches
+from .imports import module_text
 from .ir.capture import capture
 from .ir.capture.frontend import Dynamic
 from .ir.errors import InputError
@@ -32,7 +33,7 @@ from .runtime.session import Session
 
 def optimize_model(
     model: nn.Module | str | Path | Program,
-    passes: Sequence[str | Pass] = (),
+    passes: str | Pass | Sequence[str | Pass] = (),
     target: str = "onnx",
     example_inputs: Any = None,
     calibration: Any = None,
@@ -49,7 +50,8 @@ def optimize_model(
 
     Args:
         model: what ``tersor.capture`` takes, or a Program.
-        passes: spec strings such as ``"token-drop:method=tome,flops=0.65"``, or passes, in the order to apply them.
+        passes: one spec string such as ``"token-drop:method=tome,flops=0.65"``, one pass, or several of them in the
+            order to apply them.
         target: what runs the result: ``onnx``, ``torch`` or ``triton``.
         example_inputs: as for ``capture``; the first calibration batch where there is none.
         calibration: what promises are checked and speed is measured on: one batch (a mapping of names to tensors,
@@ -71,9 +73,9 @@ def optimize_model(
         RefusedError, PromiseError: a pass cannot act, or broke its promise, and ``on_violation`` is ``"raise"``.
         LoweringError: the target has no form for an operator, or computed something else.
     """
-    instances = [parse_spec(spec) for spec in passes]
+    instances = _instances(passes)
     _, lowering = target_with_options(target, {"ops": ops, "threads": threads, **options})
-    _check_policy(max_deviation, on_violation)
+    _check_policy(max_deviation, on_violation, require_speedup)
     batches = list_batches(calibration) if calibration is not None else []
     if require_speedup is None:
         require_speedup = bool(batches) and bool(instances)
@@ -105,17 +107,51 @@ def optimize_model(
     # The example and the calibration inputs differ in size, which shows a size that was fixed on the way.
     compared = [samples[0], *([source.bind(**source.example_inputs)] if batches else [])]
     check_agreement(executable, rewritten, compared, target)
-    manifest = Manifest(target, lowering, rewritten.structure, rewritten.ranges, calibrated=bool(batches))
+    manifest = Manifest(
+        target,
+        lowering,
+        rewritten.structure,
+        rewritten.ranges,
+        calibrated=bool(batches),
+        imports=_outside_modules(instances),
+    )
     session = Session(executable, rewritten.structure, rewritten.ranges)
     return OptimizedModel(session, manifest, report, samples, program=rewritten, source=source)
 
 
-def _check_policy(max_deviation: float | None, on_violation: str) -> None:
+def _instances(passes: Any) -> list[Pass]:
+    given = [passes] if isinstance(passes, str | Pass) else passes
+    if not isinstance(given, Iterable):
+        raise InputError(
+            f"passes is a {type(passes).__name__}: give spec strings, such as passes=['token-drop']"
+        )
+    instances = []
+    for spec in given:
+        if not isinstance(spec, str | Pass):
+            raise InputError(
+                f"a {type(spec).__name__} is no pass: give spec strings, such as passes=['token-drop']"
+            )
+        instances.append(parse_spec(spec))
+    return instances
+
+
+def _check_policy(max_deviation: Any, on_violation: Any, require_speedup: Any) -> None:
     choices = get_args(OnViolation)
     if on_violation not in choices:
         raise InputError(f"on_violation={on_violation!r} is none of {', '.join(choices)}")
-    if max_deviation is not None and not max_deviation >= 0:
+    number = isinstance(max_deviation, int | float) and not isinstance(max_deviation, bool)
+    if max_deviation is not None and not (number and max_deviation >= 0):
         raise InputError(f"max_deviation={max_deviation!r} is no deviation: give a number from 0 up")
+    if require_speedup not in (None, True, False):
+        raise InputError(f"require_speedup={require_speedup!r} is none of True, False, None")
+
+
+def _outside_modules(instances: Sequence[Pass]) -> tuple[str, ...]:
+    """Modules and files outside Tersor that define one of the passes, or a method in a slot of theirs."""
+    package = __name__.partition(".")[0]
+    kinds = [type(part) for instance in instances for part in (instance, *instance.methods.values())]
+    names = {kind.__module__ for kind in kinds if kind.__module__.partition(".")[0] != package}
+    return tuple(sorted(map(module_text, names)))
 
 
 def _profit(target: str, lowering: dict[str, Any], batch: Batch, tell: Callable[[str], None]) -> Profit:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
+import re
 import sys
-import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -20,6 +19,13 @@ from typer.core import TyperGroup
 from . import bench, convert, diff, doctor, inspect, passes, verify
 from .exit_codes import ExitCode, code_of
 from .output import emit_error
+from .signals import end_on_signals
+
+# Parameters of the Python interface that errors name, and that are options here: name=value, with or without quotes.
+_PARAMETER = re.compile(
+    r"\b(example_inputs|calibration|max_deviation|on_violation|require_speedup|target|ops|threads)"
+    r"(?:=(?:(['\"])([^'\"]*)\2|([\w.+-]+))?)"
+)
 
 
 class Commands(TyperGroup):
@@ -69,8 +75,9 @@ app.command("doctor")(doctor.doctor)
 
 def main() -> None:
     """The console script."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+    end_on_signals()
+    # As for `python -m tersor`: a model's module is looked for in the current folder too, though last.
+    sys.path.append(str(Path.cwd()))
     app()
 
 
@@ -80,19 +87,32 @@ def _report(error: Exception, arguments: list[str], shown: bool) -> int:
     ):  # a usage error; its class lies in click or in typer, by typer's version
         return emit_error(_usage_message(error), "UsageError", ExitCode.USAGE, arguments)
     code = code_of(error)
-    message = str(error) or type(error).__name__
+    message = as_options(str(error)) or type(error).__name__
     if code is ExitCode.DEFECT:
         message = f"internal defect: {type(error).__name__}: {message}"
         message += "" if shown else " (run again with --traceback, and please report it)"
     return emit_error(message, type(error).__name__, code, arguments)
 
 
+def as_options(message: str) -> str:
+    """A message that names parameters of the Python interface, with the options of the command line in their place."""
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match[1].replace("_", "-"), match[3] or match[4]
+        return f"--{name} {value}" if value else f"--{name}"
+
+    return _PARAMETER.sub(option, message).replace("example_inputs", "--example-inputs")
+
+
 def _usage_message(error: Any) -> str:
     near = getattr(error, "possibilities", None)
-    if hasattr(error, "option_name") and near is not None:
-        return f"no option {error.option_name!r}; did you mean {' or '.join(sorted(near))}?"
-    text = str(error.format_message())
     context = getattr(error, "ctx", None)
+    if hasattr(error, "option_name"):
+        hint = f"; did you mean {' or '.join(sorted(near))}?" if near else ""
+        if not hint and context is not None:
+            hint = f" (see {context.command_path} --help)"
+        return f"no option {error.option_name!r}{hint}"
+    text = str(error.format_message())
     return f"{text} (see {context.command_path} --help)" if context is not None else text
 
 
@@ -113,8 +133,3 @@ def _quiet_libraries(shown: bool) -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def _terminate(number: int, _: FrameType | None) -> NoReturn:
-    # Unlike the default action this runs the `finally` blocks that remove unfinished files.
-    raise SystemExit(128 + number)

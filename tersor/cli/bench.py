@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .exit_codes import ExitCode
-from .options import Against, Artifact, Json, Sizes, Threads, Traceback, parse_sizes
+from .options import Against, Artifact, Json, Sizes, Threads, Traceback, check_sizes, parse_sizes
 from .output import emit, emit_error, progress_bar
 
 if TYPE_CHECKING:
@@ -107,15 +107,10 @@ def _lower(source: Program, baseline: str | None, fast: OptimizedModel, threads:
 def _inputs(fast: OptimizedModel, sizes: Mapping[str, int]) -> dict[str, Tensor]:
     """The artifact's first batch, or its example at the sizes that were asked for."""
     from ..ir.capture.dims import example_at
-    from ..ir.errors import InputError
-    from ..passes.spec import nearest
 
     if not sizes:
         return fast.samples[0]
-    known = sorted({dim for spec in fast.inputs for dim in spec.dynamic})
-    for name in sizes:
-        if name not in known:
-            raise InputError(f"the model has no dimension {name!r}{nearest(name, known)}")
+    check_sizes(sizes, fast.manifest.ranges)
     return fast.session.bind(example_at(fast.program, sizes))
 
 

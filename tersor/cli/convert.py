@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Json, Model, Threads, Traceback
+from .options import ExampleInputs, Imports, Json, Model, Threads, Traceback, import_modules, read_examples
 from .output import emit, progress_bar
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def convert(
     target: Annotated[
         str, typer.Option(metavar="TARGET", help="What runs the result: onnx, torch or triton.")
     ] = "onnx",
+    example_inputs: ExampleInputs = None,
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -67,6 +68,7 @@ def convert(
         str | None, typer.Option(metavar="portable|ort", help="ONNX operators.", show_default="ort")
     ] = None,
     threads: Threads = None,
+    imports: Imports = None,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
@@ -79,14 +81,17 @@ def convert(
 
     # All that can be wrong with the command line comes out before the model is read.
     place = check_output(out)
+    import_modules(imports)
     instances = [parse_spec(spec) for spec in passes or ()]
     target_with_options(target, {"ops": ops, "threads": threads})
+    examples = read_examples(example_inputs)
     batches = read_batches(calibration) if calibration is not None else None
     with progress_bar() as report:
         fast = optimize_model(
             model,
             instances,
             target,
+            example_inputs=examples,
             calibration=batches,
             max_deviation=max_deviation,
             on_violation=on_violation.value,
@@ -103,17 +108,17 @@ def convert(
         "calibrated": batches is not None,
         "report": fast.report.to_json(),
     }
-    emit(data, _text(fast, out), json)
+    emit(data, _text(fast, out, made_up=examples is None), json)
 
 
-def _text(fast: OptimizedModel, out: str) -> RenderableType:
+def _text(fast: OptimizedModel, out: str, made_up: bool) -> RenderableType:
     from rich.console import Group
 
     parts: list[Any] = [fast.report.table()]
     if not fast.manifest.calibrated:
         parts.append(
-            "Measured on inputs that Tersor made up. For figures that mean something, and for a check that it got "
-            "faster, pass --calibration."
+            f"Measured on {'inputs that Tersor made up' if made_up else 'the example inputs alone'}. For figures that "
+            "mean something, and for a check that it got faster, pass --calibration."
         )
     parts.append(f"Wrote {out}")
     return Group(*parts)

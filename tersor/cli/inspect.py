@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .options import Json, Model, Sizes, Traceback, parse_sizes
+from .options import (
+    ExampleInputs,
+    Imports,
+    Json,
+    Model,
+    Sizes,
+    Traceback,
+    check_sizes,
+    import_modules,
+    parse_sizes,
+    read_examples,
+)
 from .output import emit, progress_bar
 
 if TYPE_CHECKING:
@@ -17,14 +28,23 @@ if TYPE_CHECKING:
 _SHOWN = 6
 
 
-def inspect(model: Model, size: Sizes = None, json: Json = False, traceback: Traceback = False) -> None:
+def inspect(
+    model: Model,
+    size: Sizes = None,
+    example_inputs: ExampleInputs = None,
+    imports: Imports = None,
+    json: Json = False,
+    traceback: Traceback = False,
+) -> None:
     """Show layers, attention sites and cost, and where each family of passes is legal, or why it is not."""
     from ..sources import read_program
 
     sizes = parse_sizes(size)
+    import_modules(imports)
+    examples = read_examples(example_inputs)
     with progress_bar() as report:
         report(f"capturing {model}", 0, 2)
-        program = read_program(model)
+        program = read_program(model, examples)
         report("analysing", 1, 2)
         data = facts(program, sizes)
     emit(data, _text(data), json)
@@ -34,13 +54,14 @@ def facts(program: Program, sizes: dict[str, int]) -> dict[str, Any]:
     """All that the command shows, as data; dimensions that ``sizes`` leaves out are those of the example.
 
     Raises:
-        InputError: ``sizes`` names a dimension that the program does not have.
+        InputError: ``sizes`` names a dimension that the program does not have, or a size it does not take.
     """
     from ..ir.analyses.cost import cost
     from ..ir.analyses.layers import layers
 
+    check_sizes(sizes, program.ranges)
     costs, stack = program.analysis(cost), program.analysis(layers)
-    at = {name: size for name, size in program.sizes().items() if name in costs.dims} | sizes
+    at = {name: size for name, size in (program.sizes() | sizes).items() if name in costs.dims}
     totals = costs.at(**at)
     by_layer = costs.by_layer
     return {

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")]
@@ -23,8 +26,47 @@ MODEL_HELP = "A Hugging Face folder, a .pt2 archive, timm:NAME@weights.safetenso
 Model = Annotated[str, typer.Argument(help=MODEL_HELP)]
 Against = Annotated[str, typer.Option("--against", metavar="MODEL", help="The model it was made from.")]
 Artifact = Annotated[str, typer.Argument(metavar="OUT", help="A folder that `tersor convert` wrote.")]
+ExampleInputs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Inputs to capture MODEL with, where it does not say what it takes: a file as for --calibration.",
+        show_default="made up",
+    ),
+]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        help="A module, or a .py file, that defines passes or methods of your own; may be repeated.",
+    ),
+]
 
 _SIZE = re.compile(r"([A-Za-z_]\w*)=([1-9][0-9]{0,8})")
+
+
+def import_modules(given: Sequence[str] | None) -> None:
+    """Import what defines passes and methods, before any spec is parsed.
+
+    Raises:
+        InputError: something is not there, or running it fails.
+    """
+    from ..imports import import_from
+
+    for place in given or ():
+        import_from(place)
+
+
+def read_examples(file: str | None) -> dict[str, Tensor] | None:
+    """The first batch of a file of inputs; None where no file was named.
+
+    Raises:
+        InputError: the file is missing, damaged or of another kind.
+    """
+    from ..calibration import read_batches
+
+    return None if file is None else read_batches(file)[0]
 
 
 def parse_sizes(given: Sequence[str] | None) -> dict[str, int]:
@@ -42,3 +84,18 @@ def parse_sizes(given: Sequence[str] | None) -> dict[str, int]:
             raise InputError(f"--size {text!r} is not of the form NAME=N, such as tokens=257")
         sizes[match[1]] = int(match[2])
     return sizes
+
+
+def check_sizes(sizes: Mapping[str, int], ranges: Mapping[str, tuple[int, int | None]]) -> None:
+    """Raise InputError unless a model whose dimensions have ``ranges`` takes ``sizes``."""
+    from ..ir.errors import InputError
+    from ..passes.spec import nearest
+
+    for name, size in sizes.items():
+        if name not in ranges:
+            raise InputError(f"the model has no dimension {name!r}{nearest(name, ranges)}")
+        low, high = ranges[name]
+        if size < low or (high is not None and size > high):
+            raise InputError(
+                f"--size {name}={size}: the model takes {low} to {'any' if high is None else high}"
+            )

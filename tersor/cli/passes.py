@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Json, Traceback
+from .options import Imports, Json, Traceback, import_modules
 from .output import emit
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def passes(
     name: Annotated[str | None, typer.Argument(help="Only this pass.", show_default="every pass")] = None,
+    imports: Imports = None,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
@@ -26,6 +27,7 @@ def passes(
     from ..passes.registry import find_passes
     from ..passes.spec import nearest
 
+    import_modules(imports)
     found = find_passes()
     if name is not None and name not in found:
         raise SpecError(f"there is no pass {name!r}{nearest(name, found)}")

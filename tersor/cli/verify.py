@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .exit_codes import ExitCode
-from .options import MODEL_HELP, Artifact, Json, Traceback
+from .options import MODEL_HELP, Artifact, Imports, Json, Traceback, import_modules
 from .output import emit, emit_error, progress_bar
 
 
@@ -23,6 +23,7 @@ def verify(
             show_default=False,
         ),
     ] = None,
+    imports: Imports = None,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
@@ -30,6 +31,7 @@ def verify(
     from ..ir.errors import ArtifactError
     from ..verification import verify_artifact
 
+    import_modules(imports)
     try:
         with progress_bar() as report:
             found = verify_artifact(Path(out), against, report)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tersor.cli.app import as_options
 from tersor.cli.exit_codes import ExitCode, code_of
 from tersor.ir import errors as kinds
 
@@ -38,6 +40,16 @@ DROP = "token-drop:method=norm,keep=0.6,layers=0"
         (["bench", "{tmp}", "--against", "m"], "no manifest.json"),
         (["bench", "{tmp}", "--against", "m", "--size", "tokens"], "not of the form NAME=N"),
         (["diff", "{tmp}/nowhere", "b"], "no model at"),
+        (["--json-"], "no option '--json-' (see tersor --help)"),
+        (["convert", "m", "-o", ""], "the name of the place to write is empty"),
+        (["convert", "m", "-o", "/proc/tersor-out"], "cannot write /proc/tersor-out"),
+        (["convert", "m", "-o", "/dev/null/out"], "/dev/null is a file"),
+        (["convert", "m", "-o", "{tmp}/out", "--ops", "portabel"], "did you mean 'portable'"),
+        (["convert", "m", "-o", "{tmp}/out", "--threads", "100000"], "is no number of threads"),
+        (["convert", "m", "-o", "{tmp}/out", "--import", "no_such_module"], "cannot import no_such_module"),
+        (["convert", "m", "-o", "{tmp}/out", "--example-inputs", "x.pt"], "safetensors or .npz"),
+        (["passes", "--import", "{tmp}/nowhere.py"], "there is no file"),
+        (["passes", "--import", "a-b"], "cannot import 'a-b'"),
     ],
 )
 def test_a_wrong_request_is_one_line_and_exit_code_two(
@@ -64,6 +76,41 @@ def test_the_place_to_write_is_checked_before_the_model_is_read(tersor: Any, tmp
         assert outcome.code == 2
         assert str(out) in outcome.error
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_errors_name_options_of_the_command_line() -> None:
+    assert as_options("pass example_inputs, a mapping") == "pass --example-inputs, a mapping"
+    assert (
+        as_options("max_deviation=0.1 and on_violation='revert'")
+        == "--max-deviation 0.1 and --on-violation revert"
+    )
+    assert as_options("or use target='torch'; ops=\"ort\"") == "or use --target torch; --ops ort"
+    assert as_options("pass calibration=, a list") == "pass --calibration, a list"
+    assert (
+        as_options("batch 0 of calibration: keep=0.7, drops=1") == "batch 0 of calibration: keep=0.7, drops=1"
+    )
+
+
+def test_a_size_is_checked_against_the_model(tersor: Any, artifact: Path, model_folder: Path) -> None:
+    for command in (["inspect", artifact], ["bench", artifact, "--against", model_folder]):
+        outcome = tersor(*command, "--size", "tokns=3")
+        assert (outcome.code, outcome.error) == (
+            2,
+            "the model has no dimension 'tokns'; did you mean 'tokens'?",
+        )
+        outcome = tersor(*command, "--size", "tokens=33")
+        assert (outcome.code, outcome.error) == (2, "--size tokens=33: the model takes 2 to 32")
+
+
+def test_what_lies_in_an_artifacts_folder_is_named_before_the_model_is_read(
+    tersor: Any, artifact: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(artifact, tmp_path / "out"))
+    (out / "thesis.tex").write_text("text")
+    outcome = tersor("convert", "a_module_that_must_not_be:imported", "-o", out)
+    assert outcome.code == 2
+    assert "thesis.tex" in outcome.error
+    assert (out / "thesis.tex").read_text() == "text"
 
 
 def test_a_refused_pass_is_exit_code_three(tersor: Any, model_folder: Path, tmp_path: Path) -> None:

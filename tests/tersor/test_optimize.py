@@ -14,9 +14,38 @@ import tersor
 from tersor import InputError, LoweringError, Program, PromiseError, RefusedError, SpecError, optimize_model
 from tersor.passes.contract import Pass, Promise, Refusal, Site
 from tersor.passes.registry import unregistered
+from tersor.passes.spec import parse_spec
 
 Batches = list[dict[str, torch.Tensor]]
 DROP = "token-drop:method=norm,keep=0.6,layers=0"
+
+
+def test_one_spec_or_pass_stands_for_a_list_of_one(program: Program) -> None:
+    for passes in (DROP, parse_spec(DROP), [DROP], (spec for spec in [DROP])):
+        assert [step.spec for step in optimize_model(program, passes, "torch").report.kept][1:] == [DROP]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"passes": 5}, "passes is a int"),
+        ({"passes": [DROP, None]}, "a NoneType is no pass"),
+        ({"max_deviation": "0.1"}, "max_deviation='0.1' is no deviation"),
+        ({"max_deviation": float("nan")}, "max_deviation=nan is no deviation"),
+        ({"max_deviation": True}, "max_deviation=True is no deviation"),
+        ({"require_speedup": "no"}, "require_speedup='no' is none of"),
+        ({"threads": -3}, "threads=-3 is no number of threads"),
+        ({"threads": "2"}, "threads='2' is no whole number"),
+        ({"threads": True}, "threads=True is no whole number"),
+        ({"ops": "portabel"}, "ops='portabel' is unknown; did you mean 'portable'"),
+        ({"target": "torch", "compile": "yes"}, "compile='yes' is neither True nor False"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named_before_the_model_is_read(
+    arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        optimize_model("a_module_that_must_not_be:imported", **arguments)
 
 
 @pytest.mark.parametrize("target", ["torch", "onnx"])

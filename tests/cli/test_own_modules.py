@@ -1,0 +1,120 @@
+"""Models that do not say what they take, and methods of the user's own, are for every command that meets them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tersor import InputError
+from tersor.imports import import_from, module_text
+
+MODEL = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.layers = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, words):
+        return self.layers(words)
+
+def make():
+    return Net().eval()
+"""
+METHOD = """
+from dataclasses import dataclass, field
+from typing import ClassVar
+from torch import fx
+from tersor.ir.builder import Builder
+from tersor.passes.registry import unregistered
+from tersor.passes.tokens.method import Scorer, TokenSite
+
+@dataclass(frozen=True)
+class FirstHead(Scorer):
+    \"\"\"Keep tokens by the first channel of their keys.\"\"\"
+
+    name: ClassVar[str] = "{name}"
+    channel: int = field(default=0, metadata={{"help": "which channel"}})
+
+    def score(self, g: Builder, site: TokenSite) -> fx.Node:
+        return g.mean(site.key, [1, 3])
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "model_of_mine.py").write_text(MODEL)
+    save_file({"words": torch.randn(2, 9, 16)}, tmp_path / "words.safetensors")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_command_that_captures_takes_example_inputs(tersor: Any, place: Path) -> None:
+    model, given = "model_of_mine:make", ("--example-inputs", "words.safetensors")
+    for command in (
+        ["inspect", model],
+        ["diff", model, model],
+        ["convert", model, "-o", "out", "--target", "torch"],
+    ):
+        outcome = tersor(*command)
+        assert outcome.code == 2
+        assert "pass --example-inputs" in outcome.error
+        assert not (place / "out").exists()
+        outcome = tersor(*command, *given)
+        assert outcome.code == 0, outcome.stderr
+    assert "made up" not in outcome.stdout
+    assert tersor("verify", "out", "--against", model).code == 0
+
+
+def test_a_method_of_ones_own_is_found_by_every_command_that_reads_specs(tersor: Any, place: Path) -> None:
+    from tersor.passes.registry import find_methods, registered, unregistered
+    from tersor.passes.tokens.method import TokenMethod
+
+    (place / "method_of_mine.py").write_text(METHOD.format(name="first-head"))
+    model, given = "model_of_mine:make", ("--example-inputs", "words.safetensors")
+    request = ("convert", model, *given, "-p", "token-drop:method=first-head,keep=0.5", "--target", "torch")
+    assert "no method 'first-head'" in tersor(*request, "-o", "out").error
+    imported = ("--import", "method_of_mine.py")
+    try:
+        outcome = tersor(*request, *imported, "-o", "out")
+        assert outcome.code == 0, outcome.stderr
+        assert "method=first-head" in tersor("passes", "token-drop", *imported).stdout
+        assert "method=first-head" in tersor("inspect", model, *given, *imported).stdout
+        assert tersor("verify", "out", "--against", model, *imported).code == 0
+    finally:
+        unregistered(find_methods(TokenMethod)["first-head"])
+    outcome = tersor("verify", "out", "--against", model)
+    assert outcome.code == 1
+    assert "it was defined outside Tersor, in method_of_mine.py: import that first (--import" in outcome.error
+    with registered():
+        assert tersor("verify", "out").code == 0
+
+
+def test_a_file_is_imported_once_and_under_a_name_of_its_own(tmp_path: Path) -> None:
+    random = sys.modules.get("random")
+    (tmp_path / "random.py").write_text("value = 3")
+    module = import_from(str(tmp_path / "random.py"))
+    assert module.value == 3
+    assert sys.modules.get("random") is random
+    assert import_from(str(tmp_path / "random.py")) is module
+    assert module_text(module.__name__) == "random.py"
+    assert module_text("json.decoder") == "json.decoder"
+
+
+@pytest.mark.parametrize("content", ["1/0", "raise SystemExit(3)", "def f(:", "import no_such_module", "\0"])
+def test_a_module_that_cannot_be_run_is_one_clear_error(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text(content)
+    before = set(sys.modules)
+    with pytest.raises(InputError, match=r"cannot import .*broken\.py"):
+        import_from(str(path))
+    assert not {name for name in set(sys.modules) - before if "broken" in name}
