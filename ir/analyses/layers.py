@@ -17,6 +17,8 @@ from torch import fx
 
 from ..dialect import is_dialect
 from ..program import Program
+from ..shapes import Size
+from .stream_layout import token_dim
 from .token_axis import SHAPE_ONLY
 
 # The operand of the dialect's token operators whose content is in their result; the others say where it goes.
@@ -51,11 +53,14 @@ class Layers:
         blocks: in execution order.
         stream: every bottleneck of the stream in order, the embedding first.
         outside: attention nodes of no block, with the reason.
+        token_dim: the dim of the stream that holds tokens, 1 of ``[batch, tokens, width]`` or 0 of
+            ``[tokens, batch, width]``.
     """
 
     blocks: tuple[Layer, ...]
     stream: tuple[fx.Node, ...]
     outside: tuple[tuple[fx.Node, str], ...]
+    token_dim: int = 1
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -67,6 +72,11 @@ class Layers:
     def end(self) -> fx.Node:
         """The stream as it leaves the last block."""
         return self.blocks[-1].end
+
+    @property
+    def tokens(self) -> Size:
+        """How many tokens the stream holds as it leaves the last block."""
+        return self.end.meta["val"].shape[self.token_dim]  # type: ignore[no-any-return]
 
 
 def layers(program: Program) -> Layers:
@@ -97,7 +107,9 @@ def layers(program: Program) -> Layers:
         blocks.append(
             Layer(index, found, stream[position - 1], stream[position], stream[end], _label(found[0]))
         )
-    return Layers(tuple(blocks), tuple(stream), tuple(outside))
+    query: Any = blocks[0].attention[0].args[0] if blocks else None
+    dim = token_dim(program, blocks[0].start, query) if blocks else 1
+    return Layers(tuple(blocks), tuple(stream), tuple(outside), dim)
 
 
 def is_attention(node: fx.Node) -> bool:
@@ -106,10 +118,20 @@ def is_attention(node: fx.Node) -> bool:
 
 
 def restores_or_reduces(node: fx.Node) -> bool:
-    """Whether a value of the stream holds other tokens than the value before it: a token pass was here."""
-    if node.target is operator.getitem:
-        node = node.args[0]  # type: ignore[assignment]
-    return is_dialect(node, *_TOKEN_CONTENT)
+    """Whether a value of the stream holds other tokens than the value before it: a token pass was here.
+
+    Where tokens lie before the batch, a pass also turns the stream around its operators.
+    """
+    if node.target is torch.ops.aten.transpose.int:
+        source: Any = node.args[0]
+        around = (_content_source(source), *node.users)
+    else:
+        around = (_content_source(node),)
+    return any(is_dialect(n, *_TOKEN_CONTENT) for n in around)
+
+
+def _content_source(node: fx.Node) -> fx.Node:
+    return node.args[0] if node.target is operator.getitem else node  # type: ignore[return-value]
 
 
 def content_flow(program: Program) -> nx.DiGraph:

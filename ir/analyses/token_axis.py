@@ -220,14 +220,7 @@ def region_between(program: Program, start: fx.Node, end: fx.Node | None) -> lis
         NotTokenwise: a value of the region is read beyond ``end`` other than through ``end``.
     """
     live = _ancestors(program.output_node)
-    wanted = live if end is None else _ancestors(end)
-    below: set[fx.Node] = {start}
-    region: list[fx.Node] = []
-    for node in program.graph.nodes:
-        if node.op == "call_function" and any(n in below for n in node.all_input_nodes):
-            below.add(node)
-            if node in wanted:
-                region.append(node)
+    region = region_nodes(program, start, program.output_node if end is None else end)
     if end is None:
         return region
     members = {start, *region}
@@ -239,6 +232,16 @@ def region_between(program: Program, start: fx.Node, end: fx.Node | None) -> lis
                 raise NotTokenwise(node, "the model also returns this value from the middle of the stack")
             raise NotTokenwise(node, f"{user.name} reads it past the last block")
     return region
+
+
+def region_nodes(program: Program, start: fx.Node, end: fx.Node) -> list[fx.Node]:
+    """Calls that depend on ``start`` and that ``end`` depends on, in graph order, whoever else reads them."""
+    wanted = _ancestors(end)
+    below: set[fx.Node] = {start}
+    for node in program.graph.nodes:
+        if node.op == "call_function" and any(n in below for n in node.all_input_nodes):
+            below.add(node)
+    return [node for node in program.graph.nodes if node in below and node in wanted and node is not start]
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
@@ -255,41 +258,52 @@ def _is_count(node: fx.Node) -> bool:
     return node.target is aten.sym_size.int
 
 
-def token_axis(program: Program, start: fx.Node, end: fx.Node) -> TokenAxis:
-    """Follow the token axis of ``start`` (``[batch, tokens, width]``) to ``end``.
+def token_axis(program: Program, start: fx.Node, end: fx.Node, dim: int = 1) -> TokenAxis:
+    """Follow the token axis of ``start`` to ``end``.
+
+    Args:
+        dim: the dim of ``start`` that holds the tokens: 1 of ``[batch, tokens, width]``, 0 of
+            ``[tokens, batch, width]``.
 
     Raises:
         NotTokenwise: an operator on the way cannot be carried over to fewer tokens; it names the node.
     """
-    tokens, rows = follow(program, start, end, (0, 0))
-    if not _is_stream(end, tokens, rows):
-        raise NotTokenwise(end, "the stream does not end with the batch at dim 0 and tokens at dim 1")
+    tokens, rows = follow(program, start, end, (0, 0), dim)
+    if not _is_stream(end, tokens, rows, dim):
+        raise NotTokenwise(
+            end, f"the stream does not end with the batch at dim {1 - dim} and tokens at dim {dim}"
+        )
     return tokens.axis
 
 
-def token_axis_to_outputs(program: Program, start: fx.Node, prefix: int, last: int) -> TokenAxis:
+def token_axis_to_outputs(
+    program: Program, start: fx.Node, prefix: int, last: int, dim: int = 1
+) -> TokenAxis:
     """Follow the token axis of ``start`` to the outputs, some of which may hold one entry for each token.
 
     Args:
         prefix, last: tokens at each end that stay, so that reading them by position stays right.
+        dim: as in ``token_axis``.
 
     Raises:
         NotTokenwise: an operator on the way cannot be carried over to fewer tokens; it names the node.
     """
-    tokens, rows = follow(program, start, None, (prefix, last))
+    tokens, rows = follow(program, start, None, (prefix, last), dim)
     results: Any = program.output_node.args[0]
     for node in results:
-        if tokens.dims(node) and not _is_stream(node, tokens, rows):
+        if tokens.dims(node) and not _is_stream(node, tokens, rows, 1):
             raise NotTokenwise(node, "this output holds tokens, but not at dim 1 of [batch, tokens, ...]")
     return tokens.axis
 
 
-def _is_stream(node: fx.Node, tokens: Context, rows: Context) -> bool:
-    return tokens.dims(node) == frozenset({1}) and tokens.fold(node) is None and rows.leads(node)
+def _is_stream(node: fx.Node, tokens: Context, rows: Context, dim: int) -> bool:
+    found = tokens.dims(node), rows.dims(node)
+    unfolded = tokens.fold(node) is None and rows.fold(node) is None
+    return found == (frozenset({dim}), frozenset({1 - dim})) and unfolded
 
 
 def follow(
-    program: Program, start: fx.Node, end: fx.Node | None, protected: tuple[int, int]
+    program: Program, start: fx.Node, end: fx.Node | None, protected: tuple[int, int], dim: int = 1
 ) -> tuple[Context, Context]:
     """The token axis and the batch axis of ``start``, up to ``end`` or (None) to the outputs.
 
@@ -301,26 +315,23 @@ def follow(
     shape = start.meta["val"].shape
     if len(shape) != 3:
         raise NotTokenwise(start, f"the stream has shape {list(shape)}; expected [batch, tokens, width]")
-    rows = BatchContext(TokenAxis(), start, 0)
-    tokens = Context(TokenAxis(), start, 1, protected, rows)
+    rows = BatchContext(TokenAxis(), start, 1 - dim)
+    tokens = Context(TokenAxis(), start, dim, protected, rows)
     tokens.axis.dims = tokens.found
     for node in region_between(program, start, end):
-        if not isinstance(node.meta.get("val"), torch.Tensor | tuple | list):
-            # Arithmetic on sizes: it follows the sizes of its operands.
-            tokens.found[node] = rows.found[node] = NONE
+        if _holds_tensors(node) and _shaped_by_the_batch(tokens, node):
             continue
-        if _shaped_by_the_batch(tokens, node):
-            continue
-        handler = token_rules.find_rule(node)
-        if handler is None:
-            raise NotTokenwise(node, "no rule says how this operator treats the token axis")
         try:
-            rows.found[node] = _apply(handler, rows, node)
+            rows.found[node] = apply_rule(rows, node)
         except NotTokenwise:
             rows.found[node] = NONE
-        tokens.found[node] = _apply(handler, tokens, node)
+        tokens.found[node] = apply_rule(tokens, node)
     tokens.axis.counts = _counts(tokens)
     return tokens, rows
+
+
+def _holds_tensors(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.Tensor | tuple | list)
 
 
 def _shaped_by_the_batch(tokens: Context, node: fx.Node) -> bool:
@@ -331,8 +342,19 @@ def _shaped_by_the_batch(tokens: Context, node: fx.Node) -> bool:
     return len(sizes) == len(inputs) and not any(expression(size).free_symbols & count for size in sizes)
 
 
-def _apply(handler: Rule, context: Context, node: fx.Node) -> Any:
-    """The rule's answer.  A dim that holds the axis and more keeps doing so until a reshape takes it apart."""
+def apply_rule(context: Context, node: fx.Node) -> Any:
+    """The rule's answer.  A dim that holds the axis and more keeps doing so until a reshape takes it apart.
+
+    Raises:
+        NotTokenwise: the operator has no rule, or its rule refuses.
+    """
+    from .token_rules import find_rule
+
+    if not _holds_tensors(node):
+        return NONE  # Arithmetic on sizes: it follows the sizes of its operands.
+    handler = find_rule(node)
+    if handler is None:
+        raise NotTokenwise(node, "no rule says how this operator treats the token axis")
     found = handler(context, node)
     if node not in context.folds:
         operands = [n for n in node.all_input_nodes if context.found.get(n)]

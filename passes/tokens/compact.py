@@ -30,7 +30,7 @@ def leave_compact(program: Program, cut: Cut, axis: TokenAxis, full: fx.Node) ->
     restored.replace_all_uses_with(end)
     start = end.next
     g = Builder(program, start, str(end.meta.get("layer", "")))
-    reduce_along(g, axis, full, index)
+    reduce_along(g, axis, full, index, cut.token_dim)
     output = program.output_node
     results: list[fx.Node] = list(output.args[0])  # type: ignore[arg-type]
     names = [spec.name for spec in program.outputs]

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 from torch import fx
 
 from tersor.ir.analyses.layers import Layers, layers
-from tersor.ir.analyses.token_axis import NotTokenwise, token_axis_to_outputs
+from tersor.ir.analyses.token_axis import NotTokenwise, TokenAxis, token_axis_to_outputs
 from tersor.ir.errors import RefusedError
 from tersor.ir.program import Program
-from tersor.ir.shapes import expression, size_text
+from tersor.ir.shapes import Size, expression, size_text
 
 from ..contract import Pass, Promise, Refusal, Site
 from . import stand_in
@@ -105,7 +105,7 @@ class TokenDrop(Pass):
             )
         if self.restore == "compact":
             try:
-                token_axis_to_outputs(program, stack.end, protection.prefix, protection.last)
+                _to_outputs(program, stack, protection)
             except NotTokenwise as refusal:
                 return Refusal(f"restore=compact: {refusal.reason}", refusal.node.name)
         return sites
@@ -139,12 +139,10 @@ class TokenDrop(Pass):
             return work
         stack = work.analysis(layers)
         protection = self._protection(work, stack)
-        cut = Cut(end=stack.end)
+        cut = Cut(end=stack.end, token_dim=stack.token_dim)
         proportional = self._proportional(work, stack, min(keep))
         compact = self.restore == "compact"
-        outputs = (
-            token_axis_to_outputs(work, cut.end, protection.prefix, protection.last) if compact else None
-        )
+        outputs = _to_outputs(work, stack, protection) if compact else None
         for index, share in sorted(keep.items()):
             site = _site(work, stack, index, protection, share)
             site.carried, site.proportional = cut.carried, proportional
@@ -159,7 +157,9 @@ class TokenDrop(Pass):
         work.graph.eliminate_dead_code()
         used = {node.target for node in work.graph.nodes if node.op == "get_attr"}
         work.weights = {name: tensor for name, tensor in work.weights.items() if name in used}
-        work.ranges = _at_least(work, full, protection.prefix + protection.last)
+        work.ranges = _at_least(
+            work, full.meta["val"].shape[cut.token_dim], protection.prefix + protection.last
+        )
         work.notes.setdefault("token-drop", []).append(_note(self, work, keep, cut))
         work._analyses.clear()
         return work
@@ -202,13 +202,17 @@ def _site(program: Program, stack: Layers, index: int, protection: Protection, s
 
 def _nothing_free(stack: Layers, protection: Protection) -> Refusal | None:
     """Where tokens are a fixed number, all of which are protected."""
-    tokens = stack.end.meta["val"].shape[1]
+    tokens = stack.tokens
     if not isinstance(tokens, int) or protection.prefix + protection.last < tokens:
         return None
     return Refusal(
         f"prefix={protection.prefix} and last={protection.last} protect all of the {tokens} tokens",
         stack.end.name,
     )
+
+
+def _to_outputs(program: Program, stack: Layers, protection: Protection) -> TokenAxis:
+    return token_axis_to_outputs(program, stack.end, protection.prefix, protection.last, stack.token_dim)
 
 
 def _unweighable(stack: Layers, first: int) -> Refusal | None:
@@ -221,9 +225,9 @@ def _named(node: fx.Node, reason: str | None) -> Refusal | None:
     return Refusal(reason, node.name) if reason else None
 
 
-def _at_least(program: Program, stream: fx.Node, tokens: int) -> dict[str, tuple[int, int | None]]:
+def _at_least(program: Program, size: Size, tokens: int) -> dict[str, tuple[int, int | None]]:
     """The ranges of the dimensions: a sequence is at least as long as the tokens that always stay."""
-    name = program.symbols.get(str(expression(stream.meta["val"].shape[1])))
+    name = program.symbols.get(str(expression(size)))
     if name is None:
         return program.ranges
     low, high = program.ranges.get(name, (1, None))

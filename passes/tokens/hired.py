@@ -41,7 +41,7 @@ class HiRED(Scorer):
             return f"early={self.early} is a later layer than {site.layer}, at which tokens are to be dropped"
         if "tile" not in site.carried and site.layer > self.early:
             seen = site.earlier[self.early].args[1].meta["val"].shape[2]  # type: ignore[union-attr]
-            if not same_size(seen, site.hidden.meta["val"].shape[1]):
+            if not same_size(seen, site.tokens):
                 return (
                     f"layer {self.early} saw {seen} tokens, some of which an earlier pass has dropped since"
                 )

@@ -51,15 +51,15 @@ def why_not(program: Program, stack: Layers, index: int) -> Refusal | None:
             reduced.name,
         )
     try:
-        token_axis(program, layer.after_attention, stack.end)
+        token_axis(program, layer.after_attention, stack.end, stack.token_dim)
     except NotTokenwise as refusal:
         return Refusal(refusal.reason, refusal.node.name)
-    return _attention_differs(layer) or _opaque_mask(layer.attention[0])
+    return _attention_differs(layer, stack.token_dim) or _opaque_mask(layer.attention[0])
 
 
-def _attention_differs(layer: Layer) -> Refusal | None:
+def _attention_differs(layer: Layer, dim: int) -> Refusal | None:
     """Scores are read off the attention: it must be over the tokens that the stream holds at the site."""
-    tokens = layer.after_attention.meta["val"].shape[1]
+    tokens = layer.after_attention.meta["val"].shape[dim]
     for node in layer.attention:
         for what, operand in zip(("queries", "keys"), node.args[:2], strict=True):
             size = operand.meta["val"].shape[2]  # type: ignore[union-attr]

@@ -13,6 +13,7 @@ from torch import fx
 from tersor.ir.builder import Builder
 from tersor.ir.dialect import is_dialect
 from tersor.ir.errors import RefusedError
+from tersor.ir.shapes import Size
 
 from ..contract import Method
 from .stand_in import log_size, stand_in
@@ -36,7 +37,7 @@ class TokenSite:
     """One place where tokens are reduced: the residual stream right after a layer's attention was added.
 
     Attributes:
-        hidden: the stream ``[batch, tokens, width]``.
+        hidden: the stream ``[batch, tokens, width]``; in the graph before the rewrite it may lie tokens first.
         attention: the layer's attention node.
         padding: bool ``[batch, tokens]``, True for real tokens; None when every token is real.
         layer, depth: index of the layer, from 0, and how many there are.
@@ -58,6 +59,11 @@ class TokenSite:
     earlier: tuple[fx.Node, ...] = ()
     carried: dict[str, fx.Node] = field(default_factory=dict)
     proportional: bool = False
+
+    @property
+    def tokens(self) -> Size:
+        """How many tokens the stream holds here."""
+        return self.key.meta["val"].shape[2]  # type: ignore[no-any-return]
 
     @property
     def query(self) -> fx.Node:

@@ -155,7 +155,7 @@ def averaged(
 
 
 def _content(site: TokenSite) -> int | None:
-    tokens = site.hidden.meta["val"].shape[1]
+    tokens = site.tokens
     return tokens - site.prefix - site.last if isinstance(tokens, int) else None
 
 

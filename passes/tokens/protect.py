@@ -36,12 +36,12 @@ def find_protected(program: Program, stack: Layers) -> Protection:
     flow = content_flow(program)
     start, reasons = stack[0].start, []
     constant = _ConstantEnds(flow)
-    prefix, last = constant.of(start)
+    prefix, last = constant.of(start, stack.token_dim)
     if prefix or last:
         reasons.append(
             f"the first {prefix} and last {last} tokens of {start.name} are constants of the model"
         )
-    for node, ahead, behind in _positions_read(flow, stack.end):
+    for node, ahead, behind in _positions_read(flow, stack):
         if ahead > prefix or behind > last:
             reasons.append(f"{node.name} reads positions by number")
         prefix, last = max(prefix, ahead), max(last, behind)
@@ -52,39 +52,51 @@ def find_protected(program: Program, stack: Layers) -> Protection:
 
 
 class _ConstantEnds:
-    """How many tokens at each end of a value ``[batch, tokens, ...]`` are not computed from any input.
+    """How many tokens at each end of a value are not computed from any input.
 
     Positions added, norms and casts leave a token what it is: a constant or part of the input.
     """
 
     def __init__(self, flow: nx.DiGraph) -> None:
         self.flow = flow
-        self.known: dict[fx.Node, tuple[int, int]] = {}
+        self.known: dict[tuple[fx.Node, int], tuple[int, int]] = {}
 
-    def of(self, node: fx.Node) -> tuple[int, int]:
-        if node not in self.known:
-            self.known[node] = self._find(node)
-        return self.known[node]
+    def of(self, node: fx.Node, dim: int) -> tuple[int, int]:
+        """The constant tokens at the start and the end of ``dim``, which holds the tokens."""
+        if (node, dim) not in self.known:
+            self.known[node, dim] = self._find(node, dim)
+        return self.known[node, dim]
 
-    def _find(self, node: fx.Node) -> tuple[int, int]:
-        if node.op != "call_function" or _rank(node) < 2:
+    def _find(self, node: fx.Node, dim: int) -> tuple[int, int]:
+        rank = _rank(node)
+        if node.op != "call_function" or rank < 2:
             return 0, 0
-        if node.target is aten.cat.default and _dim(node) in (1, 1 - _rank(node)):
-            parts: list[fx.Node] = list(node.args[0])  # type: ignore[arg-type]
-            return self._run(parts, 0), self._run(parts[::-1], 1)
-        if node.target is aten.slice.Tensor and _dim(node) in (1, 1 - _rank(node)):
-            return self._slice(node)
+        operands: Any = node.args
+        if node.target is aten.cat.default and _dim(node) % rank == dim:
+            parts = list(operands[0])
+            return self._run(parts, 0, dim), self._run(parts[::-1], 1, dim)
+        if node.target is aten.slice.Tensor and _dim(node) % rank == dim:
+            return self._slice(node, dim)
+        if node.target is aten.transpose.int:
+            a, b = operands[1] % rank, operands[2] % rank
+            return self.of(operands[0], {a: b, b: a}.get(dim, dim))
+        if node.target is aten.permute.default:
+            return self.of(operands[0], operands[1][dim] % rank)
         sources = [s for s in node.all_input_nodes if s in self.flow and self._from_input(s)]
-        if len(sources) == 1 and _rank(sources[0]) >= 2 and same_size(_tokens(sources[0]), _tokens(node)):
-            return self.of(sources[0]) if _is_tokenwise(node) else (0, 0)
+        if (
+            len(sources) == 1
+            and _rank(sources[0]) > dim
+            and same_size(_size(sources[0], dim), _size(node, dim))
+        ):
+            return self.of(sources[0], dim) if _is_tokenwise(node) else (0, 0)
         return 0, 0
 
-    def _run(self, parts: list[fx.Node], end: int) -> int:
+    def _run(self, parts: list[fx.Node], end: int, dim: int) -> int:
         """Constant tokens at the one end of joined ``parts``, that end's part first."""
         total = 0
         for part in parts:
-            size = _tokens(part)
-            own = size if not self._from_input(part) else self.of(part)[end]
+            size = _size(part, dim)
+            own = size if not self._from_input(part) else self.of(part, dim)[end]
             if not isinstance(own, int):
                 return total
             total += own
@@ -92,9 +104,9 @@ class _ConstantEnds:
                 break
         return total
 
-    def _slice(self, node: fx.Node) -> tuple[int, int]:
+    def _slice(self, node: fx.Node, dim: int) -> tuple[int, int]:
         source: Any = node.args[0]
-        prefix, last = self.of(source)
+        prefix, last = self.of(source, dim)
         start, stop = _bounds(node)
         if not isinstance(start, int) or start < 0 or (len(node.args) > 4 and node.args[4] != 1):
             return 0, 0
@@ -122,23 +134,25 @@ def _is_tokenwise(node: fx.Node) -> bool:
     )
 
 
-def _positions_read(flow: nx.DiGraph, end: fx.Node) -> Iterator[tuple[fx.Node, int, int]]:
-    """Readers of fixed positions below ``end``: how many tokens of the start and of the end they reach into."""
-    tokens = _tokens(end)
-    for node in nx.descendants(flow, end):
-        source = node.args[0] if node.args else None
-        if not isinstance(source, fx.Node) or _rank(source) != 3 or not same_size(_tokens(source), tokens):
+def _positions_read(flow: nx.DiGraph, stack: Layers) -> Iterator[tuple[fx.Node, int, int]]:
+    """Readers of fixed positions below the stack: how many tokens of the start and of the end they reach into."""
+    tokens = stack.tokens
+    # A stream that lies tokens first may have been turned on the way: what could be its tokens is taken for them.
+    dims = (1,) if stack.token_dim == 1 else (0, 1)
+    for node in nx.descendants(flow, stack.end):
+        if node.target not in (aten.select.int, aten.slice.Tensor):
             continue
-        if node.target is aten.select.int and node.args[1] in (1, -2):
+        source: Any = node.args[0]
+        dim = _dim(node) % max(1, _rank(source))
+        if _rank(source) != 3 or dim not in dims or not same_size(_size(source, dim), tokens):
+            continue
+        if node.target is aten.select.int:
             position = node.args[2]
             if isinstance(position, int):
                 yield (node, position + 1, 0) if position >= 0 else (node, 0, -position)
-        elif node.target is aten.slice.Tensor and node.args[1] in (1, -2):
-            if same_size(_tokens(node), tokens):
-                continue
-            start, stop = _bounds(node)
+        elif not same_size(_size(node, dim), tokens):
             # Where a slice begins or ends, the tokens part into kinds: the shorter side is the special one.
-            for cut in (start, stop):
+            for cut in _bounds(node):
                 if isinstance(cut, int) and cut != 0:
                     yield _shorter_side(node, cut, tokens)
 
@@ -162,12 +176,12 @@ def _rank(node: fx.Node) -> int:
 
 
 def _dim(node: fx.Node) -> Any:
-    """The dim of a cat or slice."""
+    """The dim of a cat, select or slice."""
     return node.args[1] if len(node.args) > 1 else 0
 
 
-def _tokens(node: fx.Node) -> Any:
-    return node.meta["val"].shape[1]
+def _size(node: fx.Node, dim: int) -> Any:
+    return node.meta["val"].shape[dim]
 
 
 def holds_token_ids(program: Program, stack: Layers) -> bool:

@@ -33,6 +33,7 @@ class Cut:
         end: the stream as it leaves the last block.  restored: the same with all its tokens again.
         index: for every token that is left, its position before the first site.
         key_bias: what to add to the logits of an attention node's keys, by node.
+        token_dim: the dim of the stream that holds tokens, 0 or 1; the other is the batch.
     """
 
     end: fx.Node
@@ -41,34 +42,45 @@ class Cut:
     carried: dict[str, fx.Node] = field(default_factory=dict)
     key_bias: dict[fx.Node, fx.Node] = field(default_factory=dict)
     indices: list[fx.Node] = field(default_factory=list)
+    token_dim: int = 1
+
+    def turned(self, g: Builder, stream: fx.Node) -> fx.Node:
+        """``stream`` with the batch first, where it is not; and back."""
+        return stream if self.token_dim == 1 else g.call(aten.transpose.int, stream, 0, 1)
 
 
 def reduce_at(program: Program, layer: Layer, cut: Cut, method: TokenMethod, site: TokenSite) -> None:
     """Reduce the stream after ``layer``'s attention; changes ``program``, which must be a copy, in place."""
     stream = layer.after_attention
-    axis = token_axis(program, stream, cut.end)
+    axis = token_axis(program, stream, cut.end, cut.token_dim)
     readers = [user for user in stream.users if user in axis.dims]
     anchor = min(readers)
     g = Builder(program, anchor, str(stream.meta.get("layer", "")))
     scored = site.attention
+    site.hidden = cut.turned(g, stream)
     reduction = method.reduce(g, site)
     if scored in cut.key_bias and site.attention is not scored:
         cut.key_bias[site.attention] = cut.key_bias.pop(scored)
+    reduced = cut.turned(g, reduction.hidden)
     for reader in readers:
-        reader.replace_input_with(stream, reduction.hidden)
-    reduce_along(g, axis, stream, reduction.index)
+        reader.replace_input_with(stream, reduced)
+    reduce_along(g, axis, stream, reduction.index, cut.token_dim)
     if reduction.key_bias is not None:
         cut.key_bias |= {use.node: reduction.key_bias for use in axis.attention if use.keys}
     cut.index = reduction.index if cut.index is None else g.op("gather_tokens", cut.index, reduction.index, 1)
     infer_shapes(program, anchor, cut.end)
-    _restore(program, stream, reduction, cut)
+    _restore(program, site.hidden, reduction, cut)
     cut.carried = reduction.carried
     cut.indices.append(reduction.index)
 
 
-def reduce_along(g: Builder, axis: TokenAxis, full: fx.Node, index: fx.Node) -> None:
-    """Let everything in the region of ``axis`` meet the tokens of ``index`` only; ``full`` has all of them."""
-    _keep_counts(g, axis, full)
+def reduce_along(g: Builder, axis: TokenAxis, full: fx.Node, index: fx.Node, dim: int = 1) -> None:
+    """Let everything in the region of ``axis`` meet the tokens of ``index`` only.
+
+    Args:
+        full: a value that has all of them, at ``dim``.
+    """
+    _keep_counts(g, axis, full, dim)
     _reduce_sides(g, axis, index)
     count = g.size(index, 1)
     for use in axis.sizes:
@@ -95,14 +107,14 @@ def bias_keys(program: Program, cut: Cut) -> None:
         _set_operand(node, "mask", bias)
 
 
-def _keep_counts(g: Builder, axis: TokenAxis, full: fx.Node) -> None:
+def _keep_counts(g: Builder, axis: TokenAxis, full: fx.Node, dim: int) -> None:
     """Readers past the region that ask it for the token count go on reading the full one."""
     for count in axis.counts:
         users = [user for user in count.users if user not in axis.dims]
         if not users:
             continue
         with g.at(count):
-            size = g.call(aten.sym_size.int, full, 1)
+            size = g.call(aten.sym_size.int, full, dim)
         for user in users:
             user.replace_input_with(count, size)
 
@@ -183,7 +195,7 @@ def _carry_positions(use: AttentionUse, index: fx.Node) -> None:
 def _restore(program: Program, stream: fx.Node, reduction: Reduction, cut: Cut) -> None:
     readers = list(cut.end.users)
     g = Builder(program, cut.end.next, str(cut.end.meta.get("layer", "")))
-    restored = reduction.restore(g, stream, cut.end)
+    restored = cut.turned(g, reduction.restore(g, stream, cut.turned(g, cut.end)))
     for reader in readers:
         reader.replace_input_with(cut.end, restored)
     # The first site's restoration is the last to run: it alone has all the tokens.
