@@ -28,7 +28,7 @@ class ZeroTPrune(TokenMethod):
 
     name: ClassVar[str] = "zero-tprune"
     similar: float = field(default=0.5, metadata={"help": "share of the dropped tokens that stage S drops"})
-    # The paper takes 30 to 50; from 10 on nothing we measured changed, and each one reads all attention again.
+    # The paper takes 30 to 50, each of which reads all attention again; after 10, embeddings are as near the model's.
     early: int = field(default=10, metadata={"help": "PageRank iterations in the first three layers"})
     middle: int = field(default=5, metadata={"help": "PageRank iterations between the first and last three"})
     late: int = field(default=1, metadata={"help": "PageRank iterations in the last three layers"})
