@@ -21,7 +21,7 @@ from .certificate import changed_files, read_certificate, write_certificate
 from .codegen.target import Executable, find_target
 from .folders import MANIFEST, check_output, whole_folder
 from .ir import archive
-from .ir.errors import ArtifactError
+from .ir.errors import ArtifactError, InputError
 from .ir.program import Program
 from .lowering import target_with_options
 from .manifest import Manifest
@@ -83,6 +83,10 @@ def read_session(folder: Path, manifest: Manifest, options: Mapping[str, Any]) -
         InputError: the target has no such option.
         ArtifactError: a file is missing or damaged, or the manifest describes something else.
     """
+    try:
+        target_with_options(manifest.target, manifest.options)
+    except InputError as error:
+        raise ArtifactError(f"{folder / MANIFEST} is damaged ({error}): convert the model again") from error
     target, given = target_with_options(manifest.target, options)
     executable = target.executable.load(folder, **given)
     leaves, outputs = len(manifest.structure.names()), len(executable.outputs)

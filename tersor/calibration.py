@@ -105,13 +105,13 @@ def read_batches(file: str | os.PathLike[str]) -> list[Batch]:
     path = Path(file)
     readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
     if path.suffix not in readers:
-        raise InputError(f"{file}: calibration inputs come as {' or '.join(readers)}")
+        raise InputError(f"{os.fspath(file)!r}: inputs come as {' or '.join(readers)}")
     if not path.is_file():
         raise InputError(f"there is no file {file}")
     try:
         return _grouped(readers[path.suffix](path))
     except (OSError, SafetensorError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file} holds no calibration inputs: {' '.join(str(error).split())}") from error
+        raise InputError(f"{file} holds no inputs: {' '.join(str(error).split())}") from error
 
 
 def _read_safetensors(path: Path) -> Batch:
@@ -120,6 +120,8 @@ def _read_safetensors(path: Path) -> Batch:
 
 
 def _read_npz(path: Path) -> Batch:
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is no .npz archive")
     with np.load(path, allow_pickle=False) as file:
         return {key: torch.from_numpy(file[key]) for key in file.files}
 

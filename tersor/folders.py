@@ -76,7 +76,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
     with scratch_folder(out) as fresh:
         yield fresh
         check_output(out)
-        old = fresh.with_name(f"{fresh.name}.old")
+        old = _hidden(out)
         try:
             with _moving:
                 if out.exists():
@@ -98,7 +98,7 @@ def scratch_folder(beside: Path) -> Iterator[Path]:
     Raises:
         InputError: the file system refuses, in the block too.
     """
-    folder = beside.with_name(f".{beside.name}.{secrets.token_hex(4)}")
+    folder = _hidden(beside)
     made = [parent for parent in folder.parents if not parent.exists()]
     _unfinished.add(folder)
     with _writing(beside):
@@ -127,6 +127,11 @@ def _writing(asked: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot write {asked}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _hidden(path: Path) -> Path:
+    """A name beside ``path`` that nothing has; of the length of every other, so that one too long is found early."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def _absolute(out: str | os.PathLike[str]) -> Path:
@@ -169,7 +174,7 @@ def _check_writable(path: Path, asked: str | os.PathLike[str]) -> None:
     nearest = next(parent for parent in path.parents if parent.exists())
     if not nearest.is_dir():
         raise InputError(f"cannot write {asked}: {nearest} is a file")
-    probe = nearest / f".{path.name}.{secrets.token_hex(4)}"
+    probe = _hidden(nearest / path.name)
     try:
         probe.mkdir()
     except PermissionError as error:

@@ -12,7 +12,7 @@ from .ir.program import Program
 from .passes.spec import nearest
 
 # More than any machine has; ONNX Runtime would start them all.
-_MOST_THREADS = 4096
+_MOST_THREADS = 1024
 
 
 def target_with_options(name: str, options: Mapping[str, Any]) -> tuple[Target, dict[str, Any]]:

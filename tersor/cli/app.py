@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 from . import bench, convert, diff, doctor, inspect, passes, verify
 from .exit_codes import ExitCode, code_of
 from .output import emit_error
-from .signals import end_on_signals
+from .signals import end_on_signals, ending
 
 # Parameters of the Python interface that errors name, and that are options here: name=value, with or without quotes.
 _PARAMETER = re.compile(
@@ -48,6 +48,12 @@ class Commands(TyperGroup):
             # Whoever read our output has seen enough; Python must not try to flush the rest on its way out.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = ExitCode.OK
+        except SystemExit as error:
+            if ending():
+                raise
+            # No command of ours raises it: success must not be what the caller of a model's own sys.exit() sees.
+            message = f"the code of the model or of an imported module ended the program with sys.exit({error.code!r})"
+            code = emit_error(message, "InputError", ExitCode.USAGE, arguments)
         except Exception as error:
             if shown:
                 traceback.print_exc()

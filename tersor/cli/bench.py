@@ -111,7 +111,29 @@ def _inputs(fast: OptimizedModel, sizes: Mapping[str, int]) -> dict[str, Tensor]
     if not sizes:
         return fast.samples[0]
     check_sizes(sizes, fast.manifest.ranges)
+    _check_memory(fast, sizes)
     return fast.session.bind(example_at(fast.program, sizes))
+
+
+def _check_memory(fast: OptimizedModel, sizes: Mapping[str, int]) -> None:
+    """Raise InputError where the inputs alone would fill this machine: the system ends who tries, without a word."""
+    import os
+    from math import prod
+
+    from ..ir.errors import InputError
+
+    at = {**fast.program.sizes(), **sizes}
+    taken = [
+        prod(size if isinstance(size, int) else at[size] for size in spec.shape) * spec.dtype.itemsize
+        for spec in fast.inputs
+    ]
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 2 * sum(taken) > there:
+        wanted = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        raise InputError(
+            f"--size {wanted}: the inputs alone take {sum(taken) / 1e9:.0f} GB, and this machine has "
+            f"{there / 1e9:.0f} GB"
+        )
 
 
 def _flops(

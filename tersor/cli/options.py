@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")]
 Threads = Annotated[
-    int | None, typer.Option(metavar="N", help="Threads to run on.", min=1, show_default="all cores")
+    int | None,
+    typer.Option(metavar="N", help="Threads to run on.", min=1, max=1024, show_default="all cores"),
 ]
 Sizes = Annotated[
     list[str] | None,
@@ -73,7 +74,7 @@ def parse_sizes(given: Sequence[str] | None) -> dict[str, int]:
     """``["batch=1", "tokens=257"]`` as a mapping.
 
     Raises:
-        InputError: one is not of that form.
+        InputError: one is not of that form, or a dimension is given twice.
     """
     from ..ir.errors import InputError
 
@@ -82,6 +83,8 @@ def parse_sizes(given: Sequence[str] | None) -> dict[str, int]:
         match = _SIZE.fullmatch(text.strip())
         if match is None:
             raise InputError(f"--size {text!r} is not of the form NAME=N, such as tokens=257")
+        if match[1] in sizes:
+            raise InputError(f"--size {match[1]} is given twice")
         sizes[match[1]] = int(match[2])
     return sizes
 

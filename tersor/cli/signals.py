@@ -20,6 +20,11 @@ def end_on_signals() -> None:
         signal.signal(signal.SIGINT, _end)
 
 
+def ending() -> bool:
+    """Whether a signal has asked for the end."""
+    return _ending
+
+
 def _end(number: int, _: FrameType | None) -> None:
     global _ending
     if _ending:

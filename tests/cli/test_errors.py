@@ -45,7 +45,8 @@ DROP = "token-drop:method=norm,keep=0.6,layers=0"
         (["convert", "m", "-o", "/proc/tersor-out"], "cannot write /proc/tersor-out"),
         (["convert", "m", "-o", "/dev/null/out"], "/dev/null is a file"),
         (["convert", "m", "-o", "{tmp}/out", "--ops", "portabel"], "did you mean 'portable'"),
-        (["convert", "m", "-o", "{tmp}/out", "--threads", "100000"], "is no number of threads"),
+        (["convert", "m", "-o", "{tmp}/out", "--threads", "100000"], "--threads"),
+        (["bench", "m", "--against", "m", "--threads", "100000"], "--threads"),
         (["convert", "m", "-o", "{tmp}/out", "--import", "no_such_module"], "cannot import no_such_module"),
         (["convert", "m", "-o", "{tmp}/out", "--example-inputs", "x.pt"], "safetensors or .npz"),
         (["passes", "--import", "{tmp}/nowhere.py"], "there is no file"),
@@ -100,6 +101,11 @@ def test_a_size_is_checked_against_the_model(tersor: Any, artifact: Path, model_
         )
         outcome = tersor(*command, "--size", "tokens=33")
         assert (outcome.code, outcome.error) == (2, "--size tokens=33: the model takes 2 to 32")
+        outcome = tersor(*command, "--size", "tokens=3", "--size", "tokens=4")
+        assert (outcome.code, outcome.error) == (2, "--size tokens is given twice")
+    outcome = tersor(*command, "--size", "batch=999999999", "--size", "tokens=32")
+    assert outcome.code == 2
+    assert "the inputs alone take 512 GB" in outcome.error
 
 
 def test_what_lies_in_an_artifacts_folder_is_named_before_the_model_is_read(

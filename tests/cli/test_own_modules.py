@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,21 @@ def test_a_method_of_ones_own_is_found_by_every_command_that_reads_specs(tersor:
     assert "it was defined outside Tersor, in method_of_mine.py: import that first (--import" in outcome.error
     with registered():
         assert tersor("verify", "out").code == 0
+
+
+def test_a_factory_that_ends_the_program_is_an_error(tersor: Any) -> None:
+    outcome = tersor("inspect", "sys:exit")
+    assert (outcome.code, outcome.stdout) == (2, "")
+    assert "ended the program with sys.exit(None)" in outcome.error
+
+
+def test_the_example_of_the_documentation_is_found_by_the_command() -> None:
+    # In a process of its own: a method that is defined stays.
+    example = Path(__file__).parents[2] / "examples" / "custom_token_method.py"
+    command = [sys.executable, "-m", "tersor", "passes", "token-drop", "--import", str(example), "--json"]
+    listed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    (methods,) = (entry["methods"]["method"] for entry in listed["passes"])
+    assert "stands-out" in [method["name"] for method in methods]
 
 
 def test_a_file_is_imported_once_and_under_a_name_of_its_own(tmp_path: Path) -> None:

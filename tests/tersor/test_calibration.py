@@ -67,9 +67,9 @@ def test_a_users_file_is_one_batch_or_numbered_ones(tmp_path: Path) -> None:
     [
         ("a.pt", lambda p: torch.save({"x": x}, p), "safetensors or .npz"),
         ("a.safetensors", lambda p: None, "no file"),
-        ("a.safetensors", lambda p: p.write_bytes(b"\x10"), "holds no calibration inputs"),
-        ("a.npz", lambda p: p.write_bytes(b"PK nonsense"), "holds no calibration inputs"),
-        ("a.npz", lambda p: np.savez(p, x=np.array([{}], dtype=object)), "holds no calibration inputs"),
+        ("a.safetensors", lambda p: p.write_bytes(b"\x10"), "holds no inputs"),
+        ("a.npz", lambda p: p.write_bytes(b"PK nonsense"), "holds no inputs: it is no .npz archive"),
+        ("a.npz", lambda p: np.savez(p, x=np.array([{}], dtype=object)), "holds no inputs"),
         ("a.safetensors", lambda p: save_file({}, p), "empty"),
         ("a.safetensors", lambda p: save_file({"0:x": x, "z": x + 1}, p), "'z' names no batch"),
         ("a.safetensors", lambda p: save_file({"0:x": x, "2:x": x + 1}, p), "without gaps"),

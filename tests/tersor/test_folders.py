@@ -83,6 +83,16 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(fast: OptimizedModel,
         assert len(str(caught.value).splitlines()) == 1
 
 
+def test_the_longest_name_that_can_be_written_is(fast: OptimizedModel, tmp_path: Path) -> None:
+    for length in range(240, 256):
+        try:
+            fast.save(tmp_path / ("x" * length))
+        except InputError:
+            assert not (tmp_path / ("x" * length)).exists()
+        else:
+            assert tersor.load(tmp_path / ("x" * length)).target == "torch"
+
+
 def test_links_in_a_circle_are_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")

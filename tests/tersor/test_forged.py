@@ -243,6 +243,8 @@ def test_a_certificate_that_promises_otherwise_than_the_report_is_refuted(out: P
         _with(dimensions={}),
         _with(inputs="abc"),
         _with(options=[]),
+        _with(options={"compile": "x"}),
+        _with(options={"evil": 1}),
         _with(calibrated="no"),
         _with(imports=[1]),
     ],
