@@ -236,7 +236,8 @@ DECODERS = [
     Architecture("qwen2", "decoder", huggingface("Qwen2Config", "Qwen2ForCausalLM", **LLAMA)),
     Architecture("qwen3", "decoder", huggingface("Qwen3Config", "Qwen3ForCausalLM", head_dim=8, **LLAMA)),
     Architecture("gemma2", "decoder", huggingface(
-        "Gemma2Config", "Gemma2ForCausalLM", head_dim=8, sliding_window=6, query_pre_attn_scalar=8, **LLAMA
+        "Gemma2Config", "Gemma2ForCausalLM", head_dim=8, sliding_window=6, query_pre_attn_scalar=8,
+        attn_implementation="eager", **LLAMA  # transformers 5.17's SDPA leaves the softcap out
     )),
     Architecture("gemma3", "decoder", huggingface(
         "Gemma3TextConfig", "Gemma3ForCausalLM", head_dim=8, sliding_window=6, query_pre_attn_scalar=8,

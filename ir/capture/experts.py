@@ -50,7 +50,7 @@ def dense_forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_
     inner = _per_expert(experts, "gate_up_proj" if experts.has_gate else "up_proj", hidden_states[None])
     inner = experts._apply_gate(inner) if experts.has_gate else experts.act_fn(inner)
     outer = _per_expert(experts, "down_proj", inner)
-    if experts.has_post_expert_norm:
+    if getattr(experts, "has_post_expert_norm", False):  # transformers 5.17 has no such norm
         outer = experts.post_expert_norm(outer)
     mixed: Tensor = (outer * routing.transpose(0, 1)[:, :, None]).sum(0)
     return mixed.to(hidden_states.dtype)
