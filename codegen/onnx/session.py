@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
@@ -73,7 +74,7 @@ def session_from_model(model: ir.Model, options: Any, providers: list[str]) -> A
     """
     ort = runtime()
     proto, weights = split_weights(model)
-    held = [ort.OrtValue.from_dlpack(w.tensor.contiguous()) for w in weights]
+    held = [_to_runtime(w.tensor) for w in weights]
     options.add_external_initializers([w.name for w in weights], held)
     for weight, value in zip(weights, held, strict=True):
         # Without this the session copies every weight that is left after its graph transformations.
@@ -108,12 +109,24 @@ def run(session: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     Raises:
         ExecutionError: ONNX Runtime fails; the message names the node and the inputs.
     """
-    ort = runtime()
     try:
-        feeds = {
-            name: ort.OrtValue.from_dlpack(value.detach().cpu().contiguous())
-            for name, value in inputs.items()
-        }
-        return tuple(from_dlpack(value) for value in session.run_with_ort_values(None, feeds))
+        feeds = {name: _to_runtime(value.detach().cpu()) for name, value in inputs.items()}
+        return tuple(_to_torch(value) for value in session.run_with_ort_values(None, feeds))
     except Exception as error:
         raise run_failure(error, inputs) from error
+
+
+def _to_runtime(value: Tensor) -> Any:
+    """An OrtValue of a CPU tensor; up to 1.30 at least, ONNX Runtime's DLPack knows no bool, which goes by NumPy."""
+    ort = runtime()
+    if value.dtype == torch.bool:
+        return ort.OrtValue.ortvalue_from_numpy(value.contiguous().numpy())
+    return ort.OrtValue.from_dlpack(value.contiguous())
+
+
+def _to_torch(value: Any) -> Tensor:
+    """A tensor over an OrtValue; where ONNX Runtime hands bool over as uint8, it is bool again."""
+    tensor = from_dlpack(value)
+    if tensor.dtype == torch.uint8 and value.data_type() == "tensor(bool)":
+        return tensor.view(torch.bool)
+    return tensor
