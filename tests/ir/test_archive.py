@@ -24,7 +24,7 @@ from tersor.ir.verifier import verify
 def test_a_saved_program_loads_back_equal(
     tmp_path_factory: pytest.TempPathFactory, config: Config, single: bool
 ) -> None:
-    program = build(config).with_facts(family="bert", unraised=(("a", "b"),), deviation=0.5)
+    program = build(config).edit().with_facts(family="bert", unraised=(("a", "b"),), deviation=0.5)
     program.notes["token-drop"] = [{"layer": 1, "keep": 0.5}]
     path = tmp_path_factory.mktemp("archive") / ("model.safetensors" if single else "model")
     save(program, path)

@@ -77,7 +77,7 @@ SETTINGS = "scale=0.5, causal=false, window=0, softcap=0.0"
         (
             "zero-tprune",
             [
-                f"attention_importance {{{SETTINGS}, iterations=30}}",
+                f"attention_importance {{{SETTINGS}, iterations=10}}",
                 SELECT.replace("500", "750"),
                 "gather_tokens",
                 "gather_tokens",
