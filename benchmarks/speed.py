@@ -167,7 +167,7 @@ def section(rows: Sequence[Row], flops: float) -> str:
                 [[*_where(row), *_times(row), _interval(row)] for row in undropped],
             ),
             "",
-            _verdict("ratio", [row.pair.ratio for row in undropped], _UNDROPPED_LIMIT),
+            _verdict("Ratio", [row.pair.ratio for row in undropped], _UNDROPPED_LIMIT),
             "",
             "### Dropped",
             "",
@@ -179,7 +179,14 @@ def section(rows: Sequence[Row], flops: float) -> str:
                 ],
             ),
             "",
-            _verdict("latency / FLOPs", [row.over_flops for row in dropped], _DROPPED_LIMIT),
+            *(
+                _verdict(
+                    f"Against *{before}*, latency / FLOPs",
+                    [row.over_flops for row in dropped if row.what.endswith(f"/ {before}")],
+                    _DROPPED_LIMIT,
+                )
+                for before in ("exporter", "undropped")
+            ),
         ]
     )  # fmt: skip
 

@@ -22,6 +22,7 @@ def read_report(data: Mapping[str, Any]) -> Report:
         {str(name): int(size) for name, size in data["sizes"].items()},
         int(data["samples"]),
         read_deviation(data["deviation"]),
+        tuple(map(str, data.get("notes", ()))),
     )
 
 

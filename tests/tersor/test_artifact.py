@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,16 @@ def test_what_was_saved_is_what_is_loaded(program: Program, batches: Batches, tm
             torch.testing.assert_close(result[0], fast(**batch)[0], atol=1e-6, rtol=1e-5)
         assert loaded.report.to_json() == fast.report.to_json()
         assert str(loaded.program) == str(fast.program)
+
+
+def test_what_capture_settled_is_told_after_loading_too(
+    program: Program, batches: Batches, tmp_path: Path
+) -> None:
+    noted = replace(program, notes={**program.notes, "capture": ["dim 1 of 'x' is fixed at 1"]})
+    fast = optimize_model(noted, target="torch", calibration=batches)
+    assert fast.report.notes == ("dim 1 of 'x' is fixed at 1",)
+    fast.save(tmp_path / "out")
+    assert tersor.load(tmp_path / "out").report.notes == fast.report.notes
 
 
 def test_an_artifact_holds_the_documented_files_and_leaves_nothing_beside(saved: Path) -> None:
