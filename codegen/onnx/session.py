@@ -35,16 +35,25 @@ def runtime() -> Any:
     return onnxruntime
 
 
-def session_options(threads: int | None, optimize: bool = True) -> Any:
+def session_options(threads: int | None) -> Any:
     """Options of a session: ``threads`` per operator (None: one per core)."""
-    ort = runtime()
-    options = ort.SessionOptions()
+    options = runtime().SessionOptions()
     # Fatal only: what fails is raised, and comes to the user as our error.
     options.log_severity_level = 4
     if threads is not None:
         options.intra_op_num_threads = threads
-    if not optimize:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def trial_options() -> Any:
+    """Options of a session that runs a file once to see what it computes.
+
+    Fusions and packed weights pay over many runs; here they would cost twice the time and half as much memory again.
+    """
+    options = session_options(None)
+    options.graph_optimization_level = runtime().GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.enable_cpu_mem_arena = False
     return options
 
 
