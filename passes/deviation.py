@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
+from tersor.ir.analyses.real_tokens import real_tokens, take_real
 from tersor.ir.capture.check import ROUNDING
-from tersor.ir.dialect import is_dialect
 from tersor.ir.program import Program
 
 from .contract import KEPT_INDEX
@@ -93,10 +93,7 @@ class Reference:
         self.program = program
         self.samples = [program.bind(**sample) for sample in samples]
         self.outputs = [_named_outputs(program, sample) for sample in self.samples]
-        self._real = [
-            _masks(real_tokens(program, sample), outputs.get(KEPT_INDEX))
-            for sample, outputs in zip(self.samples, self.outputs, strict=True)
-        ]
+        self._real = [real_tokens(program, sample) for sample in self.samples]
         self._last: tuple[Sequence[Outputs], Deviation] | None = None
 
     def compare(self, program: Program) -> Deviation:
@@ -115,8 +112,8 @@ class Reference:
         missing: list[str] = []
         for spec in self.program.outputs:
             rows = [
-                _lined_up(spec.name, want, got, masks)
-                for want, got, masks in zip(self.outputs, outputs, self._real, strict=True)
+                _lined_up(spec.name, want, got, real.get(spec.name))
+                for want, got, real in zip(self.outputs, outputs, self._real, strict=True)
             ]
             known = [pair for pair in rows if pair is not None]
             if len(known) < len(rows):
@@ -129,9 +126,9 @@ class Reference:
     def finite(self) -> bool:
         """Whether the reference itself is finite; without that nothing can be compared with it."""
         return all(
-            _is_finite(_rows(value, real))
+            _is_finite(_rows(value, real.get(name)))
             for sample, real in zip(self.outputs, self._real, strict=True)
-            for value in sample.values()
+            for name, value in sample.items()
         )
 
 
@@ -149,60 +146,11 @@ def is_logits(program: Program, output: str) -> bool:
     )
 
 
-def real_tokens(program: Program, inputs: Inputs) -> Tensor | None:
-    """Bool ``[batch, tokens]``, True for real tokens: what the attention reads as padding; None when it reads none."""
-    for node in program.graph.nodes:
-        source = _padding_operand(node)
-        if source is not None:
-            return _evaluate(program, source, inputs)
-    return None
-
-
-def _padding_operand(node: fx.Node) -> fx.Node | None:
-    if not is_dialect(node):
-        return None
-    for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        if argument.name == "padding":
-            value = node.args[position] if position < len(node.args) else node.kwargs.get("padding")
-            return value if isinstance(value, fx.Node) else None
-    return None
-
-
-def _evaluate(program: Program, wanted: fx.Node, inputs: Inputs) -> Tensor | None:
-    """The value of a node that is computed from inputs and weights alone, as padding is."""
-    values: dict[fx.Node, Any] = {}
-    needed, frontier = {wanted}, [wanted]
-    while frontier:
-        for source in frontier.pop().all_input_nodes:
-            if source not in needed:
-                needed.add(source)
-                frontier.append(source)
-    with torch.no_grad():
-        for node in program.graph.nodes:
-            if node not in needed:
-                continue
-            if node.op == "call_function":
-                args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-                values[node] = node.target(*args, **kwargs)
-            else:
-                values[node] = (inputs if node.op == "placeholder" else program.weights)[node.target]
-    return values[wanted].bool()  # type: ignore[no-any-return]
-
-
 def _named_outputs(program: Program, sample: Inputs) -> dict[str, Tensor]:
     return dict(zip((spec.name for spec in program.outputs), program.run(sample), strict=True))
 
 
-def _masks(real: Tensor | None, kept: Tensor | None) -> tuple[Tensor, ...]:
-    """Which tokens are real, bool: ``[batch, tokens]``, and ``[batch, kept]`` where ``kept`` says which are left."""
-    if real is None or kept is None or not _indexes(kept, real):
-        return () if real is None else (real,)
-    return real, real.gather(1, kept)
-
-
-def _lined_up(
-    name: str, want: Outputs, got: Outputs, masks: tuple[Tensor, ...]
-) -> tuple[Tensor, Tensor] | None:
+def _lined_up(name: str, want: Outputs, got: Outputs, real: Tensor | None) -> tuple[Tensor, Tensor] | None:
     """Rows of one output of the reference and of another Program; None where they cannot be held together."""
     expected, value = want[name], got.get(name)
     if value is None:
@@ -214,10 +162,10 @@ def _lined_up(
             return None
         if value.shape != (*kept.shape, *expected.shape[2:]):
             return None
-        masks = tuple(real.gather(1, kept) for real in masks if real.shape == expected.shape[:2])
+        real = None if real is None else real.expand(expected.shape[:2]).gather(1, kept)
         index = kept.reshape(*kept.shape, *[1] * (expected.dim() - 2))
         expected = torch.take_along_dim(expected, index, 1)
-    return _rows(expected, masks), _rows(value, masks)
+    return _rows(expected, real), _rows(value, real)
 
 
 def _indexes(kept: Tensor, full: Tensor) -> bool:
@@ -228,11 +176,9 @@ def _indexes(kept: Tensor, full: Tensor) -> bool:
     return bool(low >= 0) and bool(high < full.shape[1])
 
 
-def _rows(value: Tensor, masks: tuple[Tensor, ...]) -> Tensor:
+def _rows(value: Tensor, real: Tensor | None) -> Tensor:
     """Vectors to compare, ``[rows, features]``, without padding."""
-    real = next((m for m in masks if value.dim() >= 2 and value.shape[:2] == m.shape), None)
-    if real is not None and not real.all():
-        value = value[real]
+    value = take_real(value, real)
     features = value.shape[-1] if value.dim() > 1 and value.shape[-1] > 1 else max(1, value.numel())
     return value.reshape(-1, features)
 
