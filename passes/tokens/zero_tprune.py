@@ -129,6 +129,8 @@ def upper_half(g: Builder, importance: fx.Node, padding: fx.Node | None) -> fx.N
         importance = g.call(aten.masked_fill.Scalar, importance, hidden, float("-inf"))
     ordered = g.item(g.call(aten.sort.default, importance, -1, True), 0)
     count = g.call(aten.sum.dim_IntList, real, [-1], True)
+    # A row of nothing but padding has no place of its own; any will do, for nobody reads what stays of it.
+    count = g.call(aten.clamp.default, count, 1)
     middle = g.call(aten.floor_divide.default, g.add(count, -1), 2)
     threshold = g.call(aten.gather.default, ordered, 1, middle)
     return g.call(aten.ge.Tensor, importance, threshold)
