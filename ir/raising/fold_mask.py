@@ -10,6 +10,7 @@ from torch import fx
 from ..builder import Builder
 from ..dialect import is_dialect
 from ..shapes import same_size
+from ._padding_trials import NONZERO, Reading
 from ._pattern import Pattern, WhyNot, arguments, calls, sizes
 from .mask_meaning import Meaning, split_mask
 
@@ -56,7 +57,7 @@ class FoldMask(Pattern[Folded]):
         for term in match.biases:
             bias = term if bias is None else g.add(bias, term)
         if meaning.padding is not None:
-            own = _as_bool(g, meaning.padding, meaning.inverted)
+            own = _as_bool(g, meaning.padding, meaning.reading)
             padding = own if padding is None else g.call(aten.bitwise_and.Tensor, padding, own)
         windows = [w for w in (values["window"], meaning.window) if w > 0]
         attention = g.op(
@@ -78,11 +79,11 @@ class FoldMask(Pattern[Folded]):
         g.program.graph.erase_node(node)
 
 
-def _as_bool(g: Builder, padding: fx.Node, inverted: bool) -> fx.Node:
+def _as_bool(g: Builder, padding: fx.Node, reading: Reading) -> fx.Node:
     """The padding as attention takes it, true for real keys: one node for all the layers that read it."""
-    if not inverted and padding.meta["val"].dtype == torch.bool:
+    if reading == NONZERO and padding.meta["val"].dtype == torch.bool:
         return padding
-    target, operands = (aten.eq.Scalar, (padding, 0)) if inverted else (aten.ne.Scalar, (padding, 0))
+    target, operands = reading[0], (padding, reading[1])
     for user in padding.users:
         if calls(user, target) and user.args == operands and user < g.before:
             return user

@@ -14,6 +14,7 @@ from ..dialect.attention import visible_keys
 from ..program import Program
 from ..shapes import Size, expression, same_size
 from ._cone import Cone, Sizes, constant
+from ._padding_trials import NONZERO, Reading, other_integers, readings, shows, zeros_and_ones
 from ._pattern import arguments, calls, sizes
 
 aten = torch.ops.aten
@@ -30,13 +31,13 @@ class Meaning:
 
     Attributes:
         padding: node of shape ``[batch, keys]`` that says which keys are real.
-        inverted: the node is true for padding instead.
+        reading: the comparison of ``padding`` that is true for real keys.
     """
 
     causal: bool = False
     window: int = 0
     padding: fx.Node | None = None
-    inverted: bool = False
+    reading: Reading = NONZERO
 
 
 def split_mask(
@@ -93,8 +94,9 @@ def mask_meaning(
 ) -> Meaning | None:
     """The meaning of a whole mask, bool (true = visible, or hidden when ``inverted``) or additive; None if unproved.
 
-    The mask's code is run at two lengths, without padding and with several paddings; what comes out must equal
-    the stated meaning everywhere; rows of padded queries are excepted where the padding is an input of the program.
+    The mask's code is run at several lengths, without padding and with several paddings; what comes out must equal
+    the stated meaning everywhere, but for the rows of padded queries that ``shows`` excepts.  An input of integers is
+    tried at other numbers than 0 and 1 too, and read by the comparison that holds for all that make sense.
     """
     if is_dialect(mask, "token_mask") and not inverted:
         stated = arguments(mask)
@@ -108,7 +110,9 @@ def mask_meaning(
         part = cone.cut_at(padding)
         if part is None:
             continue
-        return _prove(program, part, padding, queries, keys, inverted)
+        meaning = _prove(program, part, padding, queries, keys, inverted)
+        if meaning is not None:
+            return meaning
     return None
 
 
@@ -118,43 +122,79 @@ def _prove(
     trials = _lengths(program, cone, queries, keys)
     if trials is None:
         return None
-    proved: Meaning | None = None
-    for trial in trials:
+    possible: dict[Reading, Meaning] = {}
+    for first, trial in enumerate(trials):
         rows, columns = trial.of(queries), trial.of(keys)
-        batch = 1 if padding is None else trial.of(sizes(padding)[0])
-        for real in _paddings(padding, batch, columns):
-            for flipped in (False,) if padding is None else (False, True):
-                visible = _evaluate(cone, trial, padding, real, flipped, inverted, rows, columns)
+        if padding is None:
+            visible = _visibility(cone.run(trial, {}), 1, rows, columns, inverted)
+            if visible is None:
+                return None
+            if first == 0 and (pattern := _band(visible[0])) is not None:
+                possible = {NONZERO: Meaning(*pattern)}
+            possible = {r: m for r, m in possible.items() if shows(visible, None, m.causal, m.window, False)}
+        else:
+            batch = trial.of(sizes(padding)[0])
+            if first == 0:
+                possible = _without_padding(cone, trial, padding, batch, rows, columns, inverted)
+            own_rows = padding.op == "placeholder" and rows == columns
+            for values, may_be_senseless in _values(cone, padding, batch, columns):
+                result = cone.run(trial, {padding: values})
+                visible = _visibility(result, batch, rows, columns, inverted)
                 if visible is None:
-                    return None
-                if proved is None:
-                    pattern = _band(visible[0])
-                    if pattern is None:
+                    if may_be_senseless and _is_senseless(result):
                         continue
-                    proved = Meaning(*pattern, padding, flipped)
-                rows_count = padding is None or padding.op != "placeholder" or rows != columns
-                if proved.inverted == flipped and not _agrees(proved, visible, real, rows_count):
                     return None
-        if proved is None:
+                possible = {
+                    (operator, number): m
+                    for (operator, number), m in possible.items()
+                    if shows(visible, operator(values, number), m.causal, m.window, own_rows)
+                }
+                if not possible:
+                    return None
+        if not possible:
             return None
-    return proved
+    return next(iter(possible.values()))
 
 
-def _evaluate(
-    cone: Cone,
-    trial: Sizes,
-    padding: fx.Node | None,
-    real: Tensor | None,
-    flipped: bool,
-    inverted: bool,
-    rows: int,
-    columns: int,
-) -> Tensor | None:
+def _without_padding(
+    cone: Cone, trial: Sizes, padding: fx.Node, batch: int, rows: int, columns: int, inverted: bool
+) -> dict[Reading, Meaning]:
+    """Every reading of ``padding`` under which the mask is a band where all keys are real."""
+    possible = {}
+    for value in (1, 0):
+        values = torch.full((batch, columns), value, dtype=padding.meta["val"].dtype)
+        visible = _visibility(cone.run(trial, {padding: values}), batch, rows, columns, inverted)
+        pattern = None if visible is None else _band(visible[0])
+        if pattern is None:
+            continue
+        for operator, number in readings(padding):
+            if bool(operator(values, number).all()):
+                possible[operator, number] = Meaning(*pattern, padding, (operator, number))
+    return possible
+
+
+def _values(cone: Cone, padding: fx.Node, batch: int, columns: int) -> Iterator[tuple[Tensor, bool]]:
+    """Values to try, and whether the mask may be senseless for them."""
+    for values in zeros_and_ones(padding, batch, columns):
+        yield values, False
+    for values in other_integers(padding, batch, columns, cone.literals):
+        yield values, True
+
+
+def _is_senseless(value: Any) -> bool:
+    """Whether the model's own code has no use for such an input: it fails, or lifts logits as far as it hides others.
+
+    ``(1 - mask) * -1e4`` adds 1e4 where ``mask`` is 2: such code is written for zeros and ones.
+    """
+    if value is None:
+        return True
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    return bool(((value == 0) | (value.abs() >= -HIDDEN) | value.isnan()).all())
+
+
+def _visibility(value: Any, batch: int, rows: int, columns: int, inverted: bool) -> Tensor | None:
     """Visibility ``[batch, rows, columns]``; None where the value is no mask or differs between heads."""
-    given = {}
-    if padding is not None and real is not None:
-        given[padding] = (real ^ flipped).to(padding.meta["val"].dtype)
-    value = cone.run(trial, given)
     if value is None or not isinstance(value, Tensor) or not 2 <= value.dim() <= 4:
         return None
     if value.dtype == torch.bool:
@@ -166,9 +206,11 @@ def _evaluate(
     else:
         return None
     visible = visible if visible.dim() == 4 else visible[(None,) * (4 - visible.dim())]
-    if visible.shape[2] not in (1, rows) or visible.shape[3] not in (1, columns):
+    if any(size not in (1, full) for size, full in zip(visible.shape[::2], (batch, rows), strict=True)):
         return None
-    visible = visible.expand(*visible.shape[:2], rows, columns)
+    if visible.shape[3] not in (1, columns):
+        return None
+    visible = visible.expand(batch, visible.shape[1], rows, columns)
     return visible[:, 0] if bool((visible == visible[:, :1]).all()) else None
 
 
@@ -186,35 +228,10 @@ def _band(visible: Tensor) -> tuple[bool, int] | None:
     return (causal, window) if same else None
 
 
-def _agrees(meaning: Meaning, visible: Tensor, real: Tensor | None, padded_rows: bool) -> bool:
-    rows, columns = visible.shape[-2:]
-    expected = visible_keys(rows, columns, visible.device, real, None, None, meaning.causal, meaning.window)
-    expected = torch.ones_like(visible) if expected is None else expected[:, 0].expand_as(visible)
-    differs = visible != expected
-    if real is not None and not padded_rows:
-        differs = differs & real[:, :, None]
-    return not bool(differs.any())
-
-
-def _paddings(padding: fx.Node | None, batch: int, columns: int) -> Iterator[Tensor | None]:
-    """No padding first, then padding at the end, at the start, and in holes."""
-    if padding is None:
-        yield None
-        return
-    real = torch.ones(batch, columns, dtype=torch.bool)
-    yield real
-    behind, before, holes = real.clone(), real.clone(), real.clone()
-    behind[-1, columns // 2 + 1 :] = False
-    before[-1, : columns // 3] = False
-    holes[-1, 1::3] = False
-    yield from (behind, before, holes)
-
-
 def _padding_candidates(program: Program, cone: Cone, keys: Size) -> Iterator[fx.Node | None]:
     """None when no input's value is read; else nodes ``[batch, keys]`` of the cone, nearest the inputs first.
 
-    Trials give a candidate zeros and ones, which is all that a bool can hold; an integer counts only as an input
-    whose example holds nothing else, because ids would be taken for a mask otherwise.
+    An integer counts only as an input whose example holds nothing but zeros and ones: ids mean something else.
     """
     if not cone.inputs:
         yield None

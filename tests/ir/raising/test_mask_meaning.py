@@ -28,7 +28,7 @@ class Masked(nn.Module):
         self.table = nn.Parameter(torch.randn(HEADS, 40, 40))
 
     def forward(self, x: Tensor, real: Tensor) -> Tensor:
-        heads = x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        heads = F.layer_norm(x, (WIDTH,)).unflatten(-1, (HEADS, -1)).transpose(1, 2)
         mask = self.make(self, x, real)  # type: ignore[call-arg,arg-type]
         return F.scaled_dot_product_attention(heads, heads, heads, attn_mask=mask).transpose(1, 2).flatten(2)
 

@@ -1,0 +1,80 @@
+"""What a candidate for padding is tried with, and what a mask must show then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..dialect.attention import visible_keys
+
+aten = torch.ops.aten
+
+# ``operator(candidate, number)`` is true for real keys.
+Reading = tuple[Any, int]
+NONZERO: Reading = (aten.ne.Scalar, 0)
+_OF_BOOLS: tuple[Reading, ...] = (NONZERO, (aten.eq.Scalar, 0))
+_OF_INTEGERS: tuple[Reading, ...] = (
+    *_OF_BOOLS,
+    *((aten.gt.Scalar, 0), (aten.le.Scalar, 0)),
+    *((aten.eq.Scalar, 1), (aten.ne.Scalar, 1)),
+)
+# Of either sign, even and odd, within a byte and past it.
+_OTHER_VALUES = (2, 3, -1, 100, 1000)
+
+
+def readings(candidate: fx.Node) -> tuple[Reading, ...]:
+    return _OF_BOOLS if candidate.meta["val"].dtype == torch.bool else _OF_INTEGERS
+
+
+def zeros_and_ones(candidate: fx.Node, batch: int, columns: int) -> Iterator[Tensor]:
+    """All ones, all zeros, then each of them with the other at the end, at the start, and in between.
+
+    Segments, products and differences show a row that holds several of both something that no padding shows.
+    """
+    ones = torch.ones(batch, columns, dtype=torch.bool)
+    behind, before, holes, alternate = (ones.clone() for _ in range(4))
+    behind[-1, columns // 2 + 1 :] = False
+    before[-1, : columns // 3] = False
+    holes[-1, 1::3] = False
+    alternate[-1, ::2] = False
+    for value in (ones, behind, before, holes, alternate):
+        for values in (value, ~value):
+            yield values.to(candidate.meta["val"].dtype)
+
+
+def other_integers(candidate: fx.Node, batch: int, columns: int, named: frozenset[int]) -> Iterator[Tensor]:
+    """Values that hold more than zeros and ones: one number at a time, the ``named`` and their neighbours too."""
+    dtype = candidate.meta["val"].dtype
+    if dtype == torch.bool:
+        return
+    limits = torch.iinfo(dtype)
+    numbers = {*_OTHER_VALUES, *(n + step for n in named for step in (-1, 0, 1))} - {0, 1}
+    for number in sorted(n for n in numbers if limits.min <= n <= limits.max):
+        values = torch.ones(batch, columns, dtype=dtype)
+        values[-1, 1::3] = number
+        values[-1, 2::3] = 0
+        yield values
+    mixed = torch.tensor([0, 1, 2, 3, 1, 2, 0, 3], dtype=dtype).repeat(columns // 8 + 1)[:columns]
+    yield mixed.expand(batch, columns).clone()
+
+
+def shows(visible: Tensor, real: Tensor | None, causal: bool, window: int, own_rows: bool) -> bool:
+    """Whether ``visible [batch, rows, columns]`` is what ``real [batch, columns]``, causality and window show.
+
+    Args:
+        own_rows: rows are the columns' tokens.  The row of a token that is not real may then show nothing; and one
+            that ought to show nothing may show everything (code that keeps softmax from rows of -inf).  A row that
+            shows anything else has a meaning of its own: segments, tokens that only some may see.
+    """
+    rows, columns = visible.shape[-2:]
+    band = visible_keys(rows, columns, visible.device, None, None, None, causal, window)
+    band = torch.ones_like(visible) if band is None else band[:, 0].expand_as(visible)
+    expected = band if real is None else band & real[:, None, :]
+    wrong = (visible != expected).any(-1)
+    if real is not None and own_rows:
+        nothing, everything = ~visible.any(-1), visible.all(-1) | (visible == band).all(-1)
+        wrong &= real | ~(nothing | (everything & ~expected.any(-1)))
+    return not bool(wrong.any())
