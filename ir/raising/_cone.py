@@ -65,7 +65,7 @@ class Cone:
             found.add(node)
             if len(found) > _LIMIT or _is_random(node):
                 return None
-            if node is stop or _is_size(node):
+            if node is stop or is_size(node):
                 continue
             if node.op == "placeholder":
                 inputs.add(node)
@@ -102,7 +102,7 @@ class Cone:
         return values[self.nodes[-1]]
 
     def _value(self, node: fx.Node, values: Mapping[fx.Node, Any], sizes: Sizes) -> Any:
-        if _is_size(node):
+        if is_size(node):
             return sizes.of(node.meta["val"])
         if node.op == "get_attr":
             return self.program.weights[str(node.target)]
@@ -117,7 +117,7 @@ class Cone:
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def _is_size(node: fx.Node) -> bool:
+def is_size(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), torch.SymInt | int)
 
 

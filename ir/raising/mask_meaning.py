@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from ..dialect.attention import visible_keys
 from ..program import Program
 from ..shapes import Size, expression, same_size
 from ._cone import Cone, Sizes, constant
+from ._mask_scales import longest_scale
 from ._padding_trials import NONZERO, Reading, other_integers, readings, shows, zeros_and_ones
 from ._pattern import arguments, calls, sizes
 
@@ -21,8 +24,10 @@ aten = torch.ops.aten
 
 # Added to a logit, a number this low leaves a probability of exactly zero.
 HIDDEN = -1e4
-# Lengths at which a mask is evaluated; a literal beyond the larger one could be a window that never shows.
-SHORT, LONG = 9, 2048
+# Lengths at which a mask is evaluated; what needs a longer one to show is not proved.
+SHORT, LONGEST = 9, 4100
+# Beyond this length few values are tried: what they mean does not depend on the length.
+_MANY_VALUES = 256
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def mask_meaning(
 def _prove(
     program: Program, cone: Cone, padding: fx.Node | None, queries: Size, keys: Size, inverted: bool
 ) -> Meaning | None:
-    trials = _lengths(program, cone, queries, keys)
+    trials = _lengths(program, cone, padding, queries, keys)
     if trials is None:
         return None
     possible: dict[Reading, Meaning] = {}
@@ -175,6 +180,10 @@ def _without_padding(
 
 def _values(cone: Cone, padding: fx.Node, batch: int, columns: int) -> Iterator[tuple[Tensor, bool]]:
     """Values to try, and whether the mask may be senseless for them."""
+    if columns > _MANY_VALUES:
+        for values in islice(zeros_and_ones(padding, batch, columns), 4):
+            yield values, False
+        return
     for values in zeros_and_ones(padding, batch, columns):
         yield values, False
     for values in other_integers(padding, batch, columns, cone.literals):
@@ -254,19 +263,27 @@ def is_mask_input(program: Program, node: fx.Node) -> bool:
     )
 
 
-def _lengths(program: Program, cone: Cone, queries: Size, keys: Size) -> list[Sizes] | None:
-    """A short and a long trial; None when a literal of the code could be a window longer than any trial."""
+def _lengths(
+    program: Program, cone: Cone, padding: fx.Node | None, queries: Size, keys: Size
+) -> list[Sizes] | None:
+    """Long and short trials; None when the code could hold a window longer than any trial.
+
+    The lengths in between tell a window from a part of the length.
+    """
     symbols = expression(queries).free_symbols | expression(keys).free_symbols
+    if not symbols:
+        return [Sizes(program, SHORT)]
+    scale = longest_scale(program, cone, padding)
+    if scale is None:
+        return None
     limits = [program.ranges.get(program.symbols.get(str(s), ""), (1, None))[1] for s in symbols]
     limit = min((n for n in limits if n is not None), default=None)
-    literal = max((n for n in cone.literals if n < 2**31 - 1), default=0)
-    longest = max(4 * SHORT, 2 * literal + 3)
-    if limit is not None:
-        longest = min(longest, limit)
-    elif symbols and longest > 2 * LONG:
+    longest = max(4 * SHORT, 2 * math.ceil(scale) + 3)
+    longest = longest if limit is None else min(longest, limit)
+    if longest > LONGEST:
         return None
-    lengths = sorted({min(SHORT, longest), longest}, reverse=True) if symbols else [SHORT]
-    return [Sizes(program, n, symbols) for n in lengths]
+    lengths = {min(SHORT, longest), max(1, 2 * longest // 3), max(1, longest - 1), longest}
+    return [Sizes(program, n, symbols) for n in sorted(lengths, reverse=True)]
 
 
 def _is_low(program: Program, value: Any) -> bool:

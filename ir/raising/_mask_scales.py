@@ -1,0 +1,130 @@
+"""How long a mask must be made before every window and step written into its code has shown."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..dialect import is_dialect
+from ..program import Program
+from ..shapes import expression
+from ._cone import Cone, is_size
+from ._pattern import arguments, calls
+
+aten = torch.ops.aten
+
+# Slices that keep everything end here.
+_NO_END = 2**31 - 1
+# These give numbers that grow with the number of tokens.
+_COUNTS = (aten.arange, aten.cumsum, aten.sum)
+# Of numbers proportional to positions these make others that no power or exponential separates from them, so that
+# the distance at which a comparison turns is bounded by the constants involved.
+_BOUNDED = (
+    *_COUNTS,
+    *(aten.add, aten.sub, aten.rsub, aten.mul, aten.div, aten.floor_divide, aten.remainder, aten.neg, aten.abs),
+    *(aten.floor, aten.clamp, aten.clamp_min, aten.clamp_max, aten.maximum, aten.minimum, aten.max, aten.min),
+    *(aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge, aten.any, aten.all, aten.where, aten.masked_fill),
+    *(aten.bitwise_and, aten.bitwise_or, aten.bitwise_xor, aten.bitwise_not),
+    *(aten.logical_and, aten.logical_or, aten.logical_xor, aten.logical_not),
+    *(aten.__and__, aten.__or__, aten.__xor__),
+    *(aten.to, aten._to_copy, aten.type_as, aten.contiguous, aten.clone, aten.alias, aten.detach),
+    *(aten.lift_fresh_copy, aten.unsqueeze, aten.squeeze, aten.expand, aten.expand_as, aten.reshape, aten.view),
+    *(aten._unsafe_view, aten.flatten, aten.permute, aten.transpose, aten.t, aten.slice, aten.select, aten.cat),
+    *(aten.stack, aten.repeat, aten.index, aten.gather, aten.triu, aten.tril, aten.eye, aten.scalar_tensor),
+    *(aten.full, aten.zeros, aten.ones, aten.full_like, aten.zeros_like, aten.ones_like),
+    *(aten.new_full, aten.new_zeros, aten.new_ones, aten.dropout),
+)  # fmt: skip
+
+
+def longest_scale(program: Program, cone: Cone, given: fx.Node | None) -> float | None:
+    """A length past every distance at which the code of ``cone`` may turn; None where no bound is known.
+
+    Constants that meet positions multiply (``d * 0.02 < 3`` turns at 150); whole numbers that say where to cut
+    (bounds, diagonals, the constants in sizes) and extents of tables add up.  A fill for hidden keys meets no
+    position and does not count.
+    """
+    positional: set[fx.Node] = set()
+    meet: list[fx.Node] = []
+    added, factor = 0.0, 1.0
+    for node in cone.nodes:
+        if node is given or node.op == "placeholder":
+            continue
+        if is_size(node):
+            value = expression(node.meta["val"])
+            added += sum(abs(float(n)) for n in value.atoms() if n.is_Number)
+            if value.free_symbols:
+                positional.add(node)
+            continue
+        if node.op == "get_attr":
+            weight = program.weights[str(node.target)]
+            if weight.numel() > 1:
+                added += max(weight.shape)
+                if _is_scale(weight):
+                    positional.add(node)
+            continue
+        if not calls(node, *_BOUNDED) and not is_dialect(node, "token_mask"):
+            return None
+        numbers, cuts = _operands(node)
+        added += sum(abs(n) for n in cuts if abs(n) < _NO_END)
+        if any(n in positional for n in numbers if isinstance(n, fx.Node)):
+            meet.append(node)
+            if node.meta["val"].dtype != torch.bool:
+                positional.add(node)
+        elif calls(node, *_COUNTS):
+            meet.append(node)
+            positional.add(node)
+    for node in _with_operands(meet, given):
+        factor *= _factor(program, node)
+        if not math.isfinite(factor):
+            return None
+    return added + factor
+
+
+def _operands(node: fx.Node) -> tuple[list[Any], list[int]]:
+    """What the values of ``node`` are computed from, and the whole numbers that only say where."""
+    numbers: list[Any] = []
+    cuts: list[Any] = []
+    kinds = {a.name: str(a.type) for a in node.target._schema.arguments}  # type: ignore[union-attr]
+    for name, value in arguments(node).items():
+        structural = any(word in kinds[name].lower() for word in ("int", "bool", "layout", "device"))
+        fx.node.map_aggregate(value, (cuts if structural else numbers).append)
+    return numbers, [n for n in cuts if isinstance(n, int) and not isinstance(n, bool)]
+
+
+def _with_operands(nodes: list[fx.Node], given: fx.Node | None) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        if node in found or node is given or is_size(node) or node.op == "placeholder":
+            continue
+        found.add(node)
+        if node.op == "call_function":
+            pending += [n for n in _operands(node)[0] if isinstance(n, fx.Node)]
+    return found
+
+
+def _factor(program: Program, node: fx.Node) -> float:
+    """How far the constants of one node may move a turning point; infinite where they are not finite."""
+    if node.op == "get_attr":
+        weight = program.weights[str(node.target)]
+        if weight.dtype == torch.bool:
+            return 1.0
+        values = weight.detach().double().abs().flatten()
+        values = values[values > 0]
+        if not values.numel():
+            return 1.0
+        return max(float(values.max()), 1 / float(values.min()))
+    numbers = [n for n in _operands(node)[0] if isinstance(n, int | float) and not isinstance(n, bool)]
+    return math.prod(max(abs(n), 1 / abs(n)) for n in numbers if n)
+
+
+def _is_scale(weight: Tensor) -> bool:
+    """Whether a table holds more than two values, as positions do and triangles do not."""
+    if weight.dtype == torch.bool:
+        return False
+    low, high = weight.aminmax()
+    return bool(((weight != low) & (weight != high)).any())
