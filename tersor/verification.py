@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,8 @@ def _interface_text(program: Program) -> str:
 
 def _contradiction(certificate: Mapping[str, Any], manifest: Manifest, report: Report, samples: int) -> str:
     """What the certificate says otherwise than the report, the manifest or the inputs; nothing when all agree."""
+    if not report.steps:
+        return "the report has no steps, not even the clean-up that every pipeline begins with"
     if certificate["passes"] != report.to_json()["steps"]:
         return "the certificate names other passes or measurements than the report"
     inputs = certificate["inputs"]
@@ -176,8 +178,20 @@ def _passes_again(
             )
         yield Check("passes", False, f"cannot be applied again: {error}{hint}")
         return
-    for old, new in zip(kept, report.steps[1:], strict=True):
-        yield _compare_step(old, new, source)
+    yield _compare_first(recorded.steps[0], report.steps[0])
+    totals, again = report.steps[0].after, iter(report.steps[1:])
+    for old in recorded.steps[1:]:
+        if old.verdict == "kept":
+            new = next(again)
+            totals = new.after
+            yield _compare_step(old, new, source)
+        elif problem := _other_counts(old, replace(old, before=totals, after=totals)):
+            yield Check(old.spec, False, f"was {old.verdict}; {problem}")
+    if recorded.sizes != report.sizes:
+        yield Check(
+            "sizes", False, f"costs are stated at {recorded.sizes}, and the inputs are {report.sizes}"
+        )
+    yield _compare("passes together", report.deviation, recorded.deviation, source)
     yield _compare_interface(program, rewritten)
 
 
@@ -209,13 +223,53 @@ def _same_structure(a: Structure, b: Structure) -> bool:
 def _compare_step(old: Step, new: Step, source: Program) -> Check:
     if new.verdict != "kept" or new.deviation is None:
         return Check(old.spec, False, f"was kept, and is {new.verdict} now: {new.reason}")
-    return _compare(f"{old.spec} ({old.promise.value})", new.deviation, old.deviation, source)
+    name = f"{old.spec} ({old.promise.value})"
+    problem = _other_counts(old, new)
+    if problem:
+        return Check(name, False, problem)
+    check = _compare(name, new.deviation, old.deviation, source)
+    if old.latency_ratio is None:
+        return check
+    return replace(check, detail=f"{check.detail}; its latency, {old.latency_ratio:.3f}x, is not verified")
 
 
-def _compare(name: str, found: Deviation, recorded: Deviation | None, program: Program) -> Check:
+def _compare_first(old: Step, new: Step) -> Check:
+    """The clean-up that the pipeline begins with: it may have found nothing to do, as the one that saved it."""
+    if (old.spec, old.verdict) != (new.spec, new.verdict):
+        return Check(old.spec, False, f"was {old.verdict}, and is {new.spec}, {new.verdict}, now")
+    problem = _other_counts(old, new)
+    return Check(old.spec, not problem, problem or f"{len(new.sites)} sites, {_cost(new)}")
+
+
+def _other_counts(old: Step, new: Step) -> str:
+    """What a step states otherwise than it is, of all that is counted and not timed; empty when nothing."""
+    if (old.family, old.promise) != (new.family, new.promise):
+        return f"its promise is {new.promise.value}, of family {new.family}, certified {old.promise.value}"
+    # A node's name is the exporter's, and another version may choose another.
+    stated, found = (
+        [(site["layer"], site["facts"]) for site in step.to_json()["sites"]] for step in (old, new)
+    )
+    if stated != found:
+        return f"acts on {len(found)} sites, {found}, certified {len(stated)}, {stated}"
+    if (old.before, old.after) != (new.before, new.after):
+        return f"costs {_cost(new)}, certified {_cost(old)}"
+    return ""
+
+
+def _cost(step: Step) -> str:
+    told = [
+        "an unknown amount"
+        if totals is None
+        else f"{totals.flops} FLOPs, {totals.bytes} bytes and {totals.parameters} parameters"
+        for totals in (step.before, step.after)
+    ]
+    return f"{told[0]} before, {told[1]} after"
+
+
+def _compare(name: str, found: Deviation | None, recorded: Deviation | None, program: Program) -> Check:
     """Whether ``found`` is no larger than ``recorded``, beyond rounding."""
-    if recorded is None:
-        return Check(name, False, "the certificate holds no measurement")
+    if recorded is None or found is None:
+        return Check(name, found is recorded, "the certificate holds no measurement")
     told = f"deviates by {found.overall:.6g}, certified {recorded.overall:.6g}"
     dtypes = {spec.name: spec.dtype for spec in program.outputs}
     before = {output.name: output for output in recorded.outputs}

@@ -27,7 +27,7 @@ def verify(
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
-    """Check every hash of OUT's certificate and run its measurements again; exit 1 on any mismatch."""
+    """Check every hash of OUT's certificate and run its measurements again, except latency; exit 1 on any mismatch."""
     from ..ir.errors import ArtifactError
     from ..verification import verify_artifact
 

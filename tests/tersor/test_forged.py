@@ -67,6 +67,94 @@ def test_a_certificate_that_claims_too_little_deviation_is_refuted(out: Path, pr
     assert _failed(out, program) == ["artifact against model"]
 
 
+def _claim_flops(step: dict[str, Any]) -> None:
+    step["after"]["flops"] //= 100
+
+
+def _claim_parameters(step: dict[str, Any]) -> None:
+    step["before"]["parameters"] *= 2
+
+
+def _claim_bytes(step: dict[str, Any]) -> None:
+    step["after"]["bytes"] -= 1
+
+
+def _claim_keep(step: dict[str, Any]) -> None:
+    step["sites"][0]["facts"]["keep"] = 10
+
+
+def _claim_no_sites(step: dict[str, Any]) -> None:
+    step["sites"] = []
+
+
+def _claim_exact(step: dict[str, Any]) -> None:
+    step["promise"] = "exact"
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [_claim_flops, _claim_parameters, _claim_bytes, _claim_keep, _claim_no_sites, _claim_exact],
+)
+@pytest.mark.parametrize("step", [0, -1], ids=["clean-up", "pass"])
+def test_counts_that_are_others_in_report_and_certificate_are_refuted(
+    out: Path, program: Program, claim: Change, step: int
+) -> None:
+    recorded = json.loads((out / "report.json").read_text())["steps"][step]
+    before = json.dumps(recorded)
+    if recorded["sites"] or claim is not _claim_keep:
+        claim(recorded)
+    if json.dumps(recorded) == before:
+        pytest.skip("the step claims that already")
+    _edit(out / "report.json", lambda data: data["steps"].__setitem__(step, recorded))
+    _certify(out, lambda data: data["passes"].__setitem__(step, recorded))
+    assert _failed(out) == []
+    failed = _failed(out, program)
+    assert len(failed) == 1
+    assert failed[0].startswith(recorded["spec"])
+
+
+def test_a_step_that_was_not_kept_saves_nothing(out: Path, program: Program) -> None:
+    steps = json.loads((out / "report.json").read_text())["steps"]
+    reverted = steps[-1] | {"spec": "token-drop:method=random", "verdict": "reverted", "reason": "budget"}
+    reverted |= {"before": steps[-1]["after"], "after": dict(steps[-1]["after"], flops=1)}
+    for after, failed in ((reverted["after"], [reverted["spec"]]), (reverted["before"], [])):
+        added = [*steps, reverted | {"after": after}]
+        _edit(out / "report.json", lambda data, added=added: data.update(steps=added))
+        _certify(out, lambda data, added=added: data.update(passes=added))
+        assert _failed(out, program) == failed
+
+
+def test_a_report_of_another_deviation_or_of_other_sizes_is_refuted(out: Path, program: Program) -> None:
+    def claim_less(data: dict[str, Any]) -> None:
+        for output in data["deviation"]["outputs"]:
+            output["relative_l2"] *= 0.5
+
+    kept = (out / "report.json").read_text()
+    for change, failed in ((claim_less, "passes together"), (_with(sizes={"batch": 1}), "sizes")):
+        (out / "report.json").write_text(kept)
+        _edit(out / "report.json", change)
+        _certify(out)
+        assert _failed(out, program) == [failed]
+
+
+def test_a_report_without_steps_is_refuted(out: Path) -> None:
+    _edit(out / "report.json", lambda data: data.update(steps=[]))
+    _edit(out / "manifest.json", lambda data: data.update(passes=[]))
+    _certify(out, lambda data: data.update(passes=[]))
+    assert _failed(out) == ["records"]
+
+
+def test_latency_is_said_not_to_be_verified(out: Path, program: Program) -> None:
+    def claim(steps: list[dict[str, Any]]) -> None:
+        steps[-1]["latency_ratio"] = 0.01
+
+    _edit(out / "report.json", lambda data: claim(data["steps"]))
+    _certify(out, lambda data: claim(data["passes"]))
+    found = verify_artifact(out, program)
+    assert found.ok
+    assert "its latency, 0.010x, is not verified" in str(found)
+
+
 def test_weights_replaced_together_with_their_hashes_are_refuted(out: Path, program: Program) -> None:
     """Files and certificate agree with each other, and not with the model."""
     forged = _moved(archive.load(out))
