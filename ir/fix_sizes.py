@@ -31,10 +31,8 @@ def fix_sizes(program: Program, sizes: Mapping[str, int]) -> Program:
         elif node.op == "get_attr":
             node.meta["val"] = table.constant(fixed.weights[str(node.target)])
         elif node.op == "call_function":
-            value = infer(node)
-            node.meta["val"] = value
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                _replace_by_number(node, value)
+            node.meta["val"] = infer(node)
+            _replace_by_number(node)
     results = next(iter(reversed(fixed.graph.nodes))).args[0]
     outputs = tuple(
         replace(spec, shape=tuple(int(size) for size in result.meta["val"].shape))
@@ -47,7 +45,17 @@ def _fixed(spec: TensorSpec, sizes: Mapping[str, int]) -> TensorSpec:
     return replace(spec, shape=tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape))
 
 
-def _replace_by_number(node: fx.Node, value: float) -> None:
+def replace_numbers(graph: fx.Graph) -> None:
+    """Write every size that has become a number into its users' arguments."""
+    for node in list(graph.nodes):
+        if node.op == "call_function":
+            _replace_by_number(node)
+
+
+def _replace_by_number(node: fx.Node) -> None:
+    value = node.meta["val"]
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
     for user in list(node.users):
         user.args = fx.map_arg(user.args, lambda n: value if n is node else n)
         user.kwargs = fx.map_arg(user.kwargs, lambda n: value if n is node else n)

@@ -20,6 +20,7 @@ from ..shapes import expression
 from ..structure import Structure
 from .dims import Dims, dynamic_dims
 from .export import convert
+from .guards import UnreadableGuard, guards_of
 
 
 def load_archive(path: Path) -> ExportedProgram:
@@ -82,6 +83,14 @@ def import_archive(exported: ExportedProgram, facts: ModelFacts) -> tuple[Progra
     if len(names) != len(leaves):
         raise CaptureError(f"{facts.source} takes {len(names)} inputs but holds {len(leaves)} sample inputs")
     examples = {str(n): leaf for n, leaf in zip(names, leaves, strict=True) if isinstance(leaf, Tensor)}
+    try:
+        guards_of(exported)
+    except UnreadableGuard as error:
+        # torch runs these lines as Python.
+        raise InputError(
+            f"{facts.source} holds a condition on its inputs that is no arithmetic on sizes, running it could run any "
+            f"code: {str(error)[:200]}"
+        ) from error
     module = exported.module()
 
     def call(**values: Tensor) -> Any:

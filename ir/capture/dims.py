@@ -16,6 +16,12 @@ Dims = dict[str, dict[int, str]]
 
 BATCH = "batch"
 
+# Numerator, denominator and addend of every size, and the batch where it is another.
+_QUESTIONS = (
+    ((2, 1, 0, 1), (2, 1, 0, None), (5, 3, 0, None), (2, 3, 0, None)),
+    ((2, 1, 1, 1), (2, 1, 1, None), (1, 1, 1, 1), (1, 1, -1, 1)),
+)
+
 
 def dynamic_dims(inputs: Mapping[str, Tensor], dynamic: Any, tokens_first: bool = False) -> Dims:
     """The dims of each input that may vary, with their names.
@@ -80,12 +86,13 @@ def check_dynamic(program: Program, dims: Dims) -> None:
                 )
 
 
-def resized(program: Program) -> Iterator[dict[str, Tensor]]:
-    """The example at other batches and lengths, the likeliest to suit the model first; nothing when sizes are fixed.
+def resized(program: Program) -> Iterator[list[dict[str, Tensor]]]:
+    """The example at other batches and lengths; nothing when sizes are fixed.
 
-    Rows and tokens are repeated in order; counting inputs (positions) count on; masks end in padding.  A batch of one
-    comes first (the least work, and the size that broadcasting treats apart) with twice every other size, because
-    that divides by all that the size itself divides by.
+    Each list is one question asked of the program, the size likeliest to suit the model first.  Twice every size
+    divides by all that the size itself divides by; a size that shares no factor with the example's shows what was
+    traced for the example's divisors only.  Rows and tokens are repeated in order; counting inputs (positions) count
+    on; masks end in padding.  A batch of one comes first: the least work, and the size that broadcasting treats apart.
     """
     examples, named = program.example_inputs, set(program.symbols.values())
     sizes = {
@@ -95,18 +102,20 @@ def resized(program: Program) -> Iterator[dict[str, Tensor]]:
         if isinstance(dim, str) and dim in named
     }
     tried = [sizes]
-    for numerator, denominator, rows in ((2, 1, 1), (2, 1, None), (5, 3, None), (2, 3, None)):
-        other = {
-            dim: _within(
-                rows if rows and dim == BATCH else n * numerator // denominator,
-                program.ranges.get(dim, (1, None)),
-            )
-            for dim, n in sizes.items()
-        }
-        if other in tried:
-            continue
-        tried.append(other)
-        yield example_at(program, other)
+    for question in _QUESTIONS:
+        found = []
+        for numerator, denominator, more, rows in question:
+            other = {
+                dim: _within(
+                    rows if rows and dim == BATCH else n * numerator // denominator + more,
+                    program.ranges.get(dim, (1, None)),
+                )
+                for dim, n in sizes.items()
+            }
+            if other not in tried:
+                tried.append(other)
+                found.append(example_at(program, other))
+        yield found
 
 
 def example_at(program: Program, sizes: Mapping[str, int]) -> dict[str, Tensor]:

@@ -13,10 +13,12 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 from ..errors import CaptureError, InputError
+from ..fix_sizes import replace_numbers
 from ..inference import propagate
 from ..program import ModelFacts, Program, TensorSpec
 from ..shapes import SymbolTable, expression, size_text
 from ..structure import Structure
+from .conditions import Conditions, conditions_of, intersect
 from .explain import locate
 from .functional import InPlaceError, make_functional
 from .inline import inline_regions
@@ -33,6 +35,7 @@ class Request:
         dynamic: per input name, dims that may vary with the name to give them; ``"auto"`` lets every dim vary
             that the model allows.
         fixed: non-tensor keyword arguments passed on as they are.
+        may_fix: whether a dim may be fixed because the model branches on its size; else that is an error.
     """
 
     model: nn.Module
@@ -41,6 +44,7 @@ class Request:
     dynamic: Mapping[str, Mapping[int, str]]
     fixed: Mapping[str, Any]
     facts: ModelFacts
+    may_fix: bool = True
 
 
 def export_program(request: Request) -> Program:
@@ -67,7 +71,7 @@ def export_program(request: Request) -> Program:
                 "tensor values cannot be traced: replace them by torch.where or by fixed sizes, or pass dynamic={} "
                 "when only changing sizes stand in the way"
             ) from error
-    return convert(exported, request.structure, inputs, request.dynamic, request.facts)
+    return convert(exported, request.structure, inputs, request.dynamic, request.facts, request.may_fix)
 
 
 def run_model(
@@ -99,13 +103,14 @@ def convert(
     example_inputs: Mapping[str, Tensor],
     dynamic: Mapping[str, Mapping[int, str]],
     facts: ModelFacts,
+    may_fix: bool = True,
 ) -> Program:
     """``program_of``, with PyTorch's own functionalization where writes through several views need it."""
     try:
-        return program_of(exported, structure, example_inputs, dynamic, facts)
+        return program_of(exported, structure, example_inputs, dynamic, facts, may_fix)
     except InPlaceError:
         functional = exported.run_decompositions({})
-        return program_of(functional, structure, example_inputs, dynamic, facts)
+        return program_of(functional, structure, example_inputs, dynamic, facts, may_fix)
 
 
 def program_of(
@@ -114,6 +119,7 @@ def program_of(
     example_inputs: Mapping[str, Tensor],
     dynamic: Mapping[str, Mapping[int, str]],
     facts: ModelFacts,
+    may_fix: bool = True,
 ) -> Program:
     """Rebuild the exported graph under the Program's conventions."""
     signature = exported.graph_signature
@@ -152,7 +158,18 @@ def program_of(
         mapping[node] = new
     inline_regions(graph, exported.graph_module)
     make_functional(graph)
-    symbols, ranges = retrace(graph, weights, dynamic, exported.range_constraints)
+    inputs = {old.name: str(new.target) for old, new in mapping.items() if new.op == "placeholder"}
+    varying = {
+        str(node.target): {
+            dim: label
+            for dim, label in dynamic.get(str(node.target), {}).items()
+            if not expression(node.meta["val"].shape[dim]).is_Integer
+        }
+        for node in graph.nodes
+        if node.op == "placeholder"
+    }
+    conditions = conditions_of(exported, inputs, example_inputs, varying, may_fix)
+    symbols, ranges = retrace(graph, weights, conditions, exported.range_constraints)
     specs = tuple(
         spec_of(node, str(node.target), symbols) for node in graph.nodes if node.op == "placeholder"
     )
@@ -173,6 +190,7 @@ def program_of(
         ranges=ranges,
         example_inputs=dict(example_inputs),
         facts=facts,
+        notes={"capture": conditions.notes} if conditions.notes else {},
     )
 
 
@@ -191,17 +209,19 @@ def _dim(size: Any, symbols: dict[str, str]) -> int | str:
 def retrace(
     graph: fx.Graph,
     weights: Mapping[str, Tensor],
-    dynamic: Mapping[str, Mapping[int, str]],
+    conditions: Conditions,
     constraints: Mapping[Any, Any],
 ) -> tuple[dict[str, str], dict[str, tuple[int, int | None]]]:
     """Give every node a fake value in a fresh mode where dims of one name share one symbol.
 
     Export proves equal only what the model compares; that ``input_ids`` and ``attention_mask`` have one length is
     known from the names the caller gave their dims.  Returns the name of every symbol, and the range of every
-    name as export found it (a position table bounds a length, for example).
+    name as export found it (a position table bounds a length, for example).  Symbolic sizes that ``conditions`` leaves
+    out become numbers.
     """
     table = SymbolTable()
     bounds: dict[str, tuple[int, int | None]] = {}
+    fixed = False
     for node in graph.nodes:
         value = node.meta.get("val")
         if node.op == "placeholder":
@@ -211,18 +231,24 @@ def retrace(
                 if expr.is_Integer:
                     sizes.append(int(expr))
                     continue
-                name = dynamic[str(node.target)][dim]
+                name = conditions.dynamic.get(str(node.target), {}).get(dim)
+                if name is None:
+                    fixed = True
+                    sizes.append(int(size.node.hint))
+                    continue
                 sizes.append(table.symbol(name, int(size.node.hint)))
                 if expr in constraints:
                     low, high = constraints[expr].lower, constraints[expr].upper
                     limit = int(high) if getattr(high, "is_Integer", False) and int(high) < 2**31 else None
-                    old = bounds.get(name, (1, None))
-                    caps = [c for c in (limit, old[1]) if c is not None]
-                    bounds[name] = (max(1, old[0], 1 if int(low) <= 2 else int(low)), min(caps, default=None))
+                    found = (1 if int(low) <= 2 else int(low), limit)
+                    bounds[name] = intersect(found, bounds.get(name, (1, None)))
+                    bounds[name] = intersect(bounds[name], conditions.ranges.get(name, (1, None)))
             node.meta["val"] = table.tensor(sizes, value.dtype)
         elif node.op == "get_attr":
             node.meta["val"] = table.constant(weights[node.target])
     propagate(graph, table.mode)
+    if fixed:
+        replace_numbers(graph)
     for symbol, known in table.shape_env.replacements.items():
         if known.is_number and str(symbol) in table.names:
             raise CaptureError(

@@ -86,14 +86,16 @@ def _from_module(source: Source, model: nn.Module, example_inputs: Any, dynamic:
             if is_huggingface(model):
                 dialect.enter_context(semantic_attention(model))
                 dialect.enter_context(dense_experts(model))
-            program = export_program(Request(model, inputs, structure, dims, fixed, source.facts))
+            request = Request(model, inputs, structure, dims, fixed, source.facts, may_fix=dynamic == "auto")
+            program = export_program(request)
         if dynamic != "auto":
             check_dynamic(program, dims)
         program = raise_attention(program)
         if dynamic == "auto":
             program = named_by_attention(program)
         deviation = compare_with_model(program, expected, lambda **values: model(**values, **fixed))
-        program.notes |= {"capture": list(notes)} if notes else {}
+        if notes:
+            program.notes["capture"] = [*notes, *program.notes.get("capture", ())]
         return program.with_facts(deviation=deviation)
 
 

@@ -1,0 +1,141 @@
+"""A branch on sizes is traced one way; the Program takes no size for which the model goes the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tersor.ir.capture import capture
+from tersor.ir.capture.guards import interval
+from tersor.ir.errors import CaptureError, InputError
+
+FREE = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
+
+
+class Branches(nn.Module):
+    """``[batch, tokens, 4]``, doubled where ``condition(batch, tokens)`` says so."""
+
+    def __init__(self, condition: Callable[[int, int], bool]) -> None:
+        super().__init__()
+        self.condition = condition
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if self.condition(x.shape[0], x.shape[1]) else x
+
+
+class Stretches(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * max(1.0, x.shape[1] / 64)
+
+
+RANGES = {
+    "above": (lambda b, n: n > 64, (1, 64)),
+    "from": (lambda b, n: n >= 9, (9, None)),
+    "below": (lambda b, n: n < 100_000, (1, 99_999)),
+    "one size": (lambda b, n: n == 197, (1, 196)),
+    "floor": (lambda b, n: n // 4 > 2, (12, None)),
+}
+
+
+@pytest.mark.parametrize("case", RANGES)
+def test_a_comparison_becomes_a_range(case):
+    condition, expected = RANGES[case]
+    program = capture(Branches(condition), {"x": torch.randn(2, 12, 4)})
+    assert program.ranges["tokens"] == expected
+    assert not program.notes
+
+
+def test_a_length_in_a_python_maximum_is_bounded_by_where_it_takes_over():
+    model = Stretches()
+    program = capture(model, {"x": torch.randn(2, 12, 4)})
+    x = torch.randn(2, 64, 4)
+    assert torch.equal(program(x), model(x))
+    with pytest.raises(InputError, match="tokens = 100; the model takes 1 to 64"):
+        program(torch.randn(2, 100, 4))
+
+
+FIXED = {
+    "parity": (lambda b, n: n % 2 == 0, (2, 12), ("batch", 12, 4), "dim 1 of 'x' is fixed at 12"),
+    "no multiple": (lambda b, n: n % 7 == 3, (2, 12), ("batch", 12, 4), "dim 1 of 'x' is fixed at 12"),
+    "rows": (lambda b, n: b % 2 == 0, (2, 12), (2, "tokens", 4), "dim 0 of 'x' is fixed at 2"),
+    "two sizes": (lambda b, n: b < n, (2, 12), ("batch", 12, 4), "dim 1 of 'x' is fixed at 12"),
+}
+
+
+@pytest.mark.parametrize("case", FIXED)
+def test_a_condition_that_is_no_range_fixes_the_dim_and_says_so(case):
+    condition, sizes, shape, note = FIXED[case]
+    model = Branches(condition)
+    program = capture(model, {"x": torch.randn(*sizes, 4)})
+    assert program.inputs[0].shape == shape
+    assert len(program.notes["capture"]) == 1
+    assert program.notes["capture"][0].startswith(f"{note}: the model branches on ")
+    low, high = program.ranges.get("batch", (1, 40))
+    for batch in range(1, 40):
+        x = torch.randn(batch, 12, 4)
+        if shape[0] in ("batch", batch) and low <= batch <= (high or 40):
+            assert torch.equal(program(x), model(x))
+        else:
+            with pytest.raises(InputError):
+                program(x)
+
+
+def test_a_dim_that_was_asked_for_is_not_fixed_but_refused_with_the_condition():
+    model = Branches(lambda b, n: n % 2 == 0)
+    with pytest.raises(CaptureError, match=r"'length' .* x\.size\(\)\[1\] % 2 == 0.* leave the dim out"):
+        capture(model, {"x": torch.randn(2, 12, 4)}, dynamic={"x": {1: "length"}})
+    assert (
+        capture(model, {"x": torch.randn(2, 12, 4)}, dynamic={"x": {0: "rows"}}).inputs[0].shape[0] == "rows"
+    )
+
+
+def test_an_archive_keeps_the_conditions_it_was_exported_with(tmp_path):
+    model = Branches(lambda b, n: n % 2 == 0 and b < 9)
+    x = torch.randn(2, 12, 4)
+    exported = torch.export.export(model, (x,), dynamic_shapes=(FREE,), strict=False)
+    torch.export.save(exported, tmp_path / "model.pt2")
+    program = capture(tmp_path / "model.pt2")
+    assert program.inputs[0].shape == ("batch", 12, 4)
+    assert program.ranges == {"batch": (1, 8)}
+    assert "fixed at 12" in program.notes["capture"][0]
+    assert torch.equal(program(x), model(x))
+
+
+def test_a_condition_in_an_archive_that_would_run_code_is_refused(tmp_path, capsys):
+    model = Branches(lambda b, n: n % 2 == 0)
+    exported = torch.export.export(model, (torch.randn(2, 12, 4),), dynamic_shapes=(FREE,), strict=False)
+    exported._guards_code.append("print('hostile') is None")
+    torch.export.save(exported, tmp_path / "model.pt2")
+    with pytest.raises(InputError, match="could run any code"):
+        capture(tmp_path / "model.pt2")
+    assert "hostile" not in capsys.readouterr().out
+
+
+class Equal(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x @ y
+
+
+def test_dims_that_the_model_holds_equal_get_one_name():
+    program = capture(
+        Equal(), {"x": torch.randn(2, 12), "y": torch.randn(12, 5)},
+        dynamic={"x": {0: "rows", 1: "inner"}, "y": {0: "again", 1: "columns"}},
+    )  # fmt: skip
+    assert [spec.shape for spec in program.inputs] == [("rows", "inner"), ("inner", "columns")]
+
+
+@given(low=st.integers(1, 30), length=st.integers(1, 10_000), inside=st.integers(0, 10_000))
+def test_the_interval_around_the_example_is_exact(low, length, inside):
+    high, example = low + length, low + inside % (length + 1)
+    assert interval(lambda n: low <= n <= high, example) == (low, high)
+    assert interval(lambda n: n >= low, example) == (low, None)
+
+
+@given(divisor=st.integers(2, 64), example=st.integers(1, 500))
+def test_divisibility_is_no_interval(divisor, example):
+    assert interval(lambda n: (n % divisor == 0) == (example % divisor == 0), example) is None
