@@ -134,10 +134,17 @@ class _Located(Context):
         return
 
     def follow(self, node: fx.Node) -> None:
+        if is_dialect(node, "attention") and all(self._holds_tokens(operand) for operand in node.args[:3]):
+            # Where its tokens are depends on no mask, though one computed from the stream could not be reduced.
+            self.found[node] = frozenset({2})
+            return
         try:
             self.found[node] = apply_rule(self, node)
         except NotTokenwise:
             self.found[node] = NONE
+
+    def _holds_tokens(self, operand: Any) -> bool:
+        return self.dims(operand) == frozenset({2}) and self.fold(operand) is None
 
 
 @dataclass
