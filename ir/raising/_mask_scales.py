@@ -25,7 +25,8 @@ _COUNTS = (aten.arange, aten.cumsum, aten.sum)
 _BOUNDED = (
     *_COUNTS,
     *(aten.add, aten.sub, aten.rsub, aten.mul, aten.div, aten.floor_divide, aten.remainder, aten.neg, aten.abs),
-    *(aten.floor, aten.clamp, aten.clamp_min, aten.clamp_max, aten.maximum, aten.minimum, aten.max, aten.min),
+    *(aten.diff, aten.floor, aten.clamp, aten.clamp_min, aten.clamp_max),
+    *(aten.maximum, aten.minimum, aten.max, aten.min),
     *(aten.eq, aten.ne, aten.lt, aten.le, aten.gt, aten.ge, aten.any, aten.all, aten.where, aten.masked_fill),
     *(aten.bitwise_and, aten.bitwise_or, aten.bitwise_xor, aten.bitwise_not),
     *(aten.logical_and, aten.logical_or, aten.logical_xor, aten.logical_not),

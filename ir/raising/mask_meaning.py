@@ -131,7 +131,9 @@ def _prove(
     for first, trial in enumerate(trials):
         rows, columns = trial.of(queries), trial.of(keys)
         if padding is None:
-            visible = _visibility(cone.run(trial, {}), 1, rows, columns, inverted)
+            result = cone.run(trial, {})
+            batch = result.shape[0] if isinstance(result, Tensor) and result.dim() == 4 else 1
+            visible = _visibility(result, batch, rows, columns, inverted)
             if visible is None:
                 return None
             if first == 0 and (pattern := _band(visible[0])) is not None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tersor.ir.analyses.layers import layers
 from tersor.ir.capture import capture
+from tersor.ir.errors import InputError
 from tersor.ir.program import Program
 from tersor.ir.verifier import verify
 from tersor.passes.contract import Refusal
@@ -52,7 +53,13 @@ def both(batch: int = 2, tokens: int = 11) -> tuple[Program, Program]:
 
 def test_the_analysis_sees_which_way_the_stream_lies() -> None:
     assert [layers(program).token_dim for program in both()] == [1, 0]
-    assert [layers(program).token_dim for program in both(4, 4)] == [1, 0]
+
+
+def test_an_example_whose_rows_are_as_many_as_its_tokens_is_captured_for_such_inputs_only() -> None:
+    """Its dims were named by place, and one name may not stand for two sizes."""
+    square = both(4, 4)[1]
+    with pytest.raises(InputError):
+        square.bind(x=torch.zeros(5, 3, 16), padding=torch.zeros(3, 5, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(
