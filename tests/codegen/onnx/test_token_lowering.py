@@ -108,37 +108,30 @@ def test_matching_rows_of_different_lengths(agree: Any, left: bool, prefix: int,
     agree(build, DIMS, *({"metric": torch.randn(b, n, 6), "padding": ragged(b, n, left)} for b, n in SHAPES))
 
 
-def test_merging_keeps_every_token_it_joins(agree: Any) -> None:
-    def build(b: Any, x: Any, size: Any) -> Any:
-        match = b.op("match_tokens", x, None, keep_per_mille=500)
-        merged = b.op("merge_tokens", x, size, *(b.item(match, i) for i in range(3)))
-        return b.item(merged, 0), b.item(merged, 1)
+def _half_merged(b: Any, x: Any, size: Any) -> Any:
+    match = b.op("match_tokens", x, None, keep_per_mille=500)
+    merged = b.op("merge_tokens", x, size, *(b.item(match, i) for i in range(3)))
+    return b.item(merged, 0), b.item(merged, 1)
 
-    agree(build, DIMS, *({"x": torch.randn(b, n, 6), "size": torch.rand(b, n) + 0.5} for b, n in SHAPES))
+
+def test_merging_keeps_every_token_it_joins(agree: Any) -> None:
+    agree(
+        _half_merged, DIMS, *({"x": torch.randn(b, n, 6), "size": torch.rand(b, n) + 0.5} for b, n in SHAPES)
+    )
 
 
 def test_many_sources_may_join_one_target(agree: Any) -> None:
-    def build(b: Any, x: Any, size: Any) -> Any:
-        match = b.op("match_tokens", x, None, keep_per_mille=500)
-        merged = b.op("merge_tokens", x, size, *(b.item(match, i) for i in range(3)))
-        return b.item(merged, 0), b.item(merged, 1)
-
     x = torch.ones(2, 64, 6) + 1e-3 * torch.randn(2, 64, 6)
     x[:, 2::2] *= -1
-    agree(build, DIMS, {"x": x, "size": torch.ones(2, 64)})
+    agree(_half_merged, DIMS, {"x": x, "size": torch.ones(2, 64)})
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_merging_adds_up_in_a_dtype_that_the_runtime_can_add(agree: Any, dtype: torch.dtype) -> None:
-    def build(b: Any, x: Any, size: Any) -> Any:
-        match = b.op("match_tokens", x, None, keep_per_mille=500)
-        merged = b.op("merge_tokens", x, size, *(b.item(match, i) for i in range(3)))
-        return b.item(merged, 0), b.item(merged, 1)
-
     x = torch.ones(2, 64, 6) + 1e-2 * torch.randn(2, 64, 6)
     x[:, 2::2] *= -1
     rtol = 8 * torch.finfo(dtype).eps
-    agree(build, DIMS, {"x": x.to(dtype), "size": torch.rand(2, 64) + 0.5}, rtol=rtol)
+    agree(_half_merged, DIMS, {"x": x.to(dtype), "size": torch.rand(2, 64) + 0.5}, rtol=rtol)
 
 
 @pytest.mark.parametrize("fixed", [False, True], ids=["any length", "one length"])
