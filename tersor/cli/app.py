@@ -42,22 +42,8 @@ class Commands(TyperGroup):
             with _quiet_libraries(shown):
                 result = super().main(arguments or ["--help"], "tersor", **extra)
             code = result if isinstance(result, int) else ExitCode.OK
-        except (KeyboardInterrupt, typer.Abort):
-            code = emit_error("interrupted", "Interrupted", ExitCode.INTERRUPTED, arguments)
-        except BrokenPipeError:
-            # Whoever read our output has seen enough; Python must not try to flush the rest on its way out.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            code = ExitCode.OK
-        except SystemExit as error:
-            if ending():
-                raise
-            # No command of ours raises it: success must not be what the caller of a model's own sys.exit() sees.
-            message = f"the code of the model or of an imported module ended the program with sys.exit({error.code!r})"
-            code = emit_error(message, "InputError", ExitCode.USAGE, arguments)
-        except Exception as error:
-            if shown:
-                traceback.print_exc()
-            code = _report(error, arguments, shown)
+        except BaseException as error:
+            code = _outcome(error, arguments, shown)
         sys.exit(int(code))
 
 
@@ -87,11 +73,30 @@ def main() -> None:
     app()
 
 
-def _report(error: Exception, arguments: list[str], shown: bool) -> int:
+def _outcome(error: BaseException, arguments: list[str], shown: bool) -> int:
+    """The exit code of a command that ended with ``error``, which is said where somebody has to know of it."""
+    # What a signal raised may be another exception by now: libraries catch, wrap and rename what they meet.
+    asked = ending()
+    if asked == ExitCode.INTERRUPTED or isinstance(error, KeyboardInterrupt | typer.Abort):
+        return emit_error("interrupted", "Interrupted", ExitCode.INTERRUPTED, arguments)
+    if asked is not None:
+        return asked
+    if isinstance(error, BrokenPipeError):
+        # Whoever read our output has seen enough; Python must not try to flush the rest on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    if isinstance(error, SystemExit):
+        # No command of ours raises it: success must not be what the caller of a model's own sys.exit() sees.
+        message = (
+            f"the code of the model or of an imported module ended the program with sys.exit({error.code!r})"
+        )
+        return emit_error(message, "InputError", ExitCode.USAGE, arguments)
     if hasattr(
         error, "format_message"
     ):  # a usage error; its class lies in click or in typer, by typer's version
         return emit_error(_usage_message(error), "UsageError", ExitCode.USAGE, arguments)
+    if shown:
+        traceback.print_exception(error)
     code = code_of(error)
     message = as_options(str(error)) or type(error).__name__
     if code is ExitCode.DEFECT:

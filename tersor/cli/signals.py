@@ -10,7 +10,7 @@ from types import FrameType
 from typing import NoReturn
 
 _GRACE_SECONDS = 5.0
-_ending = False
+_asked: int | None = None  # the signal that asked for the end
 
 
 def end_on_signals() -> None:
@@ -20,16 +20,16 @@ def end_on_signals() -> None:
         signal.signal(signal.SIGINT, _end)
 
 
-def ending() -> bool:
-    """Whether a signal has asked for the end."""
-    return _ending
+def ending() -> int | None:
+    """The exit code of the end that a signal has asked for; None where none has."""
+    return None if _asked is None else 128 + _asked
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    global _ending
-    if _ending:
+    global _asked
+    if _asked is not None:
         return  # another exception would break off the removal of files
-    _ending = True
+    _asked = number
     # Raising runs the `finally` blocks that remove unfinished files.  But a handler runs in the middle of whatever
     # the main thread does: an exception that is raised in a callback of the garbage collector or of a C library
     # is printed and forgotten, and some libraries catch everything.  So there is a second way out.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -42,4 +43,46 @@ def test_a_swallowed_signal_ends_the_process_and_its_unfinished_files(
     process.send_signal(number)
     _, errors = process.communicate(timeout=20)
     assert (process.returncode, errors) == (128 + number, "")
+    assert not list(place.iterdir())
+
+
+WRAPPING = """
+import os, signal, sys, time
+from pathlib import Path
+from tersor.cli.app import app, main
+from tersor.folders import whole_folder
+from tersor.ir.errors import LoweringError
+
+@app.command("work")
+def work(out: Path) -> None:
+    with whole_folder(out) as folder:
+        (folder / "half").write_text("x")
+        try:
+            os.kill(os.getpid(), int(os.environ["NUMBER"]))
+            time.sleep(10)
+        except BaseException as error:
+            raise LoweringError("something") from error
+
+sys.argv = ["tersor", "work", sys.argv[1]]
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGTERM, ""), (signal.SIGINT, "error: interrupted\n")], ids=["term", "int"]
+)
+def test_a_signal_is_the_reason_whatever_a_library_made_of_it(
+    number: signal.Signals, said: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    result = subprocess.run(
+        [sys.executable, "-c", WRAPPING, str(place / "out")],
+        env=os.environ | {"NUMBER": str(int(number))},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (result.returncode, result.stderr) == (128 + number, said)
     assert not list(place.iterdir())
