@@ -242,49 +242,60 @@ class _Sums:
 
     @staticmethod
     def of(want: Tensor, got: Tensor, logits: bool) -> _Sums:
+        # Logits are hundreds of megabytes: every sweep over them that is left out here is seen in the compile time.
         allowance = ROUNDING.get(want.dtype, 0.0)
+        if torch.equal(want, got):
+            return _Sums._of_equal(want, allowance, logits)
         exact = not want.is_floating_point()
-        equal = torch.equal(want, got)
+        agreeing = float(_same_top(want, got).sum()) if logits else 0.0
+        all_finite = _is_finite(want) and _is_finite(got)
         want, got = want.double(), got.double()
-        if equal:
-            return _Sums._of_equal(want.masked_fill(~want.isfinite(), 0.0), allowance, logits)
-        same = want == got
-        # Infinities that agree, as in masked logits, differ by nothing; their difference would be NaN.
-        gap = (got - want).masked_fill(same, 0.0)
-        finite_want = want.masked_fill(~want.isfinite(), 0.0)
+        gap, finite = got - want, True
+        kept_want, kept_got = want, got
+        if not all_finite:
+            # Infinities that agree, as in masked logits, differ by nothing; their difference would be NaN.
+            same, hidden = want == got, ~want.isfinite()
+            gap.masked_fill_(same, 0.0)
+            kept_want, kept_got = want.masked_fill(hidden, 0.0), got.masked_fill(same & hidden, 0.0)
+            finite = bool((got.isfinite() | same).all())
+        squares = torch.linalg.vecdot(kept_want, kept_want)
         if exact:
-            distance = (~same).double().mean(-1) if want.numel() else want.new_zeros(0)
+            distance = (gap != 0).double().mean(-1) if want.numel() else want.new_zeros(0)
         else:
-            distance = _cosine_distance(finite_want, got.masked_fill(same & ~want.isfinite(), 0.0))
-        kl = agreeing = 0.0
+            distance = _cosine_distance(
+                torch.linalg.vecdot(kept_want, kept_got), squares, torch.linalg.vecdot(kept_got, kept_got)
+            )
+        kl = 0.0
         if logits:
-            predicted, reference = got.log_softmax(-1), want.log_softmax(-1)
-            # exp(-inf) * -inf: a class that both exclude adds nothing.
-            kl = float((reference.exp() * (reference - predicted)).nan_to_num(nan=0.0).sum())
-            agreeing = float((got.argmax(-1) == want.argmax(-1)).sum())
+            # A class that the reference excludes adds nothing to its row, and a row of no numbers nothing at all.
+            counted = gap if all_finite else gap.masked_fill(want == -math.inf, 0.0)
+            kl = float(_divergence(want, got, counted).nan_to_num(nan=0.0, posinf=math.inf).sum())
         return _Sums(
             rows=want.shape[0],
             cosine_distance=float(distance.sum()),
-            norm_squared=float(finite_want.square().sum()),
-            gap_squared=float(gap.square().sum()),
-            max_abs=float(gap.abs().max()) if gap.numel() else 0.0,
-            scale=float(finite_want.abs().max()) if want.numel() else 0.0,
+            norm_squared=float(squares.sum()),
+            gap_squared=float(torch.linalg.vecdot(gap, gap).sum()),
+            max_abs=_magnitude(gap),
+            scale=_magnitude(kept_want),
             allowance=allowance,
             kl=kl,
             agreeing=agreeing,
-            finite=bool((got.isfinite() | same).all()),
+            finite=finite,
         )
 
     @staticmethod
     def _of_equal(values: Tensor, allowance: float, logits: bool) -> _Sums:
         # The common case of exact passes, without the dozen sweeps that a difference takes.
+        known = values.double()
+        if not _is_finite(values):
+            known = known.masked_fill(~known.isfinite(), 0.0)
         return _Sums(
             rows=values.shape[0],
             cosine_distance=0.0,
-            norm_squared=float(values.square().sum()),
+            norm_squared=float(torch.linalg.vecdot(known, known).sum()),
             gap_squared=0.0,
             max_abs=0.0,
-            scale=float(values.abs().max()) if values.numel() else 0.0,
+            scale=_magnitude(known),
             allowance=allowance,
             kl=0.0,
             agreeing=float(values.shape[0]) if logits else 0.0,
@@ -292,9 +303,36 @@ class _Sums:
         )
 
 
-def _cosine_distance(want: Tensor, got: Tensor) -> Tensor:
-    """``1 - cos`` of every row; 0 between two zero vectors, 1 between a zero vector and another."""
-    norms = want.norm(dim=-1) * got.norm(dim=-1)
-    cosine: Tensor = (want * got).sum(-1) / norms.clamp(min=torch.finfo(torch.float64).tiny)
-    both_zero: Tensor = (want == 0).all(-1) & (got == 0).all(-1)
-    return torch.where(both_zero, 0.0, (1.0 - cosine).clamp(min=0.0))
+def _magnitude(value: Tensor) -> float:
+    """The largest magnitude; NaN where a value is."""
+    if not value.numel():
+        return 0.0
+    low, high = value.aminmax()
+    return max(-float(low), float(high)) if not low.isnan() else math.nan
+
+
+def _cosine_distance(product: Tensor, want: Tensor, got: Tensor) -> Tensor:
+    """``1 - cos`` of every row; 0 between two zero vectors, 1 between a zero vector and another.
+
+    Args:
+        product: the two vectors' products; and each one's with itself.
+    """
+    cosine: Tensor = product / (want.sqrt() * got.sqrt()).clamp(min=torch.finfo(torch.float64).tiny)
+    return torch.where((want == 0) & (got == 0), 0.0, (1.0 - cosine).clamp(min=0.0))
+
+
+def _same_top(want: Tensor, got: Tensor) -> Tensor:
+    """Whether the reference's most likely class is one of the most likely, of every row."""
+    return got.take_along_dim(want.argmax(-1, keepdim=True), -1).squeeze(-1) == got.amax(-1)
+
+
+def _divergence(want: Tensor, got: Tensor, gap: Tensor) -> Tensor:
+    """KL of the distributions that rows of logits predict, from the reference's; ``gap`` is ``got - want``.
+
+    The difference of two log-probabilities is that of the logits and of the rows' normalisers.
+    """
+    high = want.amax(-1, keepdim=True)
+    weight = (want - high).exp_()
+    total = weight.sum(-1)
+    shift = torch.linalg.vecdot(weight, gap) / total
+    return got.logsumexp(-1) - (total.log() + high.squeeze(-1)) - shift

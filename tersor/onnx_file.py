@@ -9,7 +9,7 @@ from .agreement import check_agreement
 from .calibration import Batch
 from .codegen.onnx.executable import OnnxExecutable
 from .codegen.onnx.export import export
-from .codegen.onnx.session import chosen_providers, session_from_file, trial_options
+from .codegen.onnx.session import trial_session
 from .folders import scratch_folder
 from .ir.program import Program
 from .passes.report import Report
@@ -35,8 +35,9 @@ def export_checked(
     """
     with scratch_folder(path) as folder:
         written = export(program, folder / path.name, ops=ops, metadata=report_metadata(report))  # type: ignore[arg-type]
-        session = session_from_file(folder / path.name, trial_options(), chosen_providers(None))
-        executable = OnnxExecutable(session, program.inputs, program.outputs, ops=ops)  # type: ignore[arg-type]
+        executable = OnnxExecutable(
+            trial_session(folder / path.name), program.inputs, program.outputs, ops=ops
+        )  # type: ignore[arg-type]
         check_agreement(executable, program, samples, "onnx")
         # The weights first: a graph that is there is complete.
         moved = [file.replace(path.parent / file.name) for file in reversed(written)]

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from tersor.codegen.index_limits import check_limits, index_limits
+from tersor.codegen.input_domains import InputDomain, decode_domains, encode_domains, input_domains
 from tersor.codegen.target import Executable
 from tersor.ir.errors import ArtifactError
 from tersor.ir.program import Program, TensorSpec
@@ -37,14 +37,14 @@ class OnnxExecutable(Executable):
         program: Program | None = None,
         path: Path | None = None,
         metadata: Mapping[str, str] | None = None,
-        limits: Mapping[str, int] | None = None,
+        domains: tuple[InputDomain, ...] = (),
     ) -> None:
         self.session = session
         self.ops = ops
         self.metadata = dict(metadata or {})
         self._inputs, self._outputs = inputs, outputs
         self._program, self._path = program, path
-        self._limits = dict(limits or {})
+        self._domains = domains
 
     @classmethod
     def of(
@@ -66,7 +66,7 @@ class OnnxExecutable(Executable):
             ops=ops,
             program=program,
             metadata=metadata,
-            limits=index_limits(program),
+            domains=input_domains(program),
         )
 
     @property
@@ -77,8 +77,11 @@ class OnnxExecutable(Executable):
     def outputs(self) -> tuple[TensorSpec, ...]:
         return self._outputs
 
-    def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        check_limits(inputs, self._limits)
+    @property
+    def domains(self) -> tuple[InputDomain, ...]:
+        return self._domains
+
+    def compute(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return run(self.session, {spec.name: inputs[spec.name] for spec in self._inputs})
 
     def save(self, folder: Path) -> None:
@@ -94,7 +97,7 @@ class OnnxExecutable(Executable):
             "ops": self.ops,
             "inputs": _encode(self._inputs),
             "outputs": _encode(self._outputs),
-            "limits": self._limits,
+            "domains": encode_domains(self._domains),
         }
         with replacing(folder / SETTINGS_FILE) as stream:
             stream.write(json.dumps(settings, indent=1).encode())
@@ -106,14 +109,12 @@ class OnnxExecutable(Executable):
         try:
             settings = json.loads(path.read_text())
             ops, inputs, outputs = settings["ops"], _decode(settings["inputs"]), _decode(settings["outputs"])
-            limits = {str(name): int(limit) for name, limit in settings.get("limits", {}).items()}
-            if unknown := limits.keys() - {spec.name for spec in inputs}:
-                raise ValueError(f"limits of unknown inputs: {', '.join(sorted(unknown))}")
+            domains = decode_domains(settings["domains"], inputs)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{path} is missing or damaged ({error}); save the artifact again") from error
         providers = chosen_providers(options.get("providers"))
         session = session_from_file(folder / MODEL_FILE, session_options(options.get("threads")), providers)
-        return cls(session, inputs, outputs, ops=ops, path=folder / MODEL_FILE, limits=limits)
+        return cls(session, inputs, outputs, ops=ops, path=folder / MODEL_FILE, domains=domains)
 
 
 def _encode(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:

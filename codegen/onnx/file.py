@@ -26,7 +26,7 @@ INLINE_BYTES = 1024
 _ALIGNMENT = 4096
 
 # (field number << 3 | 2): a length-delimited field.
-_MODEL_GRAPH, _GRAPH_INITIALIZER, _TENSOR_RAW_DATA = 7 << 3 | 2, 5 << 3 | 2, 9 << 3 | 2
+MODEL_GRAPH, GRAPH_INITIALIZER, TENSOR_RAW_DATA = 7 << 3 | 2, 5 << 3 | 2, 9 << 3 | 2
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,16 @@ def external(proto: onnx.ModelProto, weights: list[Weight], location: str) -> on
     """``proto`` with every weight pointing into the file ``location`` at the offsets of :func:`offsets`."""
     for weight, offset in zip(weights, offsets(weights), strict=True):
         tensor = weight.header()
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", location), ("offset", offset), ("length", weight.nbytes)):
-            tensor.external_data.add(key=key, value=str(value))
+        point_to(tensor, location, offset, weight.nbytes)
         proto.graph.initializer.append(tensor)
     return proto
+
+
+def point_to(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:
+    """Make the content of ``tensor`` a range of bytes of the file ``location``, which lies beside the model."""
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
 
 
 def offsets(weights: list[Weight]) -> list[int]:
@@ -113,17 +118,18 @@ def _write_single(proto: onnx.ModelProto, weights: list[Weight], stream: BinaryI
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")
     headers = [w.header().SerializeToString() for w in weights]
-    raw = [_TENSOR_RAW_DATA.to_bytes(1, "little") + _varint(w.nbytes) for w in weights]
+    raw = [TENSOR_RAW_DATA.to_bytes(1, "little") + varint(w.nbytes) for w in weights]
     bodies = [len(h) + len(r) + w.nbytes for h, r, w in zip(headers, raw, weights, strict=True)]
-    length = len(graph) + sum(1 + len(_varint(body)) + body for body in bodies)
+    length = len(graph) + sum(1 + len(varint(body)) + body for body in bodies)
     stream.write(proto.SerializeToString())
-    stream.write(_MODEL_GRAPH.to_bytes(1, "little") + _varint(length) + graph)
+    stream.write(MODEL_GRAPH.to_bytes(1, "little") + varint(length) + graph)
     for weight, header, tag, body in zip(weights, headers, raw, bodies, strict=True):
-        stream.write(_GRAPH_INITIALIZER.to_bytes(1, "little") + _varint(body) + header + tag)
+        stream.write(GRAPH_INITIALIZER.to_bytes(1, "little") + varint(body) + header + tag)
         stream.write(weight.data())
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """A number as serialized messages hold it."""
     groups = bytearray()
     while number > 0x7F:
         groups.append(number & 0x7F | 0x80)

@@ -15,6 +15,7 @@ from tersor.ir.errors import ArtifactError, InputError, LoweringError
 
 from .failures import load_failure, run_failure
 from .file import external, split_weights
+from .in_place import weights_in_place
 
 CPU = "CPUExecutionProvider"
 
@@ -42,18 +43,6 @@ def session_options(threads: int | None) -> Any:
     options.log_severity_level = 4
     if threads is not None:
         options.intra_op_num_threads = threads
-    return options
-
-
-def trial_options() -> Any:
-    """Options of a session that runs a file once to see what it computes.
-
-    Fusions and packed weights pay over many runs; here they would cost twice the time and half as much memory again.
-    """
-    options = session_options(None)
-    options.graph_optimization_level = runtime().GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.add_session_config_entry("session.disable_prepacking", "1")
-    options.enable_cpu_mem_arena = False
     return options
 
 
@@ -105,11 +94,35 @@ def session_from_file(path: Path, options: Any, providers: list[str]) -> Any:
     """
     if not path.is_file():
         raise ArtifactError(f"{path} is missing; save the artifact again")
+    return _opened(path, str(path), options, providers)
+
+
+def _opened(path: Path, model: str | bytes, options: Any, providers: list[str]) -> Any:
     try:
-        return runtime().InferenceSession(str(path), options, providers=providers)
+        return runtime().InferenceSession(model, options, providers=providers)
     except Exception as error:
         reason = load_failure(error, None, providers)
         raise ArtifactError(f"ONNX Runtime cannot load {path}: {reason}") from error
+
+
+def trial_session(path: Path) -> Any:
+    """A session that runs a file once to see what it computes, for little time and memory.
+
+    Fusions and packed weights pay over many runs; here they would cost twice the time and half as much memory again.
+
+    Raises:
+        ArtifactError: the file is damaged, or ONNX Runtime does not know its operators.
+    """
+    options = session_options(None)
+    options.graph_optimization_level = runtime().GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    options.enable_cpu_mem_arena = False
+    try:
+        model = weights_in_place(path)
+    except ValueError as error:
+        raise ArtifactError(f"{path} is no ONNX model: {error}") from error
+    return _opened(path, model, options, chosen_providers(None))
 
 
 def run(session: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

@@ -20,7 +20,7 @@ ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch
 
 
 def compare_with_model(program: Program, expected: Any, model: Callable[..., Any]) -> float:
-    """Largest absolute difference on the example and at other batches and lengths, padding left out.
+    """Largest absolute difference on the example and at another batch and length, padding left out.
 
     ``expected`` is what the model returned for the example.
 
@@ -28,14 +28,12 @@ def compare_with_model(program: Program, expected: Any, model: Callable[..., Any
         CaptureError: a difference no rounding explains; the message names output, sizes and both magnitudes.
     """
     worst = _compare(program, program.example_inputs, expected)
-    for question in resized(program):
-        for inputs in question:
-            try:
-                expected = model(**inputs)
-            except (RuntimeError, ValueError, IndexError):
-                continue  # A size that the model itself rejects says nothing about the capture.
-            worst = max(worst, _compare(program, inputs, expected))
-            break
+    for inputs in resized(program):
+        try:
+            expected = model(**inputs)
+        except (RuntimeError, ValueError, IndexError):
+            continue  # A size that the model itself rejects says nothing about the capture.
+        return max(worst, _compare(program, inputs, expected))
     return worst
 
 

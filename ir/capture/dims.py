@@ -17,9 +17,15 @@ Dims = dict[str, dict[int, str]]
 BATCH = "batch"
 
 # Numerator, denominator and addend of every size, and the batch where it is another.
-_QUESTIONS = (
-    ((2, 1, 0, 1), (2, 1, 0, None), (5, 3, 0, None), (2, 3, 0, None)),
-    ((2, 1, 1, 1), (2, 1, 1, None), (1, 1, 1, 1), (1, 1, -1, 1)),
+_OTHERS = (
+    (2, 1, 1, 1),
+    (2, 1, 1, None),
+    (1, 1, 1, 1),
+    (1, 1, -1, 1),
+    (2, 1, 0, 1),
+    (2, 1, 0, None),
+    (5, 3, 0, None),
+    (2, 3, 0, None),
 )
 
 
@@ -86,13 +92,13 @@ def check_dynamic(program: Program, dims: Dims) -> None:
                 )
 
 
-def resized(program: Program) -> Iterator[list[dict[str, Tensor]]]:
-    """The example at other batches and lengths; nothing when sizes are fixed.
+def resized(program: Program) -> Iterator[dict[str, Tensor]]:
+    """The example at other batches and lengths, those that show most first; nothing when sizes are fixed.
 
-    Each list is one question asked of the program, the size likeliest to suit the model first.  Twice every size
-    divides by all that the size itself divides by; a size that shares no factor with the example's shows what was
-    traced for the example's divisors only.  Rows and tokens are repeated in order; counting inputs (positions) count
-    on; masks end in padding.  A batch of one comes first: the least work, and the size that broadcasting treats apart.
+    A size that shares no factor with the example's shows what was traced for the example's divisors only; a model
+    that rejects it may take twice the size, which divides by all that the size itself divides by.  Rows and tokens
+    are repeated in order; counting inputs (positions) count on; masks end in padding.  A batch of one comes first:
+    the least work, and the size that broadcasting treats apart.
     """
     examples, named = program.example_inputs, set(program.symbols.values())
     sizes = {
@@ -102,20 +108,17 @@ def resized(program: Program) -> Iterator[list[dict[str, Tensor]]]:
         if isinstance(dim, str) and dim in named
     }
     tried = [sizes]
-    for question in _QUESTIONS:
-        found = []
-        for numerator, denominator, more, rows in question:
-            other = {
-                dim: _within(
-                    rows if rows and dim == BATCH else n * numerator // denominator + more,
-                    program.ranges.get(dim, (1, None)),
-                )
-                for dim, n in sizes.items()
-            }
-            if other not in tried:
-                tried.append(other)
-                found.append(example_at(program, other))
-        yield found
+    for numerator, denominator, more, rows in _OTHERS:
+        other = {
+            dim: _within(
+                rows if rows and dim == BATCH else n * numerator // denominator + more,
+                program.ranges.get(dim, (1, None)),
+            )
+            for dim, n in sizes.items()
+        }
+        if other not in tried:
+            tried.append(other)
+            yield example_at(program, other)
 
 
 def example_at(program: Program, sizes: Mapping[str, int]) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ def test_a_failed_write_leaves_nothing(
     def fail(*_: Any) -> bytes:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("tersor.codegen.onnx.file._varint", fail)
+    monkeypatch.setattr("tersor.codegen.onnx.file.varint", fail)
     with pytest.raises(OSError, match="no space"):
         export(bert, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
