@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from tersor.ir.errors import InputError
 from tersor.ir.program import Program
 
 aten = torch.ops.aten
@@ -40,25 +37,3 @@ def index_limits(program: Program) -> dict[str, int]:
             name = names[source]
             limits[name] = min(rows, limits.get(name, rows))
     return limits
-
-
-def check_limits(inputs: Mapping[str, Tensor], limits: Mapping[str, int]) -> None:
-    """See that what ``limits`` names lies between 0 and its limit.
-
-    Torch says which operator failed and not which input, and ONNX takes -1 for the last row without a word.
-    Values on another device are left alone: reading them would make every run wait for it.
-
-    Raises:
-        InputError: a value is outside; the message names the input, the value, its place and the range.
-    """
-    for name, limit in limits.items():
-        value = inputs[name]
-        if value.device.type != "cpu" or value.numel() == 0:
-            continue
-        low, high = (int(bound) for bound in value.aminmax())
-        if low < 0 or high >= limit:
-            wrong = low if low < 0 else high
-            place = (value == wrong).nonzero()[0].tolist()
-            raise InputError(
-                f"input {name!r} is {wrong} at {place}; the model takes 0 to {limit - 1} there (rows of an embedding)"
-            )

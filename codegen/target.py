@@ -15,6 +15,8 @@ from torch import Tensor
 from tersor.ir.errors import InputError
 from tersor.ir.program import Program, TensorSpec
 
+from .input_domains import InputDomain, check_inputs
+
 
 class Executable(ABC):
     """A Program in the form that a target runs."""
@@ -29,7 +31,11 @@ class Executable(ABC):
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Named outputs in the order of the Program's."""
 
+    @property
     @abstractmethod
+    def domains(self) -> tuple[InputDomain, ...]:
+        """What numbers the inputs may hold: ``input_domains`` of the Program, also after :meth:`load`."""
+
     def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Outputs as a flat tuple in the order of ``outputs``; ``inputs`` by name, as ``Program.bind`` returns them.
 
@@ -37,6 +43,12 @@ class Executable(ABC):
             InputError: an input holds a number that the model does not take.
             ExecutionError: what runs the program fails.
         """
+        check_inputs(inputs, self.domains)
+        return self.compute(inputs)
+
+    @abstractmethod
+    def compute(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """What :meth:`run` returns, for inputs within their domains."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:

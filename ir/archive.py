@@ -111,6 +111,7 @@ def _header(program: Program, layouts: Mapping[str, list[int]], ties: Mapping[st
         "outputs": [_encode_spec(spec) for spec in program.outputs],
         "structure": program.structure.to_json(),
         "ranges": {name: list(bounds) for name, bounds in program.ranges.items()},
+        "domains": {name: list(bounds) for name, bounds in program.domains.items()},
         "facts": asdict(program.facts),
         "notes": program.notes,
         "weights": list(program.weights),
@@ -148,6 +149,7 @@ def _program(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Progra
         example_inputs={spec.name: examples[spec.name] for spec in inputs if spec.name in examples},
         facts=ModelFacts(**{**facts, "unraised": tuple((name, why) for name, why in facts["unraised"])}),
         notes=dict(header["notes"]),
+        domains=_decode_domains(header["domains"], inputs),
     )
 
 
@@ -241,6 +243,17 @@ def _replace(path: Path, write: Any) -> None:
 
 def _encode_spec(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch.")}
+
+
+def _decode_domains(
+    data: Mapping[str, Any], inputs: Iterable[TensorSpec]
+) -> dict[str, tuple[int | None, int | None]]:
+    if unknown := data.keys() - {spec.name for spec in inputs}:
+        raise ValueError(f"domains of unknown inputs: {', '.join(sorted(unknown))}")
+    domains = {}
+    for name, (low, high) in data.items():
+        domains[name] = (None if low is None else int(low), None if high is None else int(high))
+    return domains
 
 
 def _decode_spec(data: Mapping[str, Any]) -> TensorSpec:

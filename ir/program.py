@@ -63,7 +63,8 @@ class Program:
     ``meta["layer"]`` names the module it came from.
 
     ``symbols`` maps a symbol of the fake values to its dimension's name; ``ranges`` the name to its smallest and
-    largest size (None where nothing bounds it).
+    largest size (None where nothing bounds it).  ``domains`` maps an input of integers to the smallest and largest
+    number for which the graph means what the model does; an input that is not in it may hold any.
 
     A Program is never changed in place: a rewrite works on ``program.edit()`` and returns that.
     """
@@ -78,6 +79,7 @@ class Program:
     example_inputs: dict[str, Tensor]
     facts: ModelFacts = field(default_factory=ModelFacts)
     notes: dict[str, Any] = field(default_factory=dict)
+    domains: dict[str, tuple[int | None, int | None]] = field(default_factory=dict)
     _analyses: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

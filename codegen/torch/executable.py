@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, fx
 
-from tersor.codegen.index_limits import check_limits, index_limits
+from tersor.codegen.input_domains import InputDomain, input_domains
 from tersor.codegen.target import Executable
 from tersor.ir.archive import GRAPH_FILE
 from tersor.ir.archive import load as load_program
@@ -28,7 +28,7 @@ class TorchExecutable(Executable):
     def __init__(self, program: Program, *, compiled: bool = False) -> None:
         self.program = program
         self.compiled = compiled
-        self._limits = index_limits(program)
+        self._domains = input_domains(program)
         self._call: Callable[..., Any] = _compiled(program.module()) if compiled else program.module()
 
     @property
@@ -39,8 +39,11 @@ class TorchExecutable(Executable):
     def outputs(self) -> tuple[TensorSpec, ...]:
         return self.program.outputs
 
-    def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        check_limits(inputs, self._limits)
+    @property
+    def domains(self) -> tuple[InputDomain, ...]:
+        return self._domains
+
+    def compute(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         with torch.no_grad():
             return tuple(self._call(*(inputs[spec.name] for spec in self.inputs)))
 

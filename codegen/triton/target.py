@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from tersor.codegen.input_domains import InputDomain, input_domains
 from tersor.codegen.target import Executable, Target
 from tersor.ir.archive import load as load_program
 from tersor.ir.archive import save as save_program
@@ -30,6 +31,7 @@ class TritonExecutable(Executable):
 
     def __init__(self, program: Program) -> None:
         self.program = program
+        self._domains = input_domains(program)
         self.device = execution_device()
         from .lower import lower
 
@@ -47,6 +49,10 @@ class TritonExecutable(Executable):
         return self.program.outputs
 
     @property
+    def domains(self) -> tuple[InputDomain, ...]:
+        return self._domains
+
+    @property
     def kernels(self) -> tuple[str, ...]:
         """Name of the kernel at every place that has one, in graph order."""
         return tuple(call.kernel.name for call in self._lowered.calls)
@@ -57,7 +63,7 @@ class TritonExecutable(Executable):
         met = (fallback for call in self._lowered.calls for fallback in call.fallbacks.values())
         return (*self._lowered.fallbacks, *met)
 
-    def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    def compute(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Outputs on the device of the first input; inputs are moved to where the kernels run."""
         given = [inputs[spec.name] for spec in self.inputs]
         home = given[0].device if given else self.device

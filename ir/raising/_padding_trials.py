@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -43,6 +44,30 @@ def zeros_and_ones(candidate: fx.Node, batch: int, columns: int) -> Iterator[Ten
     for value in (ones, behind, before, holes, alternate):
         for values in (value, ~value):
             yield values.to(candidate.meta["val"].dtype)
+
+
+@dataclass
+class Trials:
+    """Numbers beside 0 and 1 that a candidate held while its mask was proved.
+
+    Attributes:
+        right: the mask showed what it shows for zeros and ones.
+        senseless: the model's own code has no use for them.
+    """
+
+    right: set[int] = field(default_factory=set)
+    senseless: set[int] = field(default_factory=set)
+
+    def domain(self) -> tuple[int | None, int | None]:
+        """Smallest and largest number that is proved, from 0 and 1 outwards to the first that is senseless."""
+        if not self.right | self.senseless:
+            return 0, 1
+        proved = {0, 1, *(self.right - self.senseless)}
+        below = max((n for n in self.senseless if n < 0), default=None)
+        above = min((n for n in self.senseless if n > 1), default=None)
+        low = None if below is None else min(n for n in proved if n > below)
+        high = None if above is None else max(n for n in proved if n < above)
+        return low, high
 
 
 def other_integers(candidate: fx.Node, batch: int, columns: int, named: frozenset[int]) -> Iterator[Tensor]:

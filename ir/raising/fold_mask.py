@@ -58,6 +58,7 @@ class FoldMask(Pattern[Folded]):
             bias = term if bias is None else g.add(bias, term)
         if meaning.padding is not None:
             own = _as_bool(g, meaning.padding, meaning.reading)
+            self._limit(meaning.padding, meaning.domain)
             padding = own if padding is None else g.call(aten.bitwise_and.Tensor, padding, own)
         windows = [w for w in (values["window"], meaning.window) if w > 0]
         attention = g.op(
@@ -77,6 +78,19 @@ class FoldMask(Pattern[Folded]):
         )
         node.replace_all_uses_with(attention)
         g.program.graph.erase_node(node)
+
+    def _limit(self, padding: fx.Node, domain: tuple[int | None, int | None]) -> None:
+        """Note that the graph stands for the model within ``domain`` alone: the code that shows it goes away."""
+        if domain != (None, None):
+            name, domains = str(padding.target), self.program.domains
+            self.program.domains = domains | {name: _overlap(domain, domains.get(name, (None, None)))}
+
+
+def _overlap(
+    left: tuple[int | None, int | None], right: tuple[int | None, int | None]
+) -> tuple[int | None, int | None]:
+    lows, highs = ([n for n in pair if n is not None] for pair in zip(left, right, strict=True))
+    return max(lows, default=None), min(highs, default=None)
 
 
 def _as_bool(g: Builder, padding: fx.Node, reading: Reading) -> fx.Node:

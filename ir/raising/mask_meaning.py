@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..program import Program
 from ..shapes import Size, expression, same_size
 from ._cone import Cone, Sizes, constant
 from ._mask_scales import longest_scale
-from ._padding_trials import NONZERO, Reading, other_integers, readings, shows, zeros_and_ones
+from ._padding_trials import NONZERO, Reading, Trials, other_integers, readings, shows, zeros_and_ones
 from ._pattern import arguments, calls, sizes
 
 aten = torch.ops.aten
@@ -26,8 +26,9 @@ aten = torch.ops.aten
 HIDDEN = -1e4
 # Lengths at which a mask is evaluated; what needs a longer one to show is not proved.
 SHORT, LONGEST = 9, 4100
-# Beyond this length few values are tried: what they mean does not depend on the length.
-_MANY_VALUES = 256
+# Beyond this length few values are tried where a shorter one is tried too, beyond the other in any case: what values
+# mean does not depend on the length.
+_MANY_VALUES, _MANY_VALUES_ALONE = 256, 1024
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,14 @@ class Meaning:
     Attributes:
         padding: node of shape ``[batch, keys]`` that says which keys are real.
         reading: the comparison of ``padding`` that is true for real keys.
+        domain: smallest and largest number in ``padding`` for which this holds; None where nothing bounds it.
     """
 
     causal: bool = False
     window: int = 0
     padding: fx.Node | None = None
     reading: Reading = NONZERO
+    domain: tuple[int | None, int | None] = (None, None)
 
 
 def split_mask(
@@ -101,7 +104,8 @@ def mask_meaning(
 
     The mask's code is run at several lengths, without padding and with several paddings; what comes out must equal
     the stated meaning everywhere, but for the rows of padded queries that ``shows`` excepts.  An input of integers is
-    tried at other numbers than 0 and 1 too, and read by the comparison that holds for all that make sense.
+    tried at other numbers than 0 and 1 too, and read by the comparison that holds for all that make sense; where some
+    make none, the meaning has a domain.
     """
     if is_dialect(mask, "token_mask") and not inverted:
         stated = arguments(mask)
@@ -128,6 +132,7 @@ def _prove(
     if trials is None:
         return None
     possible: dict[Reading, Meaning] = {}
+    numbers = Trials()
     for first, trial in enumerate(trials):
         rows, columns = trial.of(queries), trial.of(keys)
         if padding is None:
@@ -144,13 +149,17 @@ def _prove(
             if first == 0:
                 possible = _without_padding(cone, trial, padding, batch, rows, columns, inverted)
             own_rows = padding.op == "placeholder" and rows == columns
-            for values, may_be_senseless in _values(cone, padding, batch, columns):
+            many = columns <= (_MANY_VALUES_ALONE if trial is trials[-1] else _MANY_VALUES)
+            for values, may_be_senseless in _values(cone, padding, batch, columns, many):
                 result = cone.run(trial, {padding: values})
                 visible = _visibility(result, batch, rows, columns, inverted)
+                others = set(values.unique().tolist()) - {0, 1} if may_be_senseless else set()
                 if visible is None:
                     if may_be_senseless and _is_senseless(result):
+                        numbers.senseless |= others
                         continue
                     return None
+                numbers.right |= others
                 possible = {
                     (operator, number): m
                     for (operator, number), m in possible.items()
@@ -160,7 +169,10 @@ def _prove(
                     return None
         if not possible:
             return None
-    return next(iter(possible.values()))
+    meaning = next(iter(possible.values()))
+    if padding is None or padding.meta["val"].dtype == torch.bool:
+        return meaning
+    return replace(meaning, domain=numbers.domain())
 
 
 def _without_padding(
@@ -180,9 +192,11 @@ def _without_padding(
     return possible
 
 
-def _values(cone: Cone, padding: fx.Node, batch: int, columns: int) -> Iterator[tuple[Tensor, bool]]:
+def _values(
+    cone: Cone, padding: fx.Node, batch: int, columns: int, many: bool
+) -> Iterator[tuple[Tensor, bool]]:
     """Values to try, and whether the mask may be senseless for them."""
-    if columns > _MANY_VALUES:
+    if not many:
         for values in islice(zeros_and_ones(padding, batch, columns), 4):
             yield values, False
         return

@@ -30,7 +30,9 @@ class Doubling(Executable):
         TensorSpec("twice", ("batch", "tokens"), torch.int64),
     )
 
-    def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    domains = ()
+
+    def compute(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return inputs["ids"] + inputs["mask"], 2 * inputs["ids"]
 
     def save(self, folder: Path) -> None:

@@ -31,7 +31,11 @@ class Altered(Executable):
     def outputs(self) -> Any:
         return self.program.outputs
 
-    def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    @property
+    def domains(self) -> Any:
+        return ()
+
+    def compute(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return tuple(self.change(output) for output in self.program.run(inputs))
 
     def save(self, folder: Path) -> None:

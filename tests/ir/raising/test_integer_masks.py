@@ -147,3 +147,66 @@ def test_code_that_makes_sense_of_zeros_and_ones_only_is_padding():
     assert node.args[3] is None
     assert node.args[4] is not None
     agree(model, program, given)
+
+
+def bert_like(g: Tensor) -> Tensor:
+    return (1.0 - g[:, None, None].to(torch.float32)) * torch.finfo(torch.float32).min
+
+
+def small_table(g: Tensor) -> Tensor:
+    return torch.tensor([False, True, True, True])[g][:, None, None]
+
+
+DOMAINS = [
+    (bert_like, (None, 1)),
+    (lambda g: (g[:, None, None] - 1).float() * 1e4, (None, 1)),
+    (lambda g: g[:, None, None].float() * -1e4, (0, None)),
+    (small_table, (None, 3)),
+    (not_zero, None),
+    (positive, None),
+    (equals_one, None),
+]
+
+
+@pytest.mark.parametrize("length", [LENGTH, 400])
+@pytest.mark.parametrize("dynamic", ["auto", {}], ids=["auto", "fixed"])
+@pytest.mark.parametrize(("make", "domain"), DOMAINS)
+def test_numbers_that_the_model_has_no_use_for_are_outside_of_the_domain(make, domain, dynamic, length):
+    given = torch.ones(2, length, dtype=torch.long)
+    given[0, :2] = given[1, 8:] = 0
+    torch.manual_seed(0)
+    model = Masked(make).eval()
+    program = capture(model, {"ids": torch.randint(0, 9, given.shape), "given": given}, dynamic=dynamic)
+    assert program.domains == ({} if domain is None else {"given": domain})
+    low, high = domain or (None, None)
+    for number in (-3, -1, 2, 3, 50):
+        if (low is None or number >= low) and (high is None or number <= high):
+            other = given.clone()
+            other[0, 3::4] = number
+            agree(model, program, other)
+
+
+def test_masks_of_two_domains_leave_what_is_in_both():
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.low, self.high = Masked(bert_like), Masked(lambda g: g[:, None, None].float() * -1e4)
+
+        def forward(self, ids: Tensor, given: Tensor) -> Tensor:
+            return self.low(ids, given) + self.high(ids, given)
+
+    given = (torch.arange(LENGTH) < 8).long().expand(2, LENGTH)
+    program = capture(Both().eval(), {"ids": torch.randint(0, 9, given.shape), "given": given})
+    assert program.domains == {"given": (0, 1)}
+
+
+def test_a_mask_of_numbers_between_zero_and_one_stays_as_the_model_has_it():
+    given = torch.ones(2, LENGTH)
+    given[1, 8:] = 0
+    model, program, node = captured(bert_like, given)
+    assert node.args[3] is not None
+    assert not program.domains
+    for number in (0.5, 2.0, -1.0):
+        other = given.clone()
+        other[0, 3] = number
+        agree(model, program, other)

@@ -1,0 +1,96 @@
+"""What numbers the inputs of a Program may hold: read off the Program, saved, and checked before a target runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from tersor.ir.errors import InputError
+from tersor.ir.program import Program, TensorSpec
+
+from .index_limits import index_limits
+
+Reason = Literal["embedding", "mask"]
+
+_WHY: dict[Reason, str] = {
+    "embedding": "rows of an embedding; give ids of the tokenizer that belongs to the model",
+    "mask": "beyond that the model's own code makes no mask of it; give 0 and 1, for instance (mask != 0).long()",
+}
+
+
+@dataclass(frozen=True)
+class InputDomain:
+    """The numbers that one input may hold, from ``low`` to ``high``; None where nothing bounds them."""
+
+    input: str
+    low: int | None
+    high: int | None
+    reason: Reason
+
+    def check(self, value: Tensor) -> None:
+        """Raise InputError with input, number, place, reason and mend where ``value`` holds another number."""
+        low, high = (int(bound) for bound in value.aminmax())
+        too_low = self.low is not None and low < self.low
+        if not too_low and (self.high is None or high <= self.high):
+            return
+        wrong = low if too_low else high
+        place = (value == wrong).nonzero()[0].tolist()
+        raise InputError(
+            f"input {self.input!r} is {wrong} at {place}; the model takes {self._range()} there ({_WHY[self.reason]})"
+        )
+
+    def _range(self) -> str:
+        if self.low is None:
+            return f"{self.high} or less"
+        return f"{self.low} or more" if self.high is None else f"{self.low} to {self.high}"
+
+
+def input_domains(program: Program) -> tuple[InputDomain, ...]:
+    """Inputs that number rows of embeddings, and masks whose meaning is proved for some numbers only."""
+    rows = (InputDomain(name, 0, limit - 1, "embedding") for name, limit in index_limits(program).items())
+    masks = (InputDomain(name, low, high, "mask") for name, (low, high) in program.domains.items())
+    return (*rows, *masks)
+
+
+def check_inputs(inputs: Mapping[str, Tensor], domains: Iterable[InputDomain]) -> None:
+    """See that inputs are within their domains.
+
+    Torch says which operator failed and not which input, ONNX takes -1 for the last row without a word, and nothing
+    fails at a 2 in a mask whose meaning is proved for zeros and ones.  Values on another device are left alone:
+    reading them would make every run wait for it.
+
+    Raises:
+        InputError: a value is outside; the message names the input, the value, its place, the range and the mend.
+    """
+    for domain in domains:
+        value = inputs[domain.input]
+        if value.device.type == "cpu" and value.numel():
+            domain.check(value)
+
+
+def encode_domains(domains: Iterable[InputDomain]) -> list[dict[str, Any]]:
+    """``domains`` as JSON takes them."""
+    return [asdict(domain) for domain in domains]
+
+
+def decode_domains(data: Any, specs: Iterable[TensorSpec]) -> tuple[InputDomain, ...]:
+    """The inverse of :func:`encode_domains`.
+
+    Raises:
+        ValueError, KeyError, TypeError: ``data`` is no such list, or names an input that ``specs`` do not have.
+    """
+    names = {spec.name for spec in specs}
+    domains = []
+    for item in data:
+        domain = InputDomain(str(item["input"]), _bound(item["low"]), _bound(item["high"]), item["reason"])
+        if domain.input not in names or domain.reason not in get_args(Reason):
+            raise ValueError(f"domain of an unknown input or kind: {domain}")
+        domains.append(domain)
+    return tuple(domains)
+
+
+def _bound(value: Any) -> int | None:
+    return None if value is None else int(value)
