@@ -28,6 +28,7 @@ from .inputs import (
     tokens_first,
 )
 from .keywords import spelled_out
+from .single_sizes import refuse_wrong_single_sizes
 from .sources import Source, find_source
 from .state import inference_state
 
@@ -93,7 +94,9 @@ def _from_module(source: Source, model: nn.Module, example_inputs: Any, dynamic:
         program = raise_attention(program)
         if dynamic == "auto":
             program = named_by_attention(program)
-        deviation = compare_with_model(program, expected, lambda **values: model(**values, **fixed))
+        call = partial(model, **fixed)
+        deviation = compare_with_model(program, expected, call)
+        program = refuse_wrong_single_sizes(program, call)
         if notes:
             program.notes["capture"] = [*notes, *program.notes.get("capture", ())]
         return program.with_facts(deviation=deviation)

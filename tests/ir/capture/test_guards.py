@@ -50,6 +50,49 @@ def test_a_comparison_becomes_a_range(case):
     assert not program.notes
 
 
+SINGLE = {
+    "equal": lambda b, n: n == 1,
+    "different": lambda b, n: n != 1,
+    "below": lambda b, n: n < 2,
+    "above": lambda b, n: n > 1,
+    "with the batch": lambda b, n: b * n == b,
+}
+
+
+@pytest.mark.parametrize("case", SINGLE)
+@pytest.mark.parametrize("dynamic", ["auto", {"x": {1: "length"}}], ids=["auto", "named"])
+def test_a_branch_at_one_that_the_exporter_writes_no_guard_for_bounds_the_size(case, dynamic):
+    model = Branches(SINGLE[case])
+    program = capture(model, {"x": torch.randn(2, 12, 4)}, dynamic=dynamic)
+    (name,) = {"tokens", "length"} & set(program.inputs[0].shape)
+    assert program.ranges[name] == (2, None)
+    assert f"{name} is 2 or more" in program.notes["capture"][-1]
+    for length in (2, 3, 30):
+        x = torch.randn(2, length, 4)
+        assert torch.equal(program(x), model(x))
+    with pytest.raises(InputError, match=f"{name} = 1; the model takes 2 to any"):
+        program(torch.randn(2, 1, 4))
+
+
+class Squeezed(nn.Module):
+    """Rejects a length of one, of which nothing can be learnt."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] == 1:
+            raise ValueError("too short")
+        return x * 2
+
+
+def test_lengths_of_one_stay_where_nothing_speaks_against_them():
+    for model in (Branches(lambda b, n: n > 64), Squeezed()):
+        program = capture(model, {"x": torch.randn(2, 12, 4)})
+        assert program.ranges["tokens"][0] == 1
+        assert not program.notes
+    x = torch.randn(2, 1, 4)
+    whole = capture(Branches(lambda b, n: n == 1), {"x": x}, dynamic={})
+    assert torch.equal(whole(x), x * 2)
+
+
 def test_a_length_in_a_python_maximum_is_bounded_by_where_it_takes_over():
     model = Stretches()
     program = capture(model, {"x": torch.randn(2, 12, 4)})
