@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..same_elements import COPIES
 from ..shapes import expression
 from .folds import WHOLE, place_after
 from .token_axis import NONE, RULES, Context, Dims, NotTokenwise, Rule, rule
@@ -72,10 +73,7 @@ def pointwise(context: Context, node: fx.Node) -> Dims:
     return dims
 
 
-@rule(
-    aten.to, aten._to_copy, aten.dropout, aten.contiguous, aten.clone, aten.detach, aten.alias, aten.native_dropout,
-    aten.lift_fresh_copy, aten.type_as, aten.zeros_like, aten.ones_like, aten.feature_dropout,
-)  # fmt: skip
+@rule(*COPIES, aten.dropout, aten.native_dropout, aten.feature_dropout, aten.zeros_like, aten.ones_like)
 def unary(context: Context, node: fx.Node) -> Dims:
     return context.dims(node.args[0])
 

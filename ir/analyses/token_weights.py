@@ -11,20 +11,15 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
+from ..same_elements import COPIES, MOVES
 from .token_axis import BatchContext, Context, NotTokenwise, TokenAxis
 from .token_rules import find_rule, rank_of
 
 aten = torch.ops.aten
 
 # What these make of a weight stays at its place.  Heads may be mixed too, by a linear layer over their dim.
-_KEEP = (
-    aten.to, aten._to_copy, aten.type_as, aten.dropout, aten.contiguous, aten.clone, aten.detach, aten.alias,
-)  # fmt: skip
+_KEEP = (*COPIES, aten.dropout)
 _SCALE = (aten.mul, aten.div, aten.masked_fill)
-_MOVE = (
-    aten.transpose, aten.t, aten.permute, aten.unsqueeze, aten.squeeze, aten.reshape, aten.view, aten._unsafe_view,
-    aten.expand, aten.flatten, aten.unflatten,
-)  # fmt: skip
 # The places of the two factors among the operands.
 _PRODUCTS = {aten.matmul: 0, aten.bmm: 0, aten.mm: 0, aten.addmm: 1, aten.baddbmm: 1}
 
@@ -65,7 +60,7 @@ def _places(context: Context, value: fx.Node, dim: int, reader: fx.Node) -> Iter
         yield dim
     elif packet in _SCALE and (first or packet is aten.mul) and not _from_tokens(context, value, reader):
         yield dim + rank_of(reader) - rank
-    elif packet in _MOVE:
+    elif packet in MOVES:
         yield _moved(value, dim, reader)
     else:
         yield None

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from ..dialect import is_dialect
 from ..program import Program
+from ..same_elements import COPIES, MOVES
 from ..shapes import expression
 from ._cone import Cone, is_size
 from ._pattern import arguments, calls
@@ -31,10 +32,10 @@ _BOUNDED = (
     *(aten.bitwise_and, aten.bitwise_or, aten.bitwise_xor, aten.bitwise_not),
     *(aten.logical_and, aten.logical_or, aten.logical_xor, aten.logical_not),
     *(aten.__and__, aten.__or__, aten.__xor__),
-    *(aten.to, aten._to_copy, aten.type_as, aten.contiguous, aten.clone, aten.alias, aten.detach),
-    *(aten.lift_fresh_copy, aten.unsqueeze, aten.squeeze, aten.expand, aten.expand_as, aten.reshape, aten.view),
-    *(aten._unsafe_view, aten.flatten, aten.permute, aten.transpose, aten.t, aten.slice, aten.select, aten.cat),
-    *(aten.stack, aten.repeat, aten.index, aten.gather, aten.triu, aten.tril, aten.eye, aten.scalar_tensor),
+    *COPIES,
+    *MOVES,
+    *(aten.expand_as, aten.slice, aten.select, aten.cat, aten.stack, aten.repeat, aten.index, aten.gather),
+    *(aten.triu, aten.tril, aten.eye, aten.scalar_tensor),
     *(aten.full, aten.zeros, aten.ones, aten.full_like, aten.zeros_like, aten.ones_like),
     *(aten.new_full, aten.new_zeros, aten.new_ones, aten.dropout),
 )  # fmt: skip

@@ -11,6 +11,7 @@ from torch import fx
 
 from ..builder import Builder
 from ..program import Program
+from ..same_elements import COPIES
 from ..shapes import same_size
 
 aten = torch.ops.aten
@@ -85,11 +86,7 @@ def skip_noops(node: fx.Node) -> fx.Node:
 
 
 def _keeps_everything(node: fx.Node) -> bool:
-    if not calls(
-        node, aten.slice.Tensor, aten.alias.default, aten.contiguous.default, aten.clone.default,
-        aten.detach.default, aten.to, aten._to_copy.default, aten.expand.default, aten.reshape.default,
-        aten.dropout.default,
-    ):  # fmt: skip
+    if not calls(node, *COPIES, aten.slice, aten.expand, aten.reshape, aten.dropout):
         return False
     source, value = node.args[0].meta.get("val"), node.meta.get("val")  # type: ignore[union-attr]
     if not isinstance(source, torch.Tensor) or not isinstance(value, torch.Tensor):

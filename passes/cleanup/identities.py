@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from tersor.ir.same_elements import COPIES
 from tersor.ir.shapes import same_size
 
 from .equivalence import Equivalence
@@ -74,10 +75,7 @@ def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> A
 # Whether the operator returns its operand, given that dtype and device are the operand's.
 RULES: dict[Any, Callable[[fx.Node], bool]] = {
     **dict.fromkeys((aten.dropout, aten.feature_dropout, aten.alpha_dropout), _not_training),
-    **dict.fromkeys(
-        (aten.clone, aten.contiguous, aten.detach, aten.alias, aten.lift_fresh, aten.lift_fresh_copy), _always
-    ),
-    **dict.fromkeys((aten.to, aten._to_copy, aten.type_as), _always),
+    **dict.fromkeys(COPIES, _always),
     **dict.fromkeys((aten.add, aten.sub), lambda node: _other_is(0)(node) and _same_shape(node)),
     **dict.fromkeys((aten.mul, aten.div, aten.pow), lambda node: _other_is(1)(node) and _same_shape(node)),
     **dict.fromkeys((aten.reshape, aten.flatten, aten.expand, aten.squeeze, aten.repeat), _same_shape),

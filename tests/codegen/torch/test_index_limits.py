@@ -23,7 +23,7 @@ class TwoTables(nn.Module):
         self.large, self.small, self.kind = nn.Embedding(9, 4), nn.Embedding(7, 4), nn.Embedding(2, 4)
 
     def forward(self, ids: Tensor, kinds: Tensor, shifted: Tensor) -> Tensor:
-        kind = self.kind(kinds.to(torch.int64).unsqueeze(-1)).squeeze(-2)
+        kind = self.kind(kinds.to(torch.int64).unflatten(1, (-1, 1))).squeeze(-2)
         return self.large(ids) + self.small(ids) + kind + self.large(shifted + 3)
 
 

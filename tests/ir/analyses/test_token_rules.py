@@ -41,7 +41,7 @@ TOKENWISE: dict[str, Case] = {
     "dropout": call(aten.dropout.default, 0.5, False),
     "feature_dropout": call(aten.feature_dropout.default, 0.5, False),
     "native_dropout": lambda g, x: g.item(g.call(aten.native_dropout.default, x, 0.5, False), 0),
-    "copies": chain("contiguous", "clone", "detach", "alias", "lift_fresh_copy"),
+    "copies": chain("contiguous", "clone", "detach", "alias", "lift_fresh", "lift_fresh_copy"),
     "type_as": lambda g, x: g.call(aten.type_as.default, x, weight(g, 1, dtype=torch.float64)),
     "zeros_like, ones_like": lambda g, x: g.add(
         g.call(aten.zeros_like.default, x), g.call(aten.ones_like.default, x)
