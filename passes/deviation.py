@@ -335,4 +335,5 @@ def _divergence(want: Tensor, got: Tensor, gap: Tensor) -> Tensor:
     weight = (want - high).exp_()
     total = weight.sum(-1)
     shift = torch.linalg.vecdot(weight, gap) / total
-    return got.logsumexp(-1) - (total.log() + high.squeeze(-1)) - shift
+    divergence: Tensor = got.logsumexp(-1) - (total.log() + high.squeeze(-1)) - shift
+    return divergence

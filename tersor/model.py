@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -23,6 +23,9 @@ from .passes.deviation import Deviation, Reference
 from .passes.report import Report
 from .runtime.session import Session
 from .verification import Verification, raise_unless_ok, verify_artifact
+
+if TYPE_CHECKING:
+    from .codegen.onnx.emitter import Ops
 
 
 class OptimizedModel:
@@ -100,7 +103,7 @@ class OptimizedModel:
             manifest=self.manifest,
         )
 
-    def export_onnx(self, path: str | os.PathLike[str], ops: str = "portable") -> list[Path]:
+    def export_onnx(self, path: str | os.PathLike[str], ops: Ops = "portable") -> list[Path]:
         """Write one ONNX file (weights beside it above 2 GB) that computes what the Program computes.
 
         Args:

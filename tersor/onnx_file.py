@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .agreement import check_agreement
 from .calibration import Batch
+from .codegen.onnx.emitter import Ops
 from .codegen.onnx.executable import OnnxExecutable
 from .codegen.onnx.export import export
 from .codegen.onnx.session import trial_session
@@ -22,7 +23,7 @@ def report_metadata(report: Report) -> dict[str, str]:
 
 
 def export_checked(
-    program: Program, path: Path, ops: str, report: Report, samples: list[Batch]
+    program: Program, path: Path, ops: Ops, report: Report, samples: list[Batch]
 ) -> list[Path]:
     """Write ``program`` to ``path``, run the file, compare, and only then give it its name.
 
@@ -34,10 +35,9 @@ def export_checked(
         LoweringError: an operator has no ONNX form, or ONNX Runtime computed something else.
     """
     with scratch_folder(path) as folder:
-        written = export(program, folder / path.name, ops=ops, metadata=report_metadata(report))  # type: ignore[arg-type]
-        executable = OnnxExecutable(
-            trial_session(folder / path.name), program.inputs, program.outputs, ops=ops
-        )  # type: ignore[arg-type]
+        written = export(program, folder / path.name, ops=ops, metadata=report_metadata(report))
+        session = trial_session(folder / path.name)
+        executable = OnnxExecutable(session, program.inputs, program.outputs, ops=ops)
         check_agreement(executable, program, samples, "onnx")
         # The weights first: a graph that is there is complete.
         moved = [file.replace(path.parent / file.name) for file in reversed(written)]
