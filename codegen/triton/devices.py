@@ -6,9 +6,8 @@ import torch
 from torch import fx
 
 from tersor.ir.errors import LoweringError
+from tersor.ir.operands import arguments
 from tersor.ir.program import Program
-
-from .patterns import arguments
 
 
 def execution_device() -> torch.device:

@@ -10,11 +10,12 @@ from typing import Any
 from torch import fx
 
 from tersor.ir.dialect import is_dialect
+from tersor.ir.operands import arguments
 from tersor.ir.program import Program
 
 from .call import Fallback, KernelCall
 from .kernels import KERNELS, Kernel
-from .patterns import Norm, arguments, find_norm
+from .patterns import Norm, find_norm
 
 
 @dataclass(frozen=True)

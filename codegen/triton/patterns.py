@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from tersor.ir.operands import arguments
+
 aten = torch.ops.aten
 
 _CASTS = (aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten._to_copy.default, aten.type_as.default)
@@ -40,14 +42,6 @@ def find_norm(value: fx.Node) -> Norm | None:
             if norm is not None:
                 return norm
     return None
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """Every argument of an operator call by its schema name, defaults filled in."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    values = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-    values |= {a.name: value for a, value in zip(schema.arguments, node.args, strict=False)}
-    return values | dict(node.kwargs)
 
 
 def _operator_norm(node: fx.Node, value: fx.Node) -> Norm | None:

@@ -23,6 +23,9 @@ from .token_axis import SHAPE_ONLY
 
 # The operand of the dialect's token operators whose content is in their result; the others say where it goes.
 _TOKEN_CONTENT = {"gather_tokens": 0, "scatter_tokens": 2, "merge_tokens": 0}
+aten = torch.ops.aten
+# These take entries of their first operand; the others say which.
+_TAKES = {aten.index, aten.index_select, aten.gather, aten.take_along_dim}
 
 
 @dataclass(frozen=True)
@@ -135,30 +138,50 @@ def _content_source(node: fx.Node) -> fx.Node:
 
 
 def content_flow(program: Program) -> nx.DiGraph:
-    """Tensor data flow without the edges that only steer: sizes, masks, padding, positions, choices of tokens."""
+    """Tensor data flow without the edges that only steer: sizes, masks, padding, positions, choices of tokens.
+
+    Where entries are taken from what an input has a part in, the index steers; where they are looked up in a table of
+    the model's own, the index is what the result is made of.
+    """
     flow = nx.DiGraph()
+    fed: set[fx.Node] = set()
     for node in program.graph.nodes:
         if node.op == "output" or _is_tensor(node):
             flow.add_node(node)
             sources: list[fx.Node] = []
-            fx.map_arg(_content(node), sources.append)
+            fx.map_arg(_content(node, fed), sources.append)
             flow.add_edges_from((source, node) for source in sources if _is_tensor(source))
+            if node.op == "placeholder" or not fed.isdisjoint(sources):
+                fed.add(node)
     return flow
 
 
-def _content(node: fx.Node) -> Any:
-    """The operands whose content, not only whose shape or order, is in the node's result."""
+def _content(node: fx.Node, fed: set[fx.Node]) -> Any:
+    """The operands whose content, not only whose shape or order, is in the node's result.
+
+    Args:
+        fed: the nodes before it that an input's content is in.
+    """
     if is_attention(node):
         return node.args[:3]
     if is_dialect(node, *_TOKEN_CONTENT):
         return node.args[_TOKEN_CONTENT[node.target._opname]]  # type: ignore[union-attr]
     packet = getattr(node.target, "overloadpacket", None)
-    return node.args[1:] if packet in SHAPE_ONLY else (node.args, node.kwargs)
+    if packet in SHAPE_ONLY:
+        return node.args[1:]
+    if packet in _TAKES and node.args[0] in fed:
+        return node.args[0]
+    return (node.args, node.kwargs)
 
 
 def _is_tensor(node: fx.Node) -> bool:
     value: Any = node.meta.get("val")
     return isinstance(value, torch.Tensor | tuple | list)
+
+
+def _is_continuous(node: fx.Node) -> bool:
+    value: Any = node.meta["val"]
+    return not isinstance(value, torch.Tensor) or value.is_floating_point()
 
 
 def _why_outside(flow: nx.DiGraph, attention: fx.Node, start: fx.Node | None) -> str | None:
@@ -177,7 +200,10 @@ def _stream(program: Program, flow: nx.DiGraph) -> list[fx.Node]:
     backwards = flow.reverse(copy=True)
     # A result that no attention has a part in leaves the model before the stack and is no part of the stream.
     attended = {n for a in program.graph.nodes if is_attention(a) for n in nx.descendants(flow, a)}
-    backwards.remove_edges_from([(output, r) for r in flow.predecessors(output) if r not in attended])
+    results = [r for r in flow.predecessors(output) if r in attended]
+    # Nor is a result of numbers, such as which tokens were kept, beside one that holds content.
+    results = [r for r in results if _is_continuous(r)] or results
+    backwards.remove_edges_from([(output, r) for r in flow.predecessors(output) if r not in results])
     post = nx.immediate_dominators(backwards, output)
     best: list[fx.Node] = []
     for node in program.graph.nodes:

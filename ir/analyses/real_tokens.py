@@ -7,7 +7,7 @@ An output that the axis does not reach has no padding, whatever its shape.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +16,14 @@ import torch
 from torch import Tensor, fx
 
 from ..dialect import is_dialect
+from ..evaluate import evaluate
+from ..operands import find_operand
 from ..program import Program
 from ..shapes import same_size
 from .layers import content_flow, is_attention
-from .token_axis import NONE, BatchContext, Context, Dims, NotTokenwise, TokenAxis, apply_rule, region_nodes
+from .located import Located
+from .token_axis import NONE, BatchContext, Dims, NotTokenwise, TokenAxis, apply_rule, region_nodes
+from .token_rules import rank_of
 
 # Which tokens are left, by the choices of one gather after another.
 Chosen = tuple[fx.Node, ...]
@@ -47,7 +51,7 @@ def real_tokens(program: Program, inputs: Mapping[str, Tensor]) -> dict[str, Ten
         inputs: all of the Program's inputs, as ``Program.bind`` returns them.
     """
     found = program.analysis(_paddings)
-    values = _evaluate(program, {n for p in found.values() for n in (*p.sources, *p.chosen)}, inputs)
+    values = evaluate(program, {n for p in found.values() for n in (*p.sources, *p.chosen)}, inputs)
     real: dict[str, Tensor] = {}
     for name, padding in found.items():
         masks = [values[source].bool() for source in padding.sources]
@@ -73,7 +77,7 @@ def _paddings(program: Program) -> dict[str, _Padding]:
     seen: set[fx.Node] = set()
     found: dict[str, _Padding] = {}
     for attention in [n for n in program.graph.nodes if is_attention(n)]:
-        if attention in seen or _operand(attention, "padding") is None:
+        if attention in seen or find_operand(attention, "padding") is None:
             continue
         origin = _origin(program, flow, attention)
         if origin is None:
@@ -94,7 +98,8 @@ def _origin(program: Program, flow: nx.DiGraph, attention: fx.Node) -> tuple[fx.
         return None
     common = set.intersection(*(nx.ancestors(flow, operand) | {operand} for operand in operands))
     place = {node: i for i, node in enumerate(program.graph.nodes)}
-    streams = [n for n in common if n.op == "call_function" and _rank(n) == 3]
+    computed = [n for n in common if n.op == "call_function"]
+    streams = [n for n in computed if isinstance(n.meta["val"], Tensor) and rank_of(n) == 3]
     if not streams:
         return None
     start = max(streams, key=place.__getitem__)
@@ -105,46 +110,10 @@ def _origin(program: Program, flow: nx.DiGraph, attention: fx.Node) -> tuple[fx.
 
 
 def _reaches(program: Program, start: fx.Node, dim: int, operand: fx.Node) -> bool:
-    axis = _Located(TokenAxis(), start, dim)
+    axis = Located(TokenAxis(), start, dim)
     for node in region_nodes(program, start, operand):
         axis.follow(node)
     return axis.dims(operand) == frozenset({2}) and axis.fold(operand) is None
-
-
-def _rank(node: fx.Node) -> int:
-    value = node.meta.get("val")
-    return value.dim() if isinstance(value, Tensor) else 0
-
-
-def _operand(node: fx.Node, name: str) -> fx.Node | None:
-    for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        if argument.name == name:
-            value = node.args[position] if position < len(node.args) else node.kwargs.get(name)
-            return value if isinstance(value, fx.Node) else None
-    return None
-
-
-class _Located(Context):
-    """Follows the token axis only to say where it is: what cannot be followed holds no tokens."""
-
-    def side(self, user: fx.Node, value: Any, dims: Iterable[int], rank: int | None = None) -> None:
-        return
-
-    def size(self, user: fx.Node, argument: int, position: int) -> None:
-        return
-
-    def follow(self, node: fx.Node) -> None:
-        if is_dialect(node, "attention") and all(self._holds_tokens(operand) for operand in node.args[:3]):
-            # Where its tokens are depends on no mask, though one computed from the stream could not be reduced.
-            self.found[node] = frozenset({2})
-            return
-        try:
-            self.found[node] = apply_rule(self, node)
-        except NotTokenwise:
-            self.found[node] = NONE
-
-    def _holds_tokens(self, operand: Any) -> bool:
-        return self.dims(operand) == frozenset({2}) and self.fold(operand) is None
 
 
 @dataclass
@@ -163,7 +132,7 @@ class _Followed:
     hidden: dict[fx.Node, fx.Node | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.tokens = _Located(TokenAxis(), self.start, self.dim)
+        self.tokens = Located(TokenAxis(), self.start, self.dim)
         self.rows = BatchContext(TokenAxis(), self.start, 1 - self.dim)
         self.chosen[self.start] = ()
         for node in region_nodes(self.program, self.start, self.program.output_node):
@@ -187,9 +156,9 @@ class _Followed:
         elif ways:
             self.tokens.found[node] = NONE
         if is_attention(node) and all(self.tokens.dims(operand) for operand in node.args[:2]):
-            padding = _operand(node, "padding")
+            padding = find_operand(node, "padding")
             # A mask that was not taken apart may hide padding too: it is no evidence either way.
-            if padding is not None or _operand(node, "mask") is None:
+            if padding is not None or find_operand(node, "mask") is None:
                 self.hidden[node] = padding
 
     def _same(self, node: fx.Node, source: Any) -> None:
@@ -228,24 +197,3 @@ class _Followed:
                 known = tuple(dict.fromkeys(p for p in sources if p is not None))
                 return _Padding(known, chosen[length:]) if None not in sources else None
         return None
-
-
-def _evaluate(program: Program, wanted: set[fx.Node], inputs: Mapping[str, Tensor]) -> dict[fx.Node, Tensor]:
-    """Values of some nodes, computed with all that they need and nothing else."""
-    needed, frontier = set(wanted), list(wanted)
-    while frontier:
-        for source in frontier.pop().all_input_nodes:
-            if source not in needed:
-                needed.add(source)
-                frontier.append(source)
-    values: dict[fx.Node, Any] = {}
-    with torch.no_grad():
-        for node in program.graph.nodes:
-            if node not in needed:
-                continue
-            if node.op == "call_function":
-                args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-                values[node] = node.target(*args, **kwargs)
-            else:
-                values[node] = (inputs if node.op == "placeholder" else program.weights)[node.target]
-    return {node: values[node] for node in wanted}

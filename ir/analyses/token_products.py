@@ -8,8 +8,9 @@ import torch
 from torch import fx
 
 from ..dialect import is_dialect
+from ..operands import arguments
 from .token_axis import NONE, BatchContext, Context, Dims, NotTokenwise, rule
-from .token_rules import argument, one, own_dim, rank_of, shape_of
+from .token_rules import one, own_dim, rank_of, shape_of
 
 aten = torch.ops.aten
 tersor = torch.ops.tersor
@@ -104,7 +105,7 @@ def attention(context: Context, node: fx.Node) -> Any:
         return (expected, expected) if importance else expected
     queries, keys = context.inside(query), context.inside(key)
     context.attends(node, queries, keys)
-    values = {a.name: argument(node, i) for i, a in enumerate(node.target._schema.arguments)}  # type: ignore[union-attr]
+    values = arguments(node)
     mask = values["mask"]
     if isinstance(mask, fx.Node):
         rank = rank_of(mask)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..operands import argument
 from ..same_elements import COPIES
 from ..shapes import expression
 from .folds import WHOLE, place_after
@@ -42,13 +43,6 @@ def shape_of(value: Any) -> Any:
 
 def rank_of(value: Any) -> int:
     return len(shape_of(value))
-
-
-def argument(node: fx.Node, position: int, default: Any = None) -> Any:
-    """A positional argument, by position or by its schema name."""
-    if len(node.args) > position:
-        return node.args[position]
-    return node.kwargs.get(node.target._schema.arguments[position].name, default)  # type: ignore[union-attr]
 
 
 @rule(aten.masked_fill, aten.where, aten.__and__, aten.__or__, aten.lerp)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, fx
 
 from ..dialect import is_dialect
+from ..operands import arguments
 from ..program import Program
 from ..same_elements import COPIES, MOVES
 from ..shapes import expression
 from ._cone import Cone, is_size
-from ._pattern import arguments, calls
+from ._pattern import calls
 
 aten = torch.ops.aten
 

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from ..builder import Builder
+from ..operands import arguments
 from ..program import Program
 from ..same_elements import COPIES
 from ..shapes import same_size
@@ -50,14 +51,6 @@ class Pattern(ABC, Generic[M]):
 
     def builder(self, before: fx.Node) -> Builder:
         return Builder(self.program, before, before.meta.get("layer", ""))
-
-
-def arguments(node: fx.Node) -> dict[str, Any]:
-    """Every argument of an operator call by its schema name, defaults filled in."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    values = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-    values |= {a.name: value for a, value in zip(schema.arguments, node.args, strict=False)}
-    return values | dict(node.kwargs)
 
 
 def calls(node: Any, *targets: Any) -> bool:

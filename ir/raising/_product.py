@@ -9,9 +9,10 @@ import torch
 from torch import fx
 
 from ..builder import Builder
+from ..operands import arguments
 from ..program import Program
 from ._cone import constant
-from ._pattern import arguments, calls, sizes, skip_noops
+from ._pattern import calls, sizes, skip_noops
 
 aten = torch.ops.aten
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..operands import arguments
 from ..program import Program
 from ._cone import constant
-from ._pattern import WhyNot, arguments, calls, sizes, skip_noops
+from ._pattern import WhyNot, calls, sizes, skip_noops
 from ._product import Product, product_of
 
 aten = torch.ops.aten

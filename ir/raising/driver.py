@@ -8,8 +8,9 @@ import torch
 from torch import fx
 
 from ..dialect import is_dialect
+from ..operands import arguments
 from ..program import Program
-from ._pattern import Pattern, WhyNot, arguments, where
+from ._pattern import Pattern, WhyNot, where
 from .fold_mask import FoldMask
 from .grouped_heads import GroupedHeads
 from .sdpa import ScaledDotProduct

@@ -9,9 +9,10 @@ from torch import fx
 
 from ..builder import Builder
 from ..dialect import is_dialect
+from ..operands import arguments
 from ..shapes import same_size
 from ._padding_trials import NONZERO, Reading
-from ._pattern import Pattern, WhyNot, arguments, calls, sizes
+from ._pattern import Pattern, WhyNot, calls, sizes
 from .mask_meaning import Meaning, split_mask
 
 aten = torch.ops.aten

@@ -8,8 +8,9 @@ import torch
 from torch import fx
 
 from ..dialect import is_dialect
+from ..operands import arguments
 from ..shapes import same_size
-from ._pattern import Pattern, WhyNot, arguments, calls, sizes, skip_noops
+from ._pattern import Pattern, WhyNot, calls, sizes, skip_noops
 
 aten = torch.ops.aten
 

@@ -13,12 +13,13 @@ from torch import Tensor, fx
 
 from ..dialect import is_dialect
 from ..dialect.attention import visible_keys
+from ..operands import arguments
 from ..program import Program
 from ..shapes import Size, expression, same_size
 from ._cone import Cone, Sizes, constant
 from ._mask_scales import longest_scale
 from ._padding_trials import NONZERO, Reading, Trials, other_integers, readings, shows, zeros_and_ones
-from ._pattern import arguments, calls, sizes
+from ._pattern import calls, sizes
 
 aten = torch.ops.aten
 

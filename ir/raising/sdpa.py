@@ -8,8 +8,9 @@ import torch
 from torch import fx
 
 from ..builder import Builder
+from ..operands import arguments
 from ..shapes import same_size
-from ._pattern import Pattern, WhyNot, arguments, calls, sizes
+from ._pattern import Pattern, WhyNot, calls, sizes
 
 aten = torch.ops.aten
 

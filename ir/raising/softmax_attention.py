@@ -9,8 +9,9 @@ import torch
 from torch import fx
 
 from ..builder import Builder
+from ..operands import arguments
 from ..shapes import expression, same_size
-from ._pattern import Pattern, WhyNot, arguments, calls, sizes, skip_noops
+from ._pattern import Pattern, WhyNot, calls, sizes, skip_noops
 from ._product import weighted_value
 from ._scores import Bias, Scores, find_scores
 

@@ -87,7 +87,10 @@ class TokenDrop(Pass):
         chosen = self._chosen(stack)
         if isinstance(chosen, Refusal):
             return chosen
-        protection = self._protection(program, stack)
+        try:
+            protection = self._protection(program, stack)
+        except NotTokenwise as refusal:
+            return Refusal(refusal.reason, refusal.node.name)
         if refused := _nothing_free(stack, protection):
             return refused
         sites: list[Site] = []

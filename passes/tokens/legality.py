@@ -10,11 +10,11 @@ from torch import fx
 from tersor.ir.analyses.layers import Layer, Layers, restores_or_reduces
 from tersor.ir.analyses.token_axis import NotTokenwise, depends_on_inputs, token_axis
 from tersor.ir.dialect import is_dialect
+from tersor.ir.operands import find_operand
 from tersor.ir.program import Program
 from tersor.ir.shapes import same_size
 
 from ..contract import Refusal
-from .method import find_operand
 
 aten = torch.ops.aten
 _MOVES = (aten.unsqueeze.default, aten.to.dtype, aten.slice.Tensor, aten.expand.default)

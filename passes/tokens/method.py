@@ -13,6 +13,7 @@ from torch import fx
 from tersor.ir.builder import Builder
 from tersor.ir.dialect import is_dialect
 from tersor.ir.errors import RefusedError
+from tersor.ir.operands import find_operand
 from tersor.ir.shapes import Size
 
 from ..contract import Method
@@ -21,15 +22,6 @@ from .stand_in import log_size, stand_in
 aten = torch.ops.aten
 
 Restore = Callable[[Builder, fx.Node, fx.Node], fx.Node]
-
-
-def find_operand(node: fx.Node, name: str) -> fx.Node | None:
-    """The tensor operand ``name`` of a dialect node; None where it is absent."""
-    for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        if argument.name == name:
-            given = node.args[position : position + 1]
-            return given[0] if given else node.kwargs.get(name)  # type: ignore[return-value]
-    return None
 
 
 @dataclass

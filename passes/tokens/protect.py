@@ -14,6 +14,8 @@ from tersor.ir.analyses.layers import Layers, content_flow
 from tersor.ir.program import Program
 from tersor.ir.shapes import same_size
 
+from .positions import positions_read
+
 aten = torch.ops.aten
 _TO_THE_END = 2**63 - 1
 
@@ -32,6 +34,9 @@ def find_protected(program: Program, stack: Layers) -> Protection:
 
     tokens joined to the sequence that no input has a part in (class token, registers, prompts); positions that
     are read by number after the last block; the two ends of a row of token ids, which delimiters occupy.
+
+    Raises:
+        NotTokenwise: something below the last block reads tokens at positions that are not known; it names the node.
     """
     flow = content_flow(program)
     start, reasons = stack[0].start, []
@@ -41,10 +46,10 @@ def find_protected(program: Program, stack: Layers) -> Protection:
         reasons.append(
             f"the first {prefix} and last {last} tokens of {start.name} are constants of the model"
         )
-    for node, ahead, behind in _positions_read(flow, stack):
-        if ahead > prefix or behind > last:
-            reasons.append(f"{node.name} reads positions by number")
-        prefix, last = max(prefix, ahead), max(last, behind)
+    for read in positions_read(program, stack):
+        if read.ahead > prefix or read.behind > last:
+            reasons.append(f"{read.node.name} reads positions by number")
+        prefix, last = max(prefix, read.ahead), max(last, read.behind)
     if holds_token_ids(program, stack):
         prefix, last = max(prefix, 1), max(last, 1)
         reasons.append("rows of token ids start and end with delimiters")
@@ -132,35 +137,6 @@ def _is_tokenwise(node: fx.Node) -> bool:
         aten.contiguous,
         aten.clone,
     )
-
-
-def _positions_read(flow: nx.DiGraph, stack: Layers) -> Iterator[tuple[fx.Node, int, int]]:
-    """Readers of fixed positions below the stack: how many tokens of the start and of the end they reach into."""
-    tokens = stack.tokens
-    # A stream that lies tokens first may have been turned on the way: what could be its tokens is taken for them.
-    dims = (1,) if stack.token_dim == 1 else (0, 1)
-    for node in nx.descendants(flow, stack.end):
-        if node.target not in (aten.select.int, aten.slice.Tensor):
-            continue
-        source: Any = node.args[0]
-        dim = _dim(node) % max(1, _rank(source))
-        if _rank(source) != 3 or dim not in dims or not same_size(_size(source, dim), tokens):
-            continue
-        if node.target is aten.select.int:
-            position = node.args[2]
-            if isinstance(position, int):
-                yield (node, position + 1, 0) if position >= 0 else (node, 0, -position)
-        elif not same_size(_size(node, dim), tokens):
-            # Where a slice begins or ends, the tokens part into kinds: the shorter side is the special one.
-            for cut in _bounds(node):
-                if isinstance(cut, int) and cut != 0:
-                    yield _shorter_side(node, cut, tokens)
-
-
-def _shorter_side(node: fx.Node, cut: int, tokens: Any) -> tuple[fx.Node, int, int]:
-    if cut > 0 and isinstance(tokens, int) and cut > tokens // 2:
-        return node, 0, max(0, tokens - cut)
-    return (node, cut, 0) if cut > 0 else (node, 0, -cut)
 
 
 def _bounds(node: fx.Node) -> tuple[Any, Any]:

@@ -17,10 +17,11 @@ from tersor.ir.analyses.layers import Layer
 from tersor.ir.analyses.token_axis import AttentionUse, SideUse, SizeUse, TokenAxis, token_axis
 from tersor.ir.builder import Builder
 from tersor.ir.inference import infer_shapes
+from tersor.ir.operands import find_operand, set_operand
 from tersor.ir.program import Program
 from tersor.ir.shapes import expression
 
-from .method import Reduction, TokenMethod, TokenSite, find_operand
+from .method import Reduction, TokenMethod, TokenSite
 
 aten = torch.ops.aten
 
@@ -104,7 +105,7 @@ def bias_keys(program: Program, cut: Cut) -> None:
             )
         elif mask is not None:
             bias = g.add(mask, bias)
-        _set_operand(node, "mask", bias)
+        set_operand(node, "mask", bias)
 
 
 def _keep_counts(g: Builder, axis: TokenAxis, full: fx.Node, dim: int) -> None:
@@ -189,7 +190,7 @@ def _carry_positions(use: AttentionUse, index: fx.Node) -> None:
         return
     for name, reduced in (("query_positions", use.queries), ("key_positions", use.keys)):
         if reduced and find_operand(use.node, name) is None:
-            _set_operand(use.node, name, index)
+            set_operand(use.node, name, index)
 
 
 def _restore(program: Program, stream: fx.Node, reduction: Reduction, cut: Cut) -> None:
@@ -200,16 +201,3 @@ def _restore(program: Program, stream: fx.Node, reduction: Reduction, cut: Cut) 
         reader.replace_input_with(cut.end, restored)
     # The first site's restoration is the last to run: it alone has all the tokens.
     cut.restored = cut.restored or restored
-
-
-def _set_operand(node: fx.Node, name: str, value: fx.Node) -> None:
-    position = _place(node, name)
-    if position < len(node.args):
-        node.update_arg(position, value)
-    else:
-        node.update_kwarg(name, value)
-
-
-def _place(node: fx.Node, name: str) -> int:
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    return names.index(name)

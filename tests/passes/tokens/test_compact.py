@@ -87,17 +87,30 @@ def test_two_passes_on_later_and_later_layers_equal_one_pass_on_both(
         assert torch.allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["bert", "vit", "llama", "neox"])
 def test_a_compact_pass_after_a_compact_pass_returns_original_positions(
-    captured: Captured, dropped: Drop
+    captured: Captured, dropped: Drop, kind: str
 ) -> None:
-    program = captured("bert")
-    one = dropped(program, "token-drop:method=random,keep=0.7+0.6,layers=0-1,restore=compact")
-    first = dropped(program, "token-drop:method=random,keep=0.7,layers=0,restore=compact")
-    both = dropped(first, "token-drop:method=random,keep=0.6,layers=1,restore=compact")
+    program, spec = captured(kind), "token-drop:method=random,proportional=false,restore=compact"
+    one = dropped(program, f"{spec},keep=0.7+0.6,layers=0-1")
+    first = dropped(program, f"{spec},keep=0.7,layers=0")
+    both = dropped(first, f"{spec},keep=0.6,layers=1")
     verify(both)
     want, got = one(**program.example_inputs), both(**program.example_inputs)
     assert torch.equal(want["kept_index"], got["kept_index"])
     assert torch.allclose(want[0], got[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["vit", "bert", "llama"])
+def test_a_pass_after_a_compact_pass_may_bring_its_own_tokens_back(
+    captured: Captured, dropped: Drop, kind: str
+) -> None:
+    first = dropped(captured(kind), "token-drop:method=random,keep=0.7,layers=0,restore=compact")
+    both = dropped(first, "token-drop:method=random,keep=0.6,layers=1")
+    verify(both)
+    want, got = first(**first.example_inputs), both(**first.example_inputs)
+    assert torch.equal(want["kept_index"], got["kept_index"])
+    assert got[0].shape == want[0].shape
 
 
 def test_the_default_layers_of_a_second_pass_lie_behind_the_first(captured: Captured, dropped: Drop) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,13 @@ from torch import Tensor, nn
 from tersor.ir.analyses.layers import layers
 from tersor.ir.capture import capture
 from tersor.ir.program import Program
+from tersor.passes.contract import Refusal
 from tersor.passes.spec import parse_spec
 from tersor.passes.tokens.protect import Protection, find_protected, holds_token_ids
+
+TEXT: dict[str, Any] = dict(
+    vocab_size=100, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64
+)
 
 
 def protection(program: Program) -> Protection:
@@ -64,6 +70,24 @@ class Reads(nn.Module):
         (lambda x: x[:, :7], 0, 1),
         (lambda x: x[:, 0] + x[:, -1], 1, 1),
         (lambda x: x[:, :, 3], 0, 0),
+        # Every operator that takes entries of the tokens, wherever they lie.
+        (lambda x: x.index_select(1, torch.tensor([1])), 2, 0),
+        (lambda x: x[:, torch.tensor([0, 2])], 3, 0),
+        (lambda x: x[:, torch.tensor([-1])], 0, 1),
+        (lambda x: x[torch.arange(x.shape[0]), 0], 1, 0),
+        (lambda x: x.gather(1, torch.ones(1, 1, 8, dtype=torch.int64).expand(x.shape[0], -1, -1)), 2, 0),
+        (lambda x: x.unbind(1)[1], 2, 0),
+        (lambda x: x.narrow(1, 0, 2), 2, 0),
+        (lambda x: x.split([2, 6], dim=1)[1].mean(1), 2, 0),
+        (lambda x: x.reshape(x.shape[0], -1)[:, :12], 2, 0),
+        (lambda x: x.chunk(4, dim=1)[-1], 0, 2),
+        (lambda x: x.transpose(1, 2)[..., 0], 1, 0),
+        (lambda x: x.transpose(0, 1)[0], 1, 0),
+        (lambda x: x.unflatten(2, (2, 4))[:, 1], 2, 0),
+        (lambda x: x.unflatten(2, (2, 4)).transpose(1, 2)[:, :, 1], 2, 0),
+        (lambda x: x[:, 1:][:, 1:].mean(1), 2, 0),
+        (lambda x: x[:, 1:][:, 0], 2, 0),
+        (lambda x: x.reshape(-1, 8).relu().reshape(x.shape)[:, 1], 2, 0),
     ],
 )
 def test_positions_that_the_head_reads_are_protected(
@@ -126,3 +150,57 @@ def test_tokens_are_ids_where_they_are_looked_up_and_not_where_a_mask_meets_them
     assert isinstance(refusal, list) == ids
     if not ids:
         assert "no class token" in str(refusal)
+
+
+@pytest.mark.parametrize(
+    ("read", "reason"),
+    [
+        (lambda x: x[:, ::2], "one token in 2"),
+        (lambda x: x[torch.arange(x.shape[0]), x[:, :, 0].argmax(-1)], "computed from x"),
+        (lambda x: x.flip(1)[:, 0], "was not followed"),
+        (lambda x: x.roll(1, 1)[:, 0], "was not followed"),
+        (lambda x: x.cumsum(1)[:, -1], "was not followed"),
+    ],
+)
+def test_positions_that_are_not_known_are_refused(read: Callable[[Tensor], Tensor], reason: str) -> None:
+    program = capture(Reads(read).eval(), {"x": torch.randn(2, 8, 8)}, {"x": {0: "batch"}})
+    refusal = parse_spec("token-drop:method=random").legality(program)
+    assert isinstance(refusal, Refusal)
+    assert reason in refusal.reason
+    assert program.find(refusal.node)
+
+
+@pytest.mark.parametrize("read", [lambda x: x[:, 1], lambda x: x[:, 2:].mean(1), lambda x: x.select(1, -2)])
+def test_positions_are_found_where_the_length_is_free(read: Callable[[Tensor], Tensor]) -> None:
+    program = capture(Reads(read).eval(), {"x": torch.randn(2, 9, 8)})
+    found = protection(program)
+    assert (found.prefix, found.last) in ((2, 0), (0, 2))
+
+
+def decoder_classifier() -> tuple[nn.Module, dict[str, Tensor]]:
+    import transformers as t
+
+    config = t.LlamaConfig(**TEXT, num_key_value_heads=2, pad_token_id=0, num_labels=3)
+    return t.LlamaForSequenceClassification(config), {"input_ids": torch.randint(3, 90, (2, 12))}
+
+
+def clip_text() -> tuple[nn.Module, dict[str, Tensor]]:
+    import transformers as t
+
+    ids = torch.randint(3, 90, (2, 12))
+    return t.CLIPTextModel(t.CLIPTextConfig(**TEXT, eos_token_id=99)), {"input_ids": ids}
+
+
+@pytest.mark.parametrize("make", [decoder_classifier, clip_text])
+def test_a_token_that_the_numbers_of_the_input_place_is_why_its_model_is_refused(
+    make: Callable[[], tuple[nn.Module, dict[str, Tensor]]],
+) -> None:
+    model, example = make()
+    program = capture(model.eval(), example)
+    stack = layers(program)
+    assert len(stack) == 3
+    assert not stack.outside
+    refusal = parse_spec("token-drop:method=norm").legality(program)
+    assert isinstance(refusal, Refusal)
+    assert "positions computed from input_ids" in refusal.reason
+    assert program.find(refusal.node)
