@@ -12,6 +12,8 @@ from tersor.codegen.target import Executable
 from tersor.ir.program import bind_inputs
 from tersor.ir.structure import Structure
 
+from .arguments import tensor_arguments
+
 
 @dataclass(frozen=True)
 class Session:
@@ -30,8 +32,11 @@ class Session:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on positional or named inputs, or on one mapping such as a tokenizer's result.
 
+        An input is a tensor, a NumPy array, a number or nested lists of numbers.
+
         Raises:
-            InputError: an input is missing, unknown, of the wrong dtype, or of a size the model does not take.
+            InputError: an input is missing, unknown, no numbers, of the wrong dtype, or of a size the model does not
+                take.
         """
         return self.structure.pack(self.executable.run(self.bind(*args, **kwargs)))
 
@@ -41,6 +46,7 @@ class Session:
 
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Match arguments to input names and check them."""
+        inputs = self.executable.inputs
         if len(args) == 1 and isinstance(args[0], Mapping):
-            return bind_inputs(self.executable.inputs, self.ranges, (), {**args[0], **kwargs})
-        return bind_inputs(self.executable.inputs, self.ranges, args, kwargs)
+            args, kwargs = (), {**args[0], **kwargs}
+        return bind_inputs(inputs, self.ranges, *tensor_arguments(inputs, args, kwargs))

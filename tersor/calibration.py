@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .ir.errors import ArtifactError, InputError
-from .ir.program import Program
+from .ir.program import Program, bind_inputs
+from .runtime.arguments import tensor_arguments
 
 Batch = dict[str, Tensor]
 _KEY = re.compile(r"(\d+):(.+)")
@@ -64,9 +65,9 @@ def bind_batches(program: Program, batches: Sequence[Any]) -> list[Batch]:
 
 def bind(program: Program, batch: Any) -> Batch:
     """One batch in any of the forms of :func:`list_batches`."""
-    if isinstance(batch, Mapping):
-        return program.bind(**batch)
-    return program.bind(*((batch,) if isinstance(batch, Tensor) else batch))
+    args, named = ((), batch) if isinstance(batch, Mapping) else (batch, {})
+    args = (args,) if isinstance(args, Tensor) else args
+    return bind_inputs(program.inputs, program.ranges, *tensor_arguments(program.inputs, args, named))
 
 
 def save_batches(batches: Sequence[Batch], path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -62,6 +63,7 @@ ids, mask = torch.tensor([[1, 2]]), torch.tensor([[1, 0]])
         lambda s: s(UserDict(ids=ids, mask=mask)),
         lambda s: s({"ids": ids}, mask=mask),
         lambda s: s(ids.numpy(), mask.tolist()),
+        lambda s: s(ids.flip(1).numpy()[:, ::-1], mask),
         lambda s: s(ids, mask, positions=None),
     ],
 )
@@ -85,3 +87,46 @@ def test_every_way_of_calling_gives_the_models_structure(session: Session, call:
 def test_inputs_that_do_not_fit_are_named(session: Session, inputs: dict[str, Tensor], message: str) -> None:
     with pytest.raises(InputError, match=message):
         session(inputs)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a",
+        [[1, "b"]],
+        [[1, 2], [3]],
+        {1, 2},
+        np.array,
+        np.array(["a"]),
+        np.array([None]),
+        [2**70],
+        [None],
+        object(),
+    ],
+    ids=repr,
+)
+def test_what_is_no_tensor_is_named_with_what_to_give(session: Session, value: Any) -> None:
+    for call in (
+        lambda: session(ids=value, mask=mask),
+        lambda: session(value, mask=mask),
+        lambda: session({"ids": value, "mask": mask}),
+    ):
+        with pytest.raises(InputError, match=r"'ids' is a .*: give a tensor, .*\[batch, tokens\] int64"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        ((ids, mask, ids), {}, "3 positional inputs given, the program takes 2: ids"),
+        ((), {"ids": None, "mask": mask}, "'ids' is missing; the program takes: ids"),
+        ((), {"ids": ids[0], "mask": mask}, r"'ids' has shape \[2\], the program takes \[batch, tokens\]"),
+        ((ids,), {"ids": ids, "mask": mask}, "'ids' is given twice"),
+        (({1: ids},), {}, "unknown input 1"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(
+    session: Session, args: tuple[Any, ...], kwargs: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        session(*args, **kwargs)

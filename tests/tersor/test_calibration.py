@@ -10,8 +10,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tersor import ArtifactError, InputError
-from tersor.calibration import batches_hash, list_batches, load_batches, read_batches, save_batches
+from tersor import ArtifactError, InputError, Program
+from tersor.calibration import (
+    batches_hash,
+    bind_batches,
+    list_batches,
+    load_batches,
+    read_batches,
+    save_batches,
+)
 
 x, y = torch.arange(6.0).reshape(2, 3), torch.tensor([[True], [False]])
 
@@ -84,3 +91,9 @@ def test_a_file_that_is_no_calibration_is_named(tmp_path: Path, name: str, write
 def test_a_damaged_file_of_an_artifact_is_named(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="missing or damaged"):
         load_batches(tmp_path / "calibration.safetensors")
+
+
+@pytest.mark.parametrize("batch", [{"input_ids": "a"}, {"input_ids": [[1, 2], [3]]}, ("a",), ["a"]])
+def test_a_batch_of_what_is_no_tensor_is_named(program: Program, batch: Any) -> None:
+    with pytest.raises(InputError, match=r"batch 1 of calibration: input 'input_ids' is a .*: give a tensor"):
+        bind_batches(program, [program.example_inputs, batch])
