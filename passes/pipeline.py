@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor
 
-from tersor.ir.analyses.cost import Totals, cost
 from tersor.ir.errors import InputError, PromiseError, RefusedError, VerifierError
 from tersor.ir.program import Program
 from tersor.ir.verifier import verify
 
+from .blame import blame
 from .cleanup import Cleanup
 from .contract import Pass, Promise, Refusal, Site
 from .deviation import Deviation, Reference
-from .report import Report, Step
+from .report import Report, Step, totals_at
 from .spec import Spec, parse_spec
 
 OnViolation = Literal["raise", "revert"]
@@ -53,9 +52,10 @@ def run(
 
     Raises:
         SpecError: a spec is wrong.
-        InputError: calibration inputs do not fit, or the model's own outputs on them are not finite.
+        InputError: calibration inputs do not fit, the model's own outputs on them are not finite, or a pass or method
+            that is defined outside Tersor fails.
         RefusedError, PromiseError: as ``on_violation`` asks.
-        VerifierError: a pass produced a malformed Program, which is a defect of the pass.
+        VerifierError: a pass of Tersor's produced a malformed Program, which is a defect of the pass.
     """
     passes = [parse_spec(spec) for spec in specs]
     if on_violation not in ("raise", "revert"):
@@ -106,26 +106,24 @@ class _Pipeline:
         self, instance: Pass, program: Program, reference: Reference
     ) -> tuple[Program, Step, Reference]:
         """The Program after the pass, what is to be reported, and what the next pass is compared with."""
-        before = self._totals(program)
+        before = totals_at(program, self.sizes)
         step = Step(
             str(Spec.of(instance)), instance.family, instance.promised, "kept", before=before, after=before
         )
         try:
-            sites = _sites(instance, program)
-            step = replace(step, sites=tuple(sites))
-            if not sites:
-                return program, replace(step, verdict="unchanged", reason="nothing to do"), reference
-            with _blame(step.spec):
-                after = instance.rewrite(program, sites)
-                verify(after)
-                after = _cleaned(instance, after)
-            self._check_sizes(step.spec, after)
+            with blame(instance):
+                sites = _sites(instance, program)
+                step = replace(step, sites=tuple(sites))
+                if not sites:
+                    return program, replace(step, verdict="unchanged", reason="nothing to do"), reference
+                after = _rewritten(instance, program, sites)
+                self._check_sizes(step.spec, after)
+                result = Reference(after, self.original.samples)
         except RefusedError as error:
             if self.on_violation == "raise":
                 raise
             return program, replace(step, verdict="refused", reason=str(error)), reference
         exact = instance.promised is not Promise.APPROXIMATE
-        result = Reference(after, self.original.samples)
         deviation = (reference if exact else self.original).compare_outputs(result.outputs)
         step = replace(step, deviation=deviation)
         broken = self._broken(instance.promised, deviation)
@@ -139,7 +137,7 @@ class _Pipeline:
             if self.require_speedup and not ratio < 1.0:
                 slower = f"it does not pay: the result takes {ratio:.3f} times as long"
                 return program, replace(step, verdict="reverted", reason=slower), reference
-        return after, replace(step, after=self._totals(after)), result
+        return after, replace(step, after=totals_at(after, self.sizes)), result
 
     def _check_sizes(self, spec: str, program: Program) -> None:
         """A pass may narrow the sizes that a Program takes, but not past the inputs it is to be checked on."""
@@ -175,12 +173,6 @@ class _Pipeline:
         worst = max(deviation.outputs, key=lambda output: output.rounding)
         return f"promised exact outputs and changes {worst.name} by up to {worst.max_abs:.3g}, more than rounding"
 
-    def _totals(self, program: Program) -> Totals | None:
-        total = program.analysis(cost)
-        if set(total.dims) - self.sizes.keys():
-            return None
-        return total.at(**{name: self.sizes[name] for name in total.dims})  # type: ignore[no-any-return]
-
 
 def _samples(
     program: Program, calibration: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]] | None
@@ -203,21 +195,19 @@ def _sites(instance: Pass, program: Program) -> list[Site]:
         raise RefusedError(
             f"{instance.name} cannot act here: {found.reason}{where}{f' in {layer}' if layer else ''}"
         )
+    if not isinstance(found, list):
+        raise VerifierError(f"legality returned a {type(found).__name__}, neither sites nor a Refusal")
     return found
 
 
-def _cleaned(instance: Pass, program: Program) -> Program:
+def _rewritten(instance: Pass, program: Program, sites: list[Site]) -> Program:
+    after = instance.rewrite(program, sites)
+    if not isinstance(after, Program):
+        raise VerifierError(f"rewrite returned a {type(after).__name__}, not a Program")
+    verify(after)
     if isinstance(instance, Cleanup):
-        return program
+        return after
     cleanup = Cleanup()
-    program = cleanup.rewrite(program, cleanup.legality(program))
-    verify(program)
-    return program
-
-
-@contextmanager
-def _blame(spec: str) -> Iterator[None]:
-    try:
-        yield
-    except VerifierError as error:
-        raise VerifierError(f"{spec} made a malformed program: {error}") from error
+    after = cleanup.rewrite(after, cleanup.legality(after))
+    verify(after)
+    return after

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from tersor.ir.analyses.cost import Totals
+from tersor.ir.analyses.cost import Totals, cost
+from tersor.ir.program import Program
 
 from .contract import Promise, Site
 from .deviation import Deviation
@@ -126,6 +127,14 @@ class Report:
             first, *others, reason = _cells(step)
             table.add_row(f"{first}\n{reason}" if reason else first, *others)
         return table
+
+
+def totals_at(program: Program, sizes: Mapping[str, int]) -> Totals | None:
+    """What ``program`` costs at these sizes of its dimensions; None where a size depends on data."""
+    total = program.analysis(cost)
+    if set(total.dims) - sizes.keys():
+        return None
+    return total.at(**{name: sizes[name] for name in total.dims})  # type: ignore[no-any-return]
 
 
 _COLUMNS = (

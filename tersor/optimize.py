@@ -21,6 +21,7 @@ from .manifest import Manifest
 from .model import OptimizedModel
 from .onnx_file import report_metadata
 from .passes import pipeline
+from .passes.blame import outside_kinds
 from .passes.contract import Pass
 from .passes.pipeline import OnViolation
 from .passes.report import Report
@@ -148,9 +149,7 @@ def _check_policy(max_deviation: Any, on_violation: Any, require_speedup: Any) -
 
 def _outside_modules(instances: Sequence[Pass]) -> tuple[str, ...]:
     """Modules and files outside Tersor that define one of the passes, or a method in a slot of theirs."""
-    package = __name__.partition(".")[0]
-    kinds = [type(part) for instance in instances for part in (instance, *instance.methods.values())]
-    names = {kind.__module__ for kind in kinds if kind.__module__.partition(".")[0] != package}
+    names = {kind.__module__ for instance in instances for kind in outside_kinds(instance)}
     return tuple(sorted(map(module_text, names)))
 
 

@@ -98,6 +98,7 @@ def facts(program: Program, sizes: dict[str, int]) -> dict[str, Any]:
 def legality(program: Program) -> Iterator[dict[str, Any]]:
     """For every pass, with each of its methods and otherwise default options, where it can act or why not."""
     from ..ir.errors import RefusedError, SpecError
+    from ..passes.blame import blame
     from ..passes.contract import Refusal
     from ..passes.registry import find_passes
     from ..passes.spec import Spec
@@ -113,7 +114,9 @@ def legality(program: Program) -> Iterator[dict[str, Any]]:
         for spec in specs or [Spec(kind.name)]:
             entry: dict[str, Any] = {"spec": str(spec), "family": kind.family, "legal": False, "sites": []}
             try:
-                found = spec.build().legality(program)
+                instance = spec.build()
+                with blame(instance):
+                    found = instance.legality(program)
             except (SpecError, RefusedError) as error:
                 entry["reason"] = str(error)
             else:

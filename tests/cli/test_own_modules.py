@@ -101,6 +101,33 @@ def test_a_method_of_ones_own_is_found_by_every_command_that_reads_specs(tersor:
         assert tersor("verify", "out").code == 0
 
 
+@pytest.mark.parametrize(
+    ("score", "reason"),
+    [
+        ("1 / 0", "fails at method_of_mine.py:17, in score: ZeroDivisionError"),
+        ("site.key", "gave cannot be used: select_tokens"),
+        ("g.op('no_such_op', site.key)", "fails at method_of_mine.py:17, in score: KeyError: 'no_such_op'"),
+    ],
+)
+def test_a_broken_method_of_ones_own_is_bad_input(tersor: Any, place: Path, score: str, reason: str) -> None:
+    from tersor.passes.registry import find_methods, unregistered
+    from tersor.passes.tokens.method import TokenMethod
+
+    code = METHOD.format(name="broken-head").replace("g.mean(site.key, [1, 3])", score)
+    (place / "method_of_mine.py").write_text(code)
+    given = ("--example-inputs", "words.safetensors", "--import", "method_of_mine.py", "--target", "torch")
+    try:
+        outcome = tersor(
+            "convert", "model_of_mine:make", *given, "-p", "token-drop:method=broken-head", "-o", "out"
+        )
+    finally:
+        unregistered(find_methods(TokenMethod)["broken-head"])
+    assert outcome.code == 2, outcome
+    assert "your method 'broken-head' " in outcome.error
+    assert reason in outcome.error
+    assert not (place / "out").exists()
+
+
 def test_a_factory_that_ends_the_program_is_an_error(tersor: Any) -> None:
     outcome = tersor("inspect", "sys:exit")
     assert (outcome.code, outcome.stdout) == (2, "")

@@ -191,7 +191,12 @@ def test_a_pass_with_nothing_to_do_is_reported_as_unchanged() -> None:
     assert (report.steps[1].verdict, report.steps[1].reason) == ("unchanged", "nothing to do")
 
 
-def test_a_malformed_result_names_the_pass() -> None:
+def test_a_malformed_result_names_the_pass_and_is_a_defect_of_tersors_own_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(InputError, match=r"your pass 'test-breaks' .*: weight 'left over' is dead"):
+        run(PROGRAM, [Breaks()])
+    monkeypatch.setattr(Breaks, "__module__", "tersor.passes.breaks")
     with pytest.raises(
         VerifierError, match=r"test-breaks made a malformed program: weight 'left over' is dead"
     ):
