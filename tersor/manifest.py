@@ -122,26 +122,11 @@ def _from_json(data: Mapping[str, Any]) -> Manifest:
     return Manifest(
         target=data["target"],
         options=data["options"],
-        structure=_structure_of(data["structure"]),
+        structure=Structure.from_json(data["structure"]),
         ranges={name: (low, high) for name, (low, high) in data["dimensions"].items()},
         calibrated=data["calibrated"],
         imports=tuple(imports),
     )
-
-
-def _structure_of(data: Any) -> Structure:
-    """A structure from its JSON; raises ValueError where :meth:`Structure.pack` could not follow it."""
-    structure = Structure.from_json(data)
-    if structure.kind not in ("tensor", "none", "list", "tuple", "dict", "object"):
-        raise ValueError(f"{structure.kind!r} is no kind of output")
-    named = structure.kind in ("dict", "object")
-    if len(structure.keys) != (len(structure.children) if named else 0):
-        raise ValueError("an output's names are not as many as its parts")
-    if not all(isinstance(text, str) for text in (*structure.keys, structure.type_name)):
-        raise ValueError("an output's name is no text")
-    for child in data.get("children", ()):
-        _structure_of(child)
-    return structure
 
 
 def _specs(values: Sequence[TensorSpec]) -> list[dict[str, Any]]:

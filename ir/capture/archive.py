@@ -17,10 +17,10 @@ from torch.utils import _pytree as pytree
 from ..errors import CaptureError, InputError
 from ..program import ModelFacts, Program
 from ..shapes import expression
-from ..structure import Structure
 from .dims import Dims, dynamic_dims
 from .export import convert
 from .guards import UnreadableGuard, guards_of
+from .outputs import structure_of
 
 
 def load_archive(path: Path) -> ExportedProgram:
@@ -98,7 +98,7 @@ def import_archive(exported: ExportedProgram, facts: ModelFacts) -> tuple[Progra
         args, kwargs = pytree.tree_unflatten(given, spec)
         return module(*args, **kwargs)
 
-    structure = Structure.of(call(**examples))
+    structure = structure_of(call(**examples), facts.source)
     return convert(exported, structure, examples, _labels(exported, examples), facts), call
 
 

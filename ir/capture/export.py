@@ -22,6 +22,7 @@ from .conditions import Conditions, conditions_of, intersect
 from .explain import locate
 from .functional import InPlaceError, make_functional
 from .inline import inline_regions
+from .outputs import flat_outputs, structure_of
 
 aten = torch.ops.aten
 
@@ -61,7 +62,7 @@ def export_program(request: Request) -> Program:
     with torch.no_grad():
         try:
             # On a failure torch prints the whole graph traced so far; the error says what the user needs.
-            with redirect_stderr(StringIO()):
+            with redirect_stderr(StringIO()), flat_outputs(model, request.structure):
                 exported = torch.export.export(
                     model, (), {**inputs, **request.fixed}, dynamic_shapes=shapes, strict=False
                 )
@@ -81,7 +82,7 @@ def run_model(
 
     Raises:
         InputError: the model rejects the inputs.
-        CaptureError: it returns something that is no tensor.
+        CaptureError: it returns what cannot be an output.
     """
     try:
         output = model(**inputs, **fixed)
@@ -89,12 +90,7 @@ def run_model(
         raise InputError(
             f"{type(model).__name__} rejects the example inputs: {locate(error, model)}"
         ) from error
-    try:
-        return output, Structure.of(output)
-    except TypeError as error:
-        raise CaptureError(
-            f"cannot capture {type(model).__name__}: {error}. Wrap it in a module that returns tensors"
-        ) from error
+    return output, structure_of(output, type(model).__name__)
 
 
 def convert(

@@ -59,7 +59,7 @@ def with_leaf(structure: Structure, name: str) -> Structure:
     leaf = Structure("tensor")
     if structure.kind == "dict":
         return Structure("dict", (*structure.children, leaf), (*structure.keys, name))
-    if structure.kind == "object":
+    if structure.kind in ("object", "namedtuple"):
         return Structure("object", (*structure.children, leaf), (*structure.keys, name))
     children: tuple[Structure, ...] = structure.children
     if structure.kind == "tensor":

@@ -127,6 +127,7 @@ def test_an_added_output_is_read_by_name_whatever_the_model_returned() -> None:
         (Structure("tuple", (leaf, leaf)), ["output_0", "output_1", "kept_index"]),
         (Structure("dict", (leaf,), ("a",)), ["a", "kept_index"]),
         (Structure("object", (leaf,), ("a",), "some:Class"), ["a", "kept_index"]),
+        (Structure("namedtuple", (leaf,), ("a",), "some:Class"), ["a", "kept_index"]),
     ):
         grown = with_leaf(structure, "kept_index")
         assert grown.names() == keys
