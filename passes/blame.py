@@ -18,7 +18,7 @@ _PACKAGE = __name__.partition(".")[0]
 
 def outside_kinds(instance: Pass) -> list[type[Pass] | type[Method]]:
     """The classes of the pass and of the methods in its slots that are defined outside Tersor."""
-    kinds = [type(part) for part in (instance, *instance.methods.values())]
+    kinds = [type(instance), *map(type, instance.methods.values())]
     return [kind for kind in kinds if kind.__module__.partition(".")[0] != _PACKAGE]
 
 

@@ -48,5 +48,5 @@ class Session:
         """Match arguments to input names and check them."""
         inputs = self.executable.inputs
         if len(args) == 1 and isinstance(args[0], Mapping):
-            args, kwargs = (), {**args[0], **kwargs}
+            kwargs, args = {**args[0], **kwargs}, ()
         return bind_inputs(inputs, self.ranges, *tensor_arguments(inputs, args, kwargs))

@@ -15,22 +15,30 @@ def read_report(data: Mapping[str, Any]) -> Report:
     """The inverse of ``Report.to_json``.
 
     Raises:
-        KeyError, TypeError, ValueError: the data is no report.
+        KeyError, TypeError, ValueError: the data is no report, or its totals are not those of its steps.
     """
-    return Report(
+    report = Report(
         tuple(_step(step) for step in data["steps"]),
         {str(name): int(size) for name, size in data["sizes"].items()},
         int(data["samples"]),
         read_deviation(data["deviation"]),
         tuple(map(str, data.get("notes", ()))),
     )
+    for key, total in (("before", report.before), ("after", report.after)):
+        if _totals(data[key]) != total:
+            raise ValueError(f"{key!r} is not what its steps say")
+    return report
 
 
 def read_deviation(data: Mapping[str, Any] | None) -> Deviation | None:
-    """The inverse of ``Deviation.to_json``, in which numbers that are not finite may be texts."""
+    """The inverse of ``Deviation.to_json``, in which numbers that are not finite may be texts.
+
+    Raises:
+        KeyError, TypeError, ValueError: the data is no deviation, or its overall one is not that of its outputs.
+    """
     if data is None:
         return None
-    outputs = (
+    outputs = tuple(
         OutputDeviation(
             name=str(output["name"]),
             cosine_distance=float(output["cosine_distance"]),
@@ -43,7 +51,10 @@ def read_deviation(data: Mapping[str, Any] | None) -> Deviation | None:
         )
         for output in data["outputs"]
     )
-    return Deviation(tuple(outputs), int(data["samples"]), tuple(map(str, data["not_compared"])))
+    deviation = Deviation(outputs, int(data["samples"]), tuple(map(str, data["not_compared"])))
+    if float(data["overall"]) != deviation.overall:
+        raise ValueError(f"'overall' is {data['overall']}, and its outputs give {deviation.overall}")
+    return deviation
 
 
 def _step(data: Mapping[str, Any]) -> Step:

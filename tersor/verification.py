@@ -7,23 +7,34 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from . import artifact
 from .agreement import check_agreement, measure
 from .calibration import batches_hash, load_batches
 from .certificate import changed_files, read_certificate
 from .ir import archive
+from .ir.analyses.cost import Totals
 from .ir.archive import weights_hash
 from .ir.capture import capture
 from .ir.capture.check import ROUNDING
-from .ir.errors import ArtifactError, LoweringError, PromiseError, RefusedError, SpecError
+from .ir.capture.sources import find_source
+from .ir.errors import (
+    ArtifactError,
+    CaptureError,
+    InputError,
+    LoweringError,
+    PromiseError,
+    RefusedError,
+    SpecError,
+)
 from .ir.program import Program
 from .ir.structure import Structure
 from .manifest import Manifest, check_interface, read_manifest
 from .passes import pipeline
 from .passes.deviation import Deviation, OutputDeviation, Reference
-from .passes.report import Report, Step
+from .passes.report import Report, Step, totals_at
 from .progress import Report as Progress
 from .progress import Steps
 from .saved_report import read_deviation
@@ -107,6 +118,7 @@ def _stages(folder: Path, against: Any, steps: Steps) -> Iterator[Check]:
     yield Check("interface", not problem, problem or _interface_text(program))
     problem = _contradiction(certificate, manifest, report, len(samples))
     yield Check("records", not problem, problem or "certificate, report and manifest say the same")
+    yield _count_again(program, report, samples[0])
 
     steps.begin("running the artifact")
     yield _agreement(session.executable, program, samples)
@@ -114,10 +126,20 @@ def _stages(folder: Path, against: Any, steps: Steps) -> Iterator[Check]:
         return
 
     steps.begin("capturing the model")
-    source = capture_like(against, program)
+    try:
+        source = capture_like(against, program)
+        for sample in samples:
+            source.bind(**sample)
+    except (InputError, CaptureError) as error:
+        if not isinstance(against, Program):
+            find_source(against)  # Raises where there is no model at all, which says nothing of the artifact.
+        yield Check("model", False, f"it does not take what the artifact takes: {error}")
+        return
     found, recorded = weights_hash(source.weights), certificate["model"]["weights_sha256"]
     told = f"sha256 {found[:12]}, certified {recorded[:12]}"
-    yield Check("model", found == recorded, told if found == recorded else f"its weights are others: {told}")
+    if found != recorded:
+        told = f"{_other_model(source, program, certificate['model'].get('family'))}: {told}"
+    yield Check("model", found == recorded, told)
 
     steps.begin("applying the passes again")
     yield from _passes_again(source, program, report, manifest, samples)
@@ -141,8 +163,30 @@ def capture_like(against: nn.Module | str | Path | Program, program: Program) ->
     dynamic = {
         spec.name: {position: size for position, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in program.inputs
+        if spec.dynamic
     }
     return capture(against, program.example_inputs, dynamic)
+
+
+def _other_model(source: Program, program: Program, family: Any) -> str:
+    """How ``source`` is another model than the one that ``program`` was made from, whose weights are not its own."""
+    if source.facts.family != family:
+        return f"it is a {source.facts.family}, and the artifact was made from a {family}"
+    common = sorted(source.weights.keys() & program.weights.keys())
+    for what, differs in (("shape", _other_shape), ("values", _other_values)):
+        names = [name for name in common if differs(source.weights[name], program.weights[name])]
+        if names:
+            count = f"{len(names)} of {len(source.weights)}"
+            return f"its weights are others, {count} by their {what}, such as {names[0]}"
+    return "its weights are others"
+
+
+def _other_shape(a: Tensor, b: Tensor) -> bool:
+    return a.shape != b.shape or a.dtype != b.dtype
+
+
+def _other_values(a: Tensor, b: Tensor) -> bool:
+    return not torch.equal(a, b)
 
 
 def _interface_text(program: Program) -> str:
@@ -162,6 +206,16 @@ def _contradiction(certificate: Mapping[str, Any], manifest: Manifest, report: R
     return ""
 
 
+def _count_again(program: Program, report: Report, sample: Mapping[str, Tensor]) -> Check:
+    """What the report says that the artifact's own Program costs, and at which sizes."""
+    sizes = program.sizes(sample)
+    if report.sizes != sizes:
+        return Check("sizes", False, f"costs are stated at {report.sizes}, and the inputs are {sizes}")
+    found = totals_at(program, sizes)
+    told = "" if found == report.after else f", the report says {_amount(report.after)}"
+    return Check("counts", not told, f"the program takes {_amount(found)}{told}")
+
+
 def _passes_again(
     source: Program, program: Program, recorded: Report, manifest: Manifest, samples: Any
 ) -> Iterator[Check]:
@@ -169,7 +223,7 @@ def _passes_again(
     kept = [step for step in recorded.steps[1:] if step.verdict == "kept"]
     try:
         rewritten, report = pipeline.run(source, [step.spec for step in kept], calibration=samples)
-    except (SpecError, RefusedError, PromiseError) as error:
+    except (SpecError, InputError, RefusedError, PromiseError) as error:
         hint = ""
         if isinstance(error, SpecError) and manifest.imports:
             hint = (
@@ -187,10 +241,6 @@ def _passes_again(
             yield _compare_step(old, new, source)
         elif problem := _other_counts(old, replace(old, before=totals, after=totals)):
             yield Check(old.spec, False, f"was {old.verdict}; {problem}")
-    if recorded.sizes != report.sizes:
-        yield Check(
-            "sizes", False, f"costs are stated at {recorded.sizes}, and the inputs are {report.sizes}"
-        )
     yield _compare("passes together", report.deviation, recorded.deviation, source)
     yield _compare_interface(program, rewritten)
 
@@ -257,13 +307,13 @@ def _other_counts(old: Step, new: Step) -> str:
 
 
 def _cost(step: Step) -> str:
-    told = [
-        "an unknown amount"
-        if totals is None
-        else f"{totals.flops} FLOPs, {totals.bytes} bytes and {totals.parameters} parameters"
-        for totals in (step.before, step.after)
-    ]
-    return f"{told[0]} before, {told[1]} after"
+    return f"{_amount(step.before)} before, {_amount(step.after)} after"
+
+
+def _amount(totals: Totals | None) -> str:
+    if totals is None:
+        return "an unknown amount"
+    return f"{totals.flops} FLOPs, {totals.bytes} bytes and {totals.parameters} parameters"
 
 
 def _compare(name: str, found: Deviation | None, recorded: Deviation | None, program: Program) -> Check:

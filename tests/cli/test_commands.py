@@ -133,6 +133,13 @@ def test_verify_fails_loudly_on_damage_and_on_another_model(
     assert outcome.json["error"]["exit_code"] == 1
 
 
+def test_verify_against_a_model_of_other_inputs_is_exit_code_one(tersor: Any, artifact: Path) -> None:
+    outcome = tersor("verify", artifact, "--against", "torch.nn:Identity")
+    assert outcome.code == 1, outcome
+    assert "verification failed: model: it does not take what the artifact takes" in outcome.error
+    assert tersor("verify", artifact, "--against", "torch.nn:Identidy").code == 2
+
+
 def test_bench_gives_a_ratio_with_its_spread_and_the_machine(
     tersor: Any, artifact: Path, model_folder: Path
 ) -> None:

@@ -43,6 +43,16 @@ def _edit(path: Path, change: Change) -> None:
     path.write_text(json.dumps(data))
 
 
+def _restate(out: Path, change: Change) -> None:
+    """Change the report's steps, and the totals above them as they follow from the steps."""
+
+    def restated(data: dict[str, Any]) -> None:
+        change(data)
+        data.update(before=data["steps"][0]["before"], after=data["steps"][-1]["after"])
+
+    _edit(out / "report.json", restated)
+
+
 def _failed(out: Path, against: Program | None = None) -> list[str]:
     return [check.name for check in verify_artifact(out, against).checks if not check.ok]
 
@@ -62,6 +72,7 @@ def test_a_certificate_that_claims_too_little_deviation_is_refuted(out: Path, pr
         for output in data["measured"]["outputs"]:
             output["cosine_distance"] *= 0.5
             output["relative_l2"] *= 0.5
+        data["measured"]["overall"] *= 0.5
 
     _certify(out, claim_less)
     assert _failed(out, program) == ["artifact against model"]
@@ -108,21 +119,54 @@ def test_counts_that_are_others_in_report_and_certificate_are_refuted(
     before = json.dumps(recorded)
     claim(recorded)
     assert json.dumps(recorded) != before, "nothing was forged"
-    _edit(out / "report.json", lambda data: data["steps"].__setitem__(step, recorded))
+    _restate(out, lambda data: data["steps"].__setitem__(step, recorded))
     _certify(out, lambda data: data["passes"].__setitem__(step, recorded))
+    if step == -1 and recorded["after"] != json.loads(before)["after"]:
+        # What the artifact's own Program costs needs no model.
+        assert _failed(out) == _failed(out, program) == ["counts"]
+        return
     assert _failed(out) == []
     failed = _failed(out, program)
     assert len(failed) == 1
     assert failed[0].startswith(recorded["spec"])
 
 
+@pytest.mark.parametrize("total", ["before", "after"])
+@pytest.mark.parametrize("count", ["flops", "bytes", "parameters"])
+def test_totals_that_do_not_follow_from_the_steps_are_refuted(out: Path, total: str, count: str) -> None:
+    _edit(out / "report.json", lambda data: data[total].update({count: data[total][count] - 1}))
+    _certify(out)
+    for use in (lambda: verify_artifact(out), lambda: tersor.load(out)):
+        with pytest.raises(
+            ArtifactError, match=f"report.json is damaged .*'{total}' is not what its steps say"
+        ):
+            use()
+
+
+def test_an_overall_deviation_that_does_not_follow_from_the_outputs_is_refuted(out: Path) -> None:
+    report = (out / "report.json").read_text()
+    for deviation in (lambda data: data["deviation"], lambda data: data["steps"][-1]["deviation"]):
+        _edit(out / "report.json", lambda data, of=deviation: of(data).update(overall=1e-9))
+        _certify(out)
+        with pytest.raises(ArtifactError, match=r"report.json is damaged .*'overall' is 1e-09"):
+            verify_artifact(out)
+        (out / "report.json").write_text(report)
+    _certify(out, lambda data: data["measured"].update(overall=1e-9))
+    with pytest.raises(ArtifactError, match=r"certificate.json is missing or damaged .*'overall' is 1e-09"):
+        verify_artifact(out)
+
+
 def test_a_step_that_was_not_kept_saves_nothing(out: Path, program: Program) -> None:
     steps = json.loads((out / "report.json").read_text())["steps"]
+    now = steps[-1]["after"]
     reverted = steps[-1] | {"spec": "token-drop:method=random", "verdict": "reverted", "reason": "budget"}
-    reverted |= {"before": steps[-1]["after"], "after": dict(steps[-1]["after"], flops=1)}
-    for after, failed in ((reverted["after"], [reverted["spec"]]), (reverted["before"], [])):
-        added = [*steps, reverted | {"after": after}]
-        _edit(out / "report.json", lambda data, added=added: data.update(steps=added))
+    for before, after, failed in (
+        (now, dict(now, flops=1), ["counts"]),
+        (dict(now, flops=1), now, [reverted["spec"]]),
+        (now, now, []),
+    ):
+        added = [*steps, reverted | {"before": before, "after": after}]
+        _restate(out, lambda data, added=added: data.update(steps=added))
         _certify(out, lambda data, added=added: data.update(passes=added))
         assert _failed(out, program) == failed
 
@@ -141,7 +185,7 @@ def test_a_report_of_another_deviation_or_of_other_sizes_is_refuted(out: Path, p
 
 
 def test_a_report_without_steps_is_refuted(out: Path) -> None:
-    _edit(out / "report.json", lambda data: data.update(steps=[]))
+    _edit(out / "report.json", lambda data: data.update(steps=[], before=None, after=None))
     _edit(out / "manifest.json", lambda data: data.update(passes=[]))
     _certify(out, lambda data: data.update(passes=[]))
     assert _failed(out) == ["records"]

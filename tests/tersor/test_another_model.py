@@ -1,0 +1,91 @@
+"""Another model than the one that an artifact was made from does not verify, and how it differs is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel, ViTConfig, ViTModel
+
+from tersor import InputError, capture, optimize_model
+from tersor.verification import verify_artifact
+
+SIZES: dict[str, Any] = dict(
+    vocab_size=50,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=32,
+)
+
+
+def bert(like: nn.Module | None = None, **changes: Any) -> nn.Module:
+    model = BertModel(BertConfig(**SIZES | changes), add_pooling_layer=False).eval()
+    if like is not None:
+        model.load_state_dict(like.state_dict())
+    return model
+
+
+def vit() -> nn.Module:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    return ViTModel(ViTConfig(image_size=16, patch_size=8, **sizes)).eval()
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+MODELS: dict[str, tuple[Callable[[nn.Module], Any], str, str]] = {
+    "other weights": (lambda _: bert(), "model", "by their values, such as embeddings."),
+    "other width": (lambda _: bert(hidden_size=8), "model", "by their shape, such as embeddings."),
+    "one layer more": (lambda _: bert(num_hidden_layers=3), "model", "by their values"),
+    "other family": (
+        lambda _: ElectraModel(ElectraConfig(**SIZES, embedding_size=16)).eval(),
+        "model",
+        "it is a electra, and the artifact was made from a bert",
+    ),
+    "other inputs": (lambda _: Doubled(), "model", "no input 'input_ids'"),
+    "images": (lambda _: vit(), "model", "it does not take what the artifact takes: ViTModel rejects"),
+    "images, captured": (lambda _: capture(vit()), "model", "the program takes: pixel_values"),
+    "too few ids": (lambda _: bert(vocab_size=5), "model", "it does not take what the artifact takes"),
+    "other activation": (lambda like: bert(like, hidden_act="relu"), "token-drop", "deviates by"),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_another_model_does_not_verify(saved: Path, encoder: nn.Module, name: str) -> None:
+    make, check, reason = MODELS[name]
+    torch.manual_seed(5)
+    found = verify_artifact(saved, make(encoder))
+    assert not found.ok
+    (failed,) = [each for each in found.checks if not each.ok]
+    assert failed.name.startswith(check), found
+    assert reason in failed.detail
+
+
+def test_an_archive_of_another_model_does_not_verify(saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "doubled.pt2"
+    torch.export.save(torch.export.export(Doubled(), (torch.randn(2, 3),)), path)
+    found = verify_artifact(saved, path)
+    assert [(c.name, "the program takes: x" in c.detail) for c in found.checks if not c.ok] == [
+        ("model", True)
+    ]
+
+
+def test_a_model_that_is_not_there_says_nothing_of_the_artifact(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no model at"):
+        verify_artifact(saved, tmp_path / "nowhere")
+
+
+def test_a_model_of_fixed_sizes_verifies_with_a_batch_of_one(encoder: nn.Module, tmp_path: Path) -> None:
+    ids = torch.arange(9)[None]
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    optimize_model(encoder, target="torch", example_inputs=given, dynamic={}).save(tmp_path / "out")
+    found = verify_artifact(tmp_path / "out", encoder)
+    assert found.ok, found
