@@ -212,7 +212,7 @@ class _Reads(Located):
         """Whether ``dim`` of ``source`` holds tokens, each at a known position."""
         dims = self.dims(source)
         size = _value(source).shape[dim]
-        if source in self.blurred and (dim in dims or (not dims and self._may_hold(size))):
+        if source in self.blurred and (dim in dims or not dims):
             kept = node.meta["val"]
             whole = node.target is aten.slice.Tensor and same_size(kept.shape[dim], size)
             if not whole:
@@ -279,7 +279,9 @@ class _Reads(Located):
         if fold is not None:
             if fold.outer != 1 or not fold.inner.is_Integer:
                 raise NotTokenwise(node, "reads by position where tokens and others are folded together")
-            size, first, last = size / fold.inner, first // fold.inner, -(-last // fold.inner)
+            if stop is not None and any(place % fold.inner != 0 for place in (first, last)):
+                raise NotTokenwise(node, "reads some entries of a token by position and not the others")
+            size, first, last = size / fold.inner, first // fold.inner, last // fold.inner
         begin, end = run.before(first, size), run.before(last, size)
         if begin is None or end is None:
             raise NotTokenwise(node, "reads tokens at positions that depend on the sizes of the inputs")
