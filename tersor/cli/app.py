@@ -112,6 +112,8 @@ def as_options(message: str) -> str:
         name, value = match[1].replace("_", "-"), match[3] or match[4]
         return f"--{name} {value}" if value else f"--{name}"
 
+    message = message.replace("dynamic={}", "--dynamic none")
+    message = re.sub(r"\bdynamic(?= names (?:input|dim))|(?<=out of )dynamic\b", "--dynamic", message)
     return _PARAMETER.sub(option, message).replace("example_inputs", "--example-inputs")
 
 

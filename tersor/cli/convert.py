@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import ExampleInputs, Imports, Json, Model, Threads, Traceback, import_modules, read_examples
+from .options import (
+    DynamicSizes,
+    ExampleInputs,
+    Imports,
+    Json,
+    Model,
+    Threads,
+    Traceback,
+    import_modules,
+    parse_dynamic,
+    read_examples,
+)
 from .output import emit, progress_bar
 
 if TYPE_CHECKING:
@@ -36,6 +47,7 @@ def convert(
         str, typer.Option(metavar="TARGET", help="What runs the result: onnx, torch or triton.")
     ] = "onnx",
     example_inputs: ExampleInputs = None,
+    dynamic: DynamicSizes = None,
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -84,6 +96,7 @@ def convert(
     import_modules(imports)
     instances = [parse_spec(spec) for spec in passes or ()]
     target_with_options(target, {"ops": ops, "threads": threads})
+    sizes = parse_dynamic(dynamic)
     examples = read_examples(example_inputs)
     batches = read_batches(calibration) if calibration is not None else None
     with progress_bar() as report:
@@ -96,6 +109,7 @@ def convert(
             max_deviation=max_deviation,
             on_violation=on_violation.value,
             require_speedup=require_speedup,
+            dynamic=sizes,
             ops=ops,
             threads=threads,
             progress=report,

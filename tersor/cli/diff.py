@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .exit_codes import ExitCode
-from .options import ExampleInputs, Json, Traceback, read_examples
+from .options import DynamicSizes, ExampleInputs, Json, Traceback, parse_dynamic, read_examples
 from .output import emit, progress_bar
 
 _Side = Annotated[
@@ -21,6 +21,7 @@ def diff(
     context: Annotated[int, typer.Option(metavar="N", help="Lines around a change.", min=0)] = 3,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 when they differ.")] = False,
     example_inputs: ExampleInputs = None,
+    dynamic: DynamicSizes = None,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
@@ -28,12 +29,12 @@ def diff(
     from ..ir.diff import diff as program_diff
     from ..sources import read_program
 
-    examples = read_examples(example_inputs)
+    examples, free = read_examples(example_inputs), parse_dynamic(dynamic)
     with progress_bar() as report:
         report(f"reading {a}", 0, 3)
-        before = read_program(a, examples)
+        before = read_program(a, examples, free)
         report(f"reading {b}", 1, 3)
-        after = read_program(b, examples)
+        after = read_program(b, examples, free)
         report("comparing", 2, 3)
         text = program_diff(before, after, context)
     emit({"equal": not text, "diff": text}, text.rstrip("\n") or "no difference", json)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .options import (
+    DynamicSizes,
     ExampleInputs,
     Imports,
     Json,
@@ -14,6 +15,7 @@ from .options import (
     Traceback,
     check_sizes,
     import_modules,
+    parse_dynamic,
     parse_sizes,
     read_examples,
 )
@@ -32,6 +34,7 @@ def inspect(
     model: Model,
     size: Sizes = None,
     example_inputs: ExampleInputs = None,
+    dynamic: DynamicSizes = None,
     imports: Imports = None,
     json: Json = False,
     traceback: Traceback = False,
@@ -39,12 +42,12 @@ def inspect(
     """Show layers, attention sites and cost, and where each family of passes is legal, or why it is not."""
     from ..sources import read_program
 
-    sizes = parse_sizes(size)
+    sizes, free = parse_sizes(size), parse_dynamic(dynamic)
     import_modules(imports)
     examples = read_examples(example_inputs)
     with progress_bar() as report:
         report(f"capturing {model}", 0, 2)
-        program = read_program(model, examples)
+        program = read_program(model, examples, free)
         report("analysing", 1, 2)
         data = facts(program, sizes)
     emit(data, _text(data), json)

@@ -11,6 +11,8 @@ import typer
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..ir.capture.frontend import Dynamic
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Show where an error came from.")]
 Threads = Annotated[
@@ -35,6 +37,16 @@ ExampleInputs = Annotated[
         show_default="made up",
     ),
 ]
+DynamicSizes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dynamic",
+        metavar="auto|none|INPUT:DIM=NAME,...",
+        help="Sizes of MODEL's inputs that may vary: as the model allows, none, or those named, such as "
+        "input_ids:0=batch,1=tokens; may be repeated, one input each. An archive or an artifact has its own.",
+        show_default="auto",
+    ),
+]
 Imports = Annotated[
     list[str] | None,
     typer.Option(
@@ -44,6 +56,8 @@ Imports = Annotated[
     ),
 ]
 
+_DYNAMIC = ("auto", "none")
+_DIM = re.compile(r"([0-9]{1,2})=([A-Za-z_]\w*)")
 _SIZE = re.compile(r"([A-Za-z_]\w*)=([1-9][0-9]{0,8})")
 
 
@@ -68,6 +82,42 @@ def read_examples(file: str | None) -> dict[str, Tensor] | None:
     from ..calibration import read_batches
 
     return None if file is None else read_batches(file)[0]
+
+
+def parse_dynamic(given: Sequence[str] | None) -> Dynamic:
+    """``["input_ids:0=batch,1=tokens"]`` as ``capture`` takes it; ``"auto"`` where nothing was given.
+
+    Raises:
+        InputError: one is not of that form, or an input or dim is given twice.
+    """
+    from ..ir.errors import InputError
+    from ..passes.spec import nearest
+
+    if not given or list(given) == ["auto"]:
+        return "auto"
+    if list(given) == ["none"]:
+        return {}
+    named: dict[str, dict[int, str]] = {}
+    for text in given:
+        name, colon, dims = text.rpartition(":")
+        if not colon:
+            alone = (
+                " stands alone"
+                if text in _DYNAMIC
+                else f" is none of INPUT:DIM=NAME{nearest(text, _DYNAMIC)}"
+            )
+            raise InputError(f"--dynamic {text!r}{alone}")
+        pairs = [_DIM.fullmatch(part.strip()) for part in dims.split(",")]
+        if not name or None in pairs:
+            raise InputError(
+                f"--dynamic {text!r} is not of the form INPUT:DIM=NAME,..., such as input_ids:0=batch,1=tokens"
+            )
+        if name in named:
+            raise InputError(f"--dynamic names input {name!r} twice: join its dims by commas")
+        named[name] = {int(pair[1]): pair[2] for pair in pairs if pair}
+        if len(named[name]) != len(pairs):
+            raise InputError(f"--dynamic {text!r} names a dim twice")
+    return named
 
 
 def parse_sizes(given: Sequence[str] | None) -> dict[str, int]:

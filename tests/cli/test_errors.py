@@ -49,6 +49,14 @@ DROP = "token-drop:method=norm,keep=0.6,layers=0"
         (["bench", "m", "--against", "m", "--threads", "100000"], "--threads"),
         (["convert", "m", "-o", "{tmp}/out", "--import", "no_such_module"], "cannot import no_such_module"),
         (["convert", "m", "-o", "{tmp}/out", "--example-inputs", "x.pt"], "safetensors or .npz"),
+        (["convert", "m", "-o", "{tmp}/out", "--dynamic", "non"], "did you mean 'none'"),
+        (["inspect", "m", "--dynamic", "Auto"], "did you mean 'auto'"),
+        (["inspect", "m", "--dynamic", "x"], "none of INPUT:DIM=NAME; there is auto, none"),
+        (["diff", "m", "m", "--dynamic", "x:batch=0"], "such as input_ids:0=batch,1=tokens"),
+        (["inspect", "m", "--dynamic", "x:0=batch,"], "such as input_ids:0=batch,1=tokens"),
+        (["inspect", "m", "--dynamic", "x:0=a,0=b"], "names a dim twice"),
+        (["inspect", "m", "--dynamic", "x:0=a", "--dynamic", "x:1=b"], "names input 'x' twice"),
+        (["inspect", "m", "--dynamic", "x:0=a", "--dynamic", "none"], "'none' stands alone"),
         (["passes", "--import", "{tmp}/nowhere.py"], "there is no file"),
         (["passes", "--import", "a-b"], "cannot import 'a-b'"),
     ],
@@ -87,6 +95,11 @@ def test_errors_name_options_of_the_command_line() -> None:
     )
     assert as_options("or use target='torch'; ops=\"ort\"") == "or use --target torch; --ops ort"
     assert as_options("pass calibration=, a list") == "pass --calibration, a list"
+    assert (
+        as_options("or pass dynamic={} to fix a dynamic size")
+        == "or pass --dynamic none to fix a dynamic size"
+    )
+    assert as_options("Leave it out of dynamic, or") == "Leave it out of --dynamic, or"
     assert (
         as_options("batch 0 of calibration: keep=0.7, drops=1") == "batch 0 of calibration: keep=0.7, drops=1"
     )

@@ -77,6 +77,39 @@ def test_every_command_that_captures_takes_example_inputs(tersor: Any, place: Pa
     assert tersor("verify", "out", "--against", model).code == 0
 
 
+@pytest.mark.parametrize(
+    ("given", "shape"),
+    [
+        ((), ["batch", "tokens", 16]),
+        (("--dynamic", "auto"), ["batch", "tokens", 16]),
+        (("--dynamic", "none"), [2, 9, 16]),
+        (("--dynamic", "words:1=length"), [2, "length", 16]),
+        (("--dynamic", "words:0=rows,1=length"), ["rows", "length", 16]),
+    ],
+    ids=str,
+)
+def test_which_sizes_may_vary_is_the_users_to_say(
+    tersor: Any, place: Path, given: tuple[str, ...], shape: list[Any]
+) -> None:
+    given = ("model_of_mine:make", "--example-inputs", "words.safetensors", *given)
+    assert tersor("inspect", *given, "--json").json["inputs"][0]["shape"] == shape
+    outcome = tersor("convert", *given, "--target", "torch", "-o", "out")
+    assert outcome.code == 0, outcome.stderr
+    assert json.loads((place / "out" / "manifest.json").read_text())["inputs"][0]["shape"] == shape
+    assert tersor("verify", "out", "--against", "model_of_mine:make").code == 0
+
+
+def test_a_size_that_cannot_vary_is_one_clear_error(tersor: Any, place: Path) -> None:
+    given = ("model_of_mine:make", "--example-inputs", "words.safetensors")
+    for dynamic, message in (
+        ("word:0=batch", "--dynamic names input 'word'; the inputs are words"),
+        ("words:3=batch", "--dynamic names dim 3 of 'words', which has shape [2, 9, 16]"),
+    ):
+        outcome = tersor("inspect", *given, "--dynamic", dynamic)
+        assert outcome.code == 2
+        assert message in outcome.error
+
+
 def test_a_method_of_ones_own_is_found_by_every_command_that_reads_specs(tersor: Any, place: Path) -> None:
     from tersor.passes.registry import find_methods, registered, unregistered
     from tersor.passes.tokens.method import TokenMethod
