@@ -231,6 +231,7 @@ def main() -> None:
         return
     results: dict[str, dict[str, list[Result]]] = {}
     for name in options.model or SUBJECTS:
+        SUBJECTS[name].make(False)  # what is unpacked on its first use counts on neither side
         sides = results.setdefault(name, {side: [] for side in _WORK})
         for _ in range(options.runs):
             for side, runs in sides.items():
