@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from .calibration import Batch
 from .codegen.target import Executable
@@ -32,8 +32,8 @@ def check_agreement(
     """Raise unless ``executable`` computes what ``program`` computes on ``samples``, up to rounding.
 
     A Program that selects tokens is not continuous: where two scores are equal but for rounding, another kernel
-    may keep the other token.  So where the outputs differ by more than rounding, the Program is run with weights
-    that differ by rounding, and the executable passes if that moves the Program as far.
+    may keep the other token.  So where the outputs of a Program that chooses differ by more than rounding, it is run
+    with weights that differ by rounding, and the executable passes if that moves the Program as far.
 
     Raises:
         LoweringError: the outputs differ by more than that; the message names the output.
@@ -45,10 +45,31 @@ def check_agreement(
     if (
         not deviation.not_compared
         and deviation.finite
+        and _chooses(program)
         and _within_own_response(deviation, program, reference)
     ):
         return deviation
     raise LoweringError(_message(deviation, target))
+
+
+def _chooses(program: Program) -> bool:
+    """Whether whole numbers or truth values are made of values that weights have a part in.
+
+    That is every choice: an order, an index, a comparison.  What is made of sizes alone is none.
+    """
+    weighed: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "get_attr":
+            if program.weights[node.target].is_floating_point():
+                weighed.add(node)
+        elif not weighed.isdisjoint(node.all_input_nodes):
+            if isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex()):
+                return True
+            # A size is no value of the tensor that it is read from.
+            if isinstance(value, Tensor | list | tuple):
+                weighed.add(node)
+    return False
 
 
 def _within_own_response(deviation: Deviation, program: Program, reference: Reference) -> bool:

@@ -93,3 +93,31 @@ def test_a_choice_between_equals_may_fall_differently_but_must_be_a_choice() -> 
 
 def _some_rows(change: Change) -> Change:
     return lambda t: torch.cat([change(t[:4]), t[4:]])
+
+
+class Cancels(torch.nn.Module):
+    """Moved far by rounding, though it chooses nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plus, self.minus = torch.nn.Parameter(torch.ones(8)), torch.nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = torch.arange(x.shape[1])
+        return (x * self.plus - x * self.minus) * 1e8 + x * positions
+
+
+class CancelsAndChooses(Cancels):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 0.0 * (x * self.plus).argmax(-1, keepdim=True)
+
+
+def test_only_a_program_that_chooses_may_be_as_far_off_as_rounding_moves_it() -> None:
+    def half_as_much_again(output: Tensor) -> Tensor:
+        return 1.5 * output
+
+    program = capture(Cancels(), torch.randn(4, 8))
+    with pytest.raises(LoweringError, match="differs by"):
+        check_agreement(Altered(program, half_as_much_again), program, [program.example_inputs], "test")
+    program = capture(CancelsAndChooses(), torch.randn(4, 8))
+    check_agreement(Altered(program, half_as_much_again), program, [program.example_inputs], "test")
