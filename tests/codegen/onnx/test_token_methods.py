@@ -67,6 +67,10 @@ def lower(program: Program) -> OnnxExecutable:
     return OnnxExecutable.of(program, threads=1)
 
 
+def lower_portable(program: Program) -> OnnxExecutable:
+    return OnnxExecutable.of(program, ops="portable", threads=1)
+
+
 @by_method
 @pytest.mark.parametrize("model", MODELS)
 def test_half_precision_is_computed_as_by_torch(
@@ -92,6 +96,16 @@ def test_sequences_of_a_few_tokens_are_computed_as_by_torch(method: str, ends: s
     assert program.ranges["tokens"][0] == least, "tokens that always stay are all there"
     cases = [texts(batch, tokens) for tokens in range(least, 5) for batch in (1, 4)]
     assert_equal_to_torch(program, cases, lower)
+
+
+@by_method
+def test_a_row_of_nothing_but_padding_is_computed_as_by_torch_and_spoils_no_other(method: str) -> None:
+    program = dropped(captured("bert", torch.float32), method, 0.6)
+    inputs = dict(texts(4, 12))
+    inputs["attention_mask"][2] = 0
+    alone = {name: value[2:3] for name, value in inputs.items()}
+    assert_equal_to_torch(program, [inputs, alone], lower, lower_portable)
+    assert all(output.isfinite().all() for each in (inputs, alone) for output in program.run(each))
 
 
 @by_method
