@@ -32,6 +32,11 @@ def tensor_arguments(
 
 
 def _tensor(spec: TensorSpec, value: Any) -> Tensor | None:
+    if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided):
+        what = "on the meta device, and holds no numbers" if value.is_meta else f"{value.layout}"
+        raise InputError(
+            f"input {spec.name!r} is {what}: give a dense tensor, on a device that holds its numbers"
+        )
     if value is None or isinstance(value, Tensor):
         return value
     try:

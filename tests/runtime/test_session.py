@@ -122,6 +122,8 @@ def test_what_is_no_tensor_is_named_with_what_to_give(session: Session, value: A
         ((), {"ids": None, "mask": mask}, "'ids' is missing; the program takes: ids"),
         ((), {"ids": ids[0], "mask": mask}, r"'ids' has shape \[2\], the program takes \[batch, tokens\]"),
         ((ids,), {"ids": ids, "mask": mask}, "'ids' is given twice"),
+        ((ids.to_sparse(), mask), {}, "'ids' is torch.sparse_coo: give a dense tensor"),
+        ((ids, mask.to("meta")), {}, "'mask' is on the meta device"),
         (({1: ids},), {}, "unknown input 1"),
     ],
 )
