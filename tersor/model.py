@@ -55,8 +55,11 @@ class OptimizedModel:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on positional or named inputs, or one mapping of them; returns the model's own output structure.
 
+        An input is a tensor, a NumPy array, a number or nested lists of numbers.
+
         Raises:
-            InputError: an input is missing, unknown, of the wrong dtype, or of a size the model does not take.
+            InputError: an input is missing, unknown, no numbers, of the wrong dtype, or of a size the model does not
+                take.
         """
         return self.session(*args, **kwargs)
 
