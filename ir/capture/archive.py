@@ -95,6 +95,8 @@ def import_archive(exported: ExportedProgram, facts: ModelFacts) -> tuple[Progra
 
     def call(**values: Tensor) -> Any:
         given = [values.get(str(n), leaf) for n, leaf in zip(names, leaves, strict=True)]
+        # An exported model may write to its inputs.
+        given = [value.clone() if isinstance(value, Tensor) else value for value in given]
         args, kwargs = pytree.tree_unflatten(given, spec)
         return module(*args, **kwargs)
 

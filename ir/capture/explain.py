@@ -23,11 +23,16 @@ def locate(error: BaseException, model: nn.Module) -> str:
         owner = frame.f_locals.get("self")
         if id(owner) in names and names[id(owner)]:
             module_text = f" in {names[id(owner)]} ({type(owner).__name__})"
-        if not str(Path(file).resolve()).startswith(_FOREIGN) and Path(file).is_file():
+        if Path(file).is_file() and not is_foreign(file):
             place = f" at {file}:{line} ({linecache.getline(file, line).strip()})"
     lines = [text for text in str(error).strip().splitlines() if text.strip()]
     reason = lines[0].strip().rstrip(".") if lines else type(error).__name__
     return f"{reason}, raised{module_text}{place}" if module_text or place else reason
+
+
+def is_foreign(file: str) -> bool:
+    """Whether ``file`` is PyTorch's or Tersor's own."""
+    return str(Path(file).resolve()).startswith(_FOREIGN)
 
 
 def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import OutputKind
 
 from ..errors import CaptureError, InputError
 from ..fix_sizes import replace_numbers
@@ -23,6 +24,7 @@ from .explain import locate
 from .functional import InPlaceError, make_functional
 from .inline import inline_regions
 from .outputs import flat_outputs, structure_of
+from .writes import constants_guarded, explain_writes
 
 aten = torch.ops.aten
 
@@ -82,15 +84,23 @@ def run_model(
 
     Raises:
         InputError: the model rejects the inputs.
-        CaptureError: it returns what cannot be an output.
+        CaptureError: it returns what cannot be an output, or writes to its parameters.
     """
     try:
-        output = model(**inputs, **fixed)
+        with constants_guarded(model):
+            output = call_model(model, fixed, **inputs)
+    except CaptureError:
+        raise
     except Exception as error:
         raise InputError(
             f"{type(model).__name__} rejects the example inputs: {locate(error, model)}"
         ) from error
     return output, structure_of(output, type(model).__name__)
+
+
+def call_model(model: nn.Module, fixed: Mapping[str, Any], **inputs: Tensor) -> Any:
+    """What ``model`` returns for copies of ``inputs``, which it may write to."""
+    return model(**{name: value.clone() for name, value in inputs.items()}, **fixed)
 
 
 def convert(
@@ -104,8 +114,11 @@ def convert(
     """``program_of``, with PyTorch's own functionalization where writes through several views need it."""
     try:
         return program_of(exported, structure, example_inputs, dynamic, facts, may_fix)
-    except InPlaceError:
-        functional = exported.run_decompositions({})
+    except InPlaceError as error:
+        try:
+            functional = exported.run_decompositions({})
+        except Exception:
+            raise error from None
         return program_of(functional, structure, example_inputs, dynamic, facts, may_fix)
 
 
@@ -144,17 +157,22 @@ def program_of(
             else:
                 continue
         elif node.op == "output":
-            count = len(signature.buffers_to_mutate)
-            results = [r for r in node.args[0][count:] if isinstance(r, fx.Node)]
+            kinds = [spec.kind for spec in signature.output_specs]
+            results = [
+                result
+                for kind, result in zip(kinds, node.args[0], strict=True)
+                if kind is OutputKind.USER_OUTPUT and isinstance(result, fx.Node)
+            ]
             new = graph.output(tuple(mapping[r] for r in results))
         else:
             new = graph.node_copy(node, lambda n: mapping[n])
-        new.meta = {k: v for k, v in node.meta.items() if k == "val"}
+        new.meta = {k: v for k, v in node.meta.items() if k in ("val", "stack_trace")}
         new.meta["layer"] = _layer(node)
         mapping[node] = new
     inline_regions(graph, exported.graph_module)
     make_functional(graph)
     inputs = {old.name: str(new.target) for old, new in mapping.items() if new.op == "placeholder"}
+    left_out = explain_writes(exported, weights, graph, inputs, facts.family)
     varying = {
         str(node.target): {
             dim: label
@@ -186,7 +204,7 @@ def program_of(
         ranges=ranges,
         example_inputs=dict(example_inputs),
         facts=facts,
-        notes={"capture": conditions.notes} if conditions.notes else {},
+        notes={"capture": notes} if (notes := [*left_out, *conditions.notes]) else {},
     )
 
 

@@ -14,11 +14,12 @@ from torch import nn
 from ..errors import InputError
 from ..program import Program
 from ..raising import raise_attention
+from .attributes import explain_attributes
 from .check import compare_with_model
 from .dim_names import named_by_attention
 from .dims import check_dynamic, dynamic_dims
 from .experts import dense_experts
-from .export import Request, export_program, run_model
+from .export import Request, call_model, export_program, run_model
 from .huggingface import cache_free, is_huggingface, semantic_attention
 from .inputs import (
     bind_example,
@@ -30,7 +31,7 @@ from .inputs import (
 from .keywords import spelled_out
 from .single_sizes import refuse_wrong_single_sizes
 from .sources import Source, find_source
-from .state import inference_state
+from .state import Snapshot, inference_state
 
 Dynamic = Literal["auto"] | Mapping[str, Mapping[int, str]]
 
@@ -82,7 +83,9 @@ def _from_module(source: Source, model: nn.Module, example_inputs: Any, dynamic:
         if any(inputs[name].shape[dim] == 1 for name, named in dims.items() for dim in named):
             run_model(model, inputs, fixed)
             inputs, notes = lengthen_single_sizes(inputs, dims, partial(_runs, model, fixed))
+        before = Snapshot(model)
         expected, structure = run_model(model, inputs, fixed)
+        notes += tuple(explain_attributes(model, before, partial(call_model, model, fixed, **inputs)))
         with ExitStack() as dialect:
             if is_huggingface(model):
                 dialect.enter_context(semantic_attention(model))
@@ -94,7 +97,7 @@ def _from_module(source: Source, model: nn.Module, example_inputs: Any, dynamic:
         program = raise_attention(program)
         if dynamic == "auto":
             program = named_by_attention(program)
-        call = partial(model, **fixed)
+        call = partial(call_model, model, fixed)
         deviation = compare_with_model(program, expected, call)
         program = refuse_wrong_single_sizes(program, call)
         if notes:

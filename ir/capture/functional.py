@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import fx
 
 from ..errors import CaptureError
+from .writes import place_of
 
 aten = torch.ops.aten
 
 # In a functional graph a view is a reshape; as a reshape it stays right when a rewrite changes the strides.
 _RESHAPES = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
+_NORMALISE = {aten.batch_norm.default, aten.native_batch_norm.default, aten.instance_norm.default}
 _EFFECT_FREE = {
     aten._assert_tensor_metadata.default,
     aten._assert_scalar.default,
@@ -31,7 +34,8 @@ def make_functional(graph: fx.Graph) -> None:
     """Rewrite ``graph`` in place; the meaning of its outputs is unchanged.
 
     Raises:
-        InPlaceError: an in-place write to a tensor of which views are read later, which cannot be undone here.
+        InPlaceError: an in-place write to a tensor of which views are read later, or to an input or a weight, which
+            cannot be undone here.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
@@ -43,10 +47,14 @@ def make_functional(graph: fx.Graph) -> None:
             graph.erase_node(node)
         elif isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
             _replace_mutation(graph, node, order)
+        elif _updates_statistics(node):
+            raise InPlaceError(f"{node.name} ({node.target}) updates running statistics")
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and not node.users and _is_size_check(node):
             graph.erase_node(node)
     graph.eliminate_dead_code()
+    for node in graph.nodes:
+        node.meta.pop("stack_trace", None)
     graph.lint()
 
 
@@ -67,11 +75,17 @@ def _replace_mutation(graph: fx.Graph, node: fx.Node, order: dict[fx.Node, int])
     while _is_view(base):
         chain.append(base)
         base = base.args[0]  # type: ignore[assignment]
-    aliases = [u for u in base.users if u is not node and _is_view(u) and u not in chain]
-    if any(order.get(user, 0) > order[node] for alias in aliases for user in alias.users) or len(chain) > 1:
+    late = (
+        user
+        for alias in _views_of(base, node)
+        if alias not in chain
+        for user in alias.users
+        if order.get(user, 0) > order[node]
+    )
+    if base.op != "call_function" or len(chain) > 1 or any(late):
         raise InPlaceError(
-            f"{node.name} ({node.target}) in {node.meta.get('layer') or 'the model'} writes in place through a view "
-            "that is read elsewhere; write it out of place"
+            f"{node.name} ({node.target}) in {node.meta.get('layer') or 'the model'}{place_of(node)} writes in place "
+            "to what is read through other views or outlives the call; write it out of place"
         )
     node.target = functional
     _rebind(written, node, order)
@@ -104,9 +118,28 @@ def _scatter_back(graph: fx.Graph, view: fx.Node, base: fx.Node, value: fx.Node)
     return graph.call_function(twin, (base, value, *view.args[1:]), dict(view.kwargs))
 
 
+def _views_of(base: fx.Node, writer: fx.Node) -> Iterator[fx.Node]:
+    """Every value that shares the memory of ``base``, views of views included, but not what ``writer`` returns."""
+    for user in base.users:
+        if user is not writer and _is_view(user) and user.args[0] is base:
+            yield user
+            yield from _views_of(user, writer)
+
+
+def _updates_statistics(node: fx.Node) -> bool:
+    """Whether a normalisation writes its running mean, which its schema does not say."""
+    if node.target not in _NORMALISE:
+        return False
+    given = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False)) | node.kwargs
+    learns = given.get("training") is True or given.get("use_input_stats") is True
+    return learns and given.get("running_mean") is not None
+
+
 def _is_view(node: Any) -> bool:
     if not isinstance(node, fx.Node) or node.op != "call_function":
         return False
+    if node.target is operator.getitem:
+        return _is_view(node.args[0])
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.arguments:
         return False

@@ -49,7 +49,7 @@ def _splice(graph: fx.Graph, call: fx.Node, body: fx.Graph, operands: tuple[Any,
                 result = fx.map_arg(inner.args[0], lambda n: mapping[n])
             else:
                 new = graph.node_copy(inner, lambda n: mapping[n])
-                new.meta = {k: v for k, v in inner.meta.items() if k == "val"}
+                new.meta = {k: v for k, v in inner.meta.items() if k in ("val", "stack_trace")}
                 new.meta["layer"] = call.meta.get("layer", "")
                 mapping[inner] = new
     if isinstance(result, fx.Node):

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import transformer
+from torch.nn.parameter import is_lazy
 
 _DETECT = "_detect_is_causal_mask"
+_REGISTRIES = {"_parameters", "_buffers", "_modules"}
+_PLAIN = (bool, int, float, str, type(None))
 
 
 @contextmanager
 def inference_state(model: nn.Module) -> Iterator[None]:
     """Within the block every module is in evaluation mode and PyTorch's fused encoder layer is off.
 
+    Attributes and buffers that calls within the block change are put back.
+
     The fused layer (``torch._transformer_encoder_layer_fwd``) hides its attention in one opaque operator and, with
     a padding mask, returns other rows for padding than the layers it replaces.  Its layers do not compare the values
     of a mask to find out whether it is causal, which no traced mask can answer: they apply it as it is.
     """
-    training = [(module, module.training) for module in model.modules()]
+    found = Snapshot(model)
+    buffers = [_values(module) for module in found.modules]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     detect = getattr(transformer, _DETECT, None)
     try:
@@ -33,5 +40,84 @@ def inference_state(model: nn.Module) -> Iterator[None]:
         if detect is not None:
             setattr(transformer, _DETECT, detect)
         torch.backends.mha.set_fastpath_enabled(fastpath)
-        for module, mode in training:
-            module.training = mode
+        found.restore()
+        for module, values in zip(found.modules, buffers, strict=True):
+            _put_back(module, values)
+
+
+class Snapshot:
+    """The attributes of every module, and what is in those that are lists, dicts and sets."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.names = {module: name for name, module in model.named_modules()}
+        self.modules = list(self.names)
+        self._before = [(type(module), _attributes(module)) for module in self.modules]
+
+    def changed(self) -> list[tuple[nn.Module, str]]:
+        """Attributes that hold something else by now."""
+        places = []
+        for module, (_, before) in zip(self.modules, self._before, strict=True):
+            after = _attributes(module)
+            places += [
+                (module, name)
+                for name in before | after
+                if name not in before or name not in after or not _same(before[name][1], after[name][1])
+            ]
+        return places
+
+    def restore(self) -> None:
+        for module, (kind, before) in zip(self.modules, self._before, strict=True):
+            if type(module) is not kind:
+                continue  # A lazy module became what it stands for.
+            for name in _attributes(module).keys() - before.keys():
+                del module.__dict__[name]
+            module.__dict__.update({name: value for name, (value, _) in before.items()})
+            for value, contents in before.values():
+                _refill(value, contents)
+
+
+def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    return {n: (value, _contents(value)) for n, value in vars(module).items() if n not in _REGISTRIES}
+
+
+def _contents(value: Any) -> Any:
+    """``value``, or what a list, dict or set holds now."""
+    if isinstance(value, dict):
+        return [(key, item, _contents(item)) for key, item in value.items()]
+    if isinstance(value, list | set):
+        return [(None, item, _contents(item)) for item in value]
+    return value
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, list | tuple) and type(left) is type(right):
+        return len(left) == len(right) and all(map(_same, left, right))
+    return left is right or (isinstance(left, _PLAIN) and type(left) is type(right) and left == right)
+
+
+def _refill(value: Any, contents: Any) -> None:
+    if isinstance(value, dict | list | set) and not _same(_contents(value), contents):
+        value.clear()
+        for key, item, inner in contents:
+            if isinstance(value, dict):
+                value[key] = item
+            elif isinstance(value, list):
+                value.append(item)
+            else:
+                value.add(item)
+            _refill(item, inner)
+
+
+def _values(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    return {
+        name: (buffer, buffer.clone() if isinstance(buffer, Tensor) and not is_lazy(buffer) else None)
+        for name, buffer in module._buffers.items()
+    }
+
+
+def _put_back(module: nn.Module, values: dict[str, tuple[Any, Any]]) -> None:
+    for name, (buffer, before) in values.items():
+        if before is not None:
+            module._buffers[name] = buffer
+            if not torch.equal(buffer, before):
+                buffer.copy_(before)
