@@ -17,14 +17,15 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{
         f"operator.{name}": getattr(operator, name)
         for name in (
-            "getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "abs",
+            "getitem", "add", "sub", "mul", "floordiv", "truediv", "mod", "pow", "neg", "abs",
+            "lshift", "rshift",
             "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_",
         )
     },
     **{f"math.{name}": getattr(math, name) for name in ("ceil", "floor", "trunc", "sqrt")},
     **{
         f"torch.{name}": getattr(torch, name)
-        for name in ("sym_int", "sym_float", "sym_max", "sym_min", "sym_not", "sym_ite", "sym_sum")
+        for name in ("sym_int", "sym_float", "_sym_sqrt", "sym_max", "sym_min", "sym_not", "sym_ite", "sym_sum")
     },
     **{f"builtins.{function.__name__}": function for function in (min, max, round)},
 }  # fmt: skip

@@ -19,7 +19,10 @@ Size = int | torch.SymInt
 
 
 class Sizes:
-    """Values of size expressions, each a 1-D tensor of one element, int64 unless the expression is a float."""
+    """Values of size expressions, each a 1-D tensor of one element, int64 unless the expression is a float.
+
+    Floats are doubles, as Python's are: a root or a share that is a whole number must stay one when it is truncated.
+    """
 
     def __init__(self, emitter: Emitter) -> None:
         self._emitter = emitter
@@ -92,7 +95,7 @@ class Sizes:
                 raise self._emitter.fail(f"the size {expr} comes from no input")
             return _typed(self._source[expr](), ir.DataType.INT64)
         if expr.is_Float or expr.is_Rational:
-            return _typed(self._emitter.const([float(expr)], torch.float32), ir.DataType.FLOAT)
+            return _typed(self._emitter.const([float(expr)], torch.float64), ir.DataType.DOUBLE)
         if isinstance(expr, sf.FloorDiv | sf.CleanDiv):
             top, bottom = self.value(expr.args[0]), self.value(expr.args[1])
             if not expr.args[0].is_nonnegative:
@@ -102,12 +105,21 @@ class Sizes:
         if isinstance(expr, sf.Mod | sf.PythonMod | sympy.Mod):
             return _typed(op("Mod", *map(self.value, expr.args)), ir.DataType.INT64)
         if isinstance(expr, sf.IntTrueDiv | sf.FloatTrueDiv):
-            return _typed(op("Div", *(self._float(a) for a in expr.args)), ir.DataType.FLOAT)
+            return _typed(op("Div", *(self._float(a) for a in expr.args)), ir.DataType.DOUBLE)
         if isinstance(expr, sf.ToFloat):
             return self._float(expr.args[0])
-        if isinstance(expr, sf.FloorToInt | sf.TruncToInt | sf.CeilToInt):
+        if isinstance(expr, sf.FloatPow):
+            return _typed(op("Pow", *(self._float(a) for a in expr.args)), ir.DataType.DOUBLE)
+        if isinstance(expr, sf.OpaqueUnaryFn_sqrt):
+            return _typed(op("Sqrt", self._float(expr.args[0])), ir.DataType.DOUBLE)
+        if isinstance(expr, sf.PowByNatural):
+            return _typed(op("Pow", *map(self.value, expr.args)), ir.DataType.INT64)
+        if isinstance(expr, sympy.Abs):
+            value = self.value(expr.args[0])
+            return _typed(op("Abs", value), value.dtype)
+        if isinstance(expr, sf.FloorToInt | sf.TruncToInt | sf.CeilToInt | sf.RoundToInt):
             value = self._float(expr.args[0])
-            rounding = {sf.FloorToInt: "Floor", sf.CeilToInt: "Ceil"}.get(type(expr))
+            rounding = {sf.FloorToInt: "Floor", sf.CeilToInt: "Ceil", sf.RoundToInt: "Round"}.get(type(expr))
             value = op(rounding, value) if rounding else value
             return _typed(op("Cast", value, to=int(ir.DataType.INT64)), ir.DataType.INT64)
         if isinstance(expr, sympy.Max | sf.Max):
@@ -131,7 +143,7 @@ class Sizes:
 
     def _fold(self, kind: str, args: Sequence[sympy.Expr]) -> ir.Value:
         values = [self.value(a) for a in args]
-        if any(v.dtype == ir.DataType.FLOAT for v in values):
+        if any(v.dtype == ir.DataType.DOUBLE for v in values):
             values = [self._float(a) for a in args]
         result = values[0]
         for value in values[1:]:
@@ -140,9 +152,9 @@ class Sizes:
 
     def _float(self, expr: sympy.Expr) -> ir.Value:
         value = self.value(expr)
-        if value.dtype == ir.DataType.FLOAT:
+        if value.dtype == ir.DataType.DOUBLE:
             return value
-        return _typed(self._emitter.op("Cast", value, to=int(ir.DataType.FLOAT)), ir.DataType.FLOAT)
+        return _typed(self._emitter.op("Cast", value, to=int(ir.DataType.DOUBLE)), ir.DataType.DOUBLE)
 
 
 def symbolic(size: Any) -> sympy.Expr:

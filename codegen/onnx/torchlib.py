@@ -87,8 +87,10 @@ def _argument(emitter: Emitter, opset: Any, proxies: dict[ir.Value, ir.Value], a
     """An argument as the table takes it: enums as ints and strings, tensors as values that know operators."""
     from torch.onnx._internal.exporter import _tensors
 
-    if isinstance(argument, torch.SymInt | torch.SymFloat):
+    if isinstance(argument, torch.SymInt):
         argument = emitter.sizes.scalar(argument)
+    elif isinstance(argument, torch.SymFloat):
+        argument = emitter.operand(argument, torch.float32)
     if isinstance(argument, ir.Value):
         if argument not in proxies:
             proxies[argument] = _tensors.SymbolicTensor(

@@ -10,6 +10,7 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from tersor.ir.dialect import DIALECT, is_dialect
@@ -224,7 +225,8 @@ def _formula(node: fx.Node) -> Callable[[fx.Node, Any, Any], Any] | None:
 
 def _count_parts(node: fx.Node, args: Any, kwargs: Any) -> Any:
     """Count the operators that a composite one consists of."""
-    with FlopCounterMode(display=False) as counter:
+    # Without the Python dispatcher some operators (interpolation) refuse symbolic sizes.
+    with enable_python_dispatcher(), FlopCounterMode(display=False) as counter:
         node.target(*args, **kwargs)  # type: ignore[operator]
     return counter.get_total_flops()
 

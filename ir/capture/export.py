@@ -182,6 +182,13 @@ def program_of(
         for node in graph.nodes
         if node.op == "placeholder"
     }
+    numbers = [
+        f"dim {dim} of {name!r} is fixed at {example_inputs[name].shape[dim]}: the model makes a number of that size, "
+        "as float() and math.log() do, or computes with something that has it"
+        for name, dims in varying.items()
+        for dim in dynamic.get(name, {}).keys() - dims.keys()
+        if may_fix and example_inputs[name].shape[dim] != 1
+    ]
     conditions = conditions_of(exported, inputs, example_inputs, varying, may_fix)
     symbols, ranges = retrace(graph, weights, conditions, exported.range_constraints)
     specs = tuple(
@@ -204,7 +211,7 @@ def program_of(
         ranges=ranges,
         example_inputs=dict(example_inputs),
         facts=facts,
-        notes={"capture": notes} if (notes := [*left_out, *conditions.notes]) else {},
+        notes={"capture": notes} if (notes := [*left_out, *numbers, *conditions.notes]) else {},
     )
 
 

@@ -110,6 +110,8 @@ class _Sizes(ast.NodeTransformer):
         raise UnreadableGuard(self.line)
 
     def _call(self, node: ast.Call) -> ast.AST:
+        if ast.unparse(node.func) == "torch.sym_float":
+            node.func = ast.Name("float", ast.Load())
         function = node.func
         if isinstance(function, ast.Attribute) and function.attr == "storage_offset" and not node.args:
             self._input(function.value)

@@ -21,8 +21,8 @@ aten = torch.ops.aten
 @pytest.mark.parametrize(
     "target",
     [
-        aten.add.Tensor, aten.sym_size.int, aten.layer_norm.default, operator.getitem, operator.floordiv, math.ceil,
-        torch.sym_max, max, *(op.overload for op in DIALECT.values()),
+        aten.add.Tensor, aten.sym_size.int, aten.layer_norm.default, operator.getitem, operator.floordiv, operator.pow,
+        operator.rshift, math.ceil, torch.sym_max, torch._sym_sqrt, max, *(op.overload for op in DIALECT.values()),
     ],
     ids=target_name,
 )  # fmt: skip

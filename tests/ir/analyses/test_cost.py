@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from random_programs import Config, build, configs
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -160,3 +160,12 @@ def test_missing_and_unknown_sizes_are_named() -> None:
         counted.at(batch=1)
     with pytest.raises(InputError, match="unknown: length"):
         counted.at(batch=1, tokens=2, length=3)
+
+
+def test_an_operator_made_of_others_is_counted_at_symbolic_sizes() -> None:
+    class Doubled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.interpolate(x, size=2 * x.shape[1])
+
+    program = capture(Doubled(), {"x": torch.randn(2, 10, 4)}, {"x": {1: "tokens"}})
+    assert cost(program).flops == 0

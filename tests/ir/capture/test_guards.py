@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -182,3 +183,24 @@ def test_the_interval_around_the_example_is_exact(low, length, inside):
 @given(divisor=st.integers(2, 64), example=st.integers(1, 500))
 def test_divisibility_is_no_interval(divisor, example):
     assert interval(lambda n: (n % divisor == 0) == (example % divisor == 0), example) is None
+
+
+def test_a_root_that_was_rounded_bounds_the_size():
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * int(x.shape[1] ** 0.5)
+
+    program = capture(Root(), {"x": torch.randn(2, 10, 4)})
+    assert program.ranges["tokens"] == (9, 15)
+    assert program.inputs[0].shape == ("batch", "tokens", 4)
+
+
+@pytest.mark.parametrize("number", [math.log, float])
+def test_a_size_that_becomes_a_number_is_fixed_and_noted(number):
+    class Number(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * number(x.shape[1])
+
+    program = capture(Number(), {"x": torch.randn(2, 10, 4)})
+    assert program.inputs[0].shape == ("batch", 10, 4)
+    assert "dim 1 of 'x' is fixed at 10" in program.notes["capture"][0]
