@@ -48,7 +48,10 @@ def make_functional(graph: fx.Graph) -> None:
         elif isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
             _replace_mutation(graph, node, order)
         elif _updates_statistics(node):
-            raise InPlaceError(f"{node.name} ({node.target}) updates running statistics")
+            raise InPlaceError(
+                f"{node.name} ({node.target}) in {node.meta.get('layer') or 'the model'}{place_of(node)} updates "
+                "running statistics: leave its module in evaluation mode"
+            )
     for node in reversed(list(graph.nodes)):
         if node.op == "call_function" and not node.users and _is_size_check(node):
             graph.erase_node(node)

@@ -25,6 +25,7 @@ class State(nn.Module):
         self.scale = nn.Parameter(torch.ones(4))
         self.embed = nn.Embedding(16, 4, max_norm=0.5)
         self.norm = nn.BatchNorm1d(4)
+        self.instance = nn.InstanceNorm1d(4, track_running_stats=True)
         self.plain = torch.ones(4)
         self.calls = 0
         self.seen: list[Any] = []
@@ -75,6 +76,12 @@ def normed(m: Any, x: Tensor) -> Tensor:
     return y
 
 
+def normed_alone(m: Any, x: Tensor) -> Tensor:
+    m.instance.train()
+    y: Tensor = m.instance(x.transpose(1, 2))
+    return y
+
+
 def aliased(m: Any, x: Tensor) -> Tensor:
     m.running.mul_(2)
     return x * m.part.sum()
@@ -117,6 +124,7 @@ def remembered(m: Any, x: Tensor) -> Tensor:
         (scaled, "parameter 'scale'", "m.scale.data.mul_(2)"),
         (lambda m, x: x + m.embed(torch.arange(4)).sum(), "parameter 'embed.weight'", "m.embed"),
         (normed, "'norm.running_mean'", FORWARD),
+        (normed_alone, "updates running statistics: leave its module in evaluation mode", FORWARD),
         (unregistered, "attribute 'plain'", "m.plain.mul_(2)"),
         (called, "'calls'", "m.calls += 1"),
         (listed, "'seen'", "m.seen.append"),
