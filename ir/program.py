@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from .errors import InputError
+from .binding import bind_inputs
 from .structure import Structure
 
 
@@ -92,11 +92,7 @@ class Program:
             return GraphInterpreter(self).run(*(inputs[spec.name] for spec in self.inputs))  # type: ignore[no-any-return]
 
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Match call arguments to input names and check dtype and shape.
-
-        Raises:
-            InputError: an input is missing, unknown, of the wrong dtype, or of a size the program does not take.
-        """
+        """Match call arguments to input names and check them; see :func:`bind_inputs`."""
         return bind_inputs(self.inputs, self.ranges, args, kwargs)
 
     def sizes(self, inputs: Mapping[str, Tensor] | None = None) -> dict[str, int]:
@@ -174,56 +170,3 @@ class GraphInterpreter(fx.Interpreter):
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:
         return self._weights[target]
-
-
-def bind_inputs(
-    specs: Sequence[TensorSpec],
-    ranges: Mapping[str, tuple[int, int | None]],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-) -> dict[str, Tensor]:
-    """Match positional and keyword arguments to ``specs``; see :meth:`Program.bind`."""
-    expected = ", ".join(
-        f"{s.name} {_shape_text(s.shape)} {str(s.dtype).removeprefix('torch.')}" for s in specs
-    )
-    if len(args) > len(specs):
-        raise InputError(f"{len(args)} positional inputs given, the program takes {len(specs)}: {expected}")
-    bound: dict[str, Any] = {spec.name: value for spec, value in zip(specs, args, strict=False)}
-    for name, value in kwargs.items():
-        if name not in {spec.name for spec in specs}:
-            if value is None:
-                continue
-            raise InputError(f"unknown input {name!r}; the program takes: {expected}")
-        bound[name] = value
-    sizes: dict[str, tuple[int, str]] = {}
-    for spec in specs:
-        if spec.name not in bound or bound[spec.name] is None:
-            raise InputError(f"input {spec.name!r} is missing; the program takes: {expected}")
-        value = bound[spec.name] = torch.as_tensor(bound[spec.name])
-        if value.dtype != spec.dtype:
-            if value.dtype.is_floating_point != spec.dtype.is_floating_point:
-                raise InputError(f"input {spec.name!r} is {value.dtype}, the program takes {spec.dtype}")
-            bound[spec.name] = value = value.to(spec.dtype)
-        if value.dim() != len(spec.shape):
-            raise InputError(
-                f"input {spec.name!r} has shape {list(value.shape)}, the program takes {_shape_text(spec.shape)}"
-            )
-        for size, want in zip(value.shape, spec.shape, strict=True):
-            if isinstance(want, int):
-                fits, known = size == want, f"{want}"
-            else:
-                first, where = sizes.setdefault(want, (size, spec.name))
-                fits, known = size == first, f"{want} = {first} as in {where!r}"
-            if not fits:
-                raise InputError(
-                    f"input {spec.name!r} has shape {list(value.shape)}: size {size} where the program takes {known}"
-                )
-    for name, (size, where) in sizes.items():
-        low, high = ranges.get(name, (0, None))
-        if size < low or (high is not None and size > high):
-            raise InputError(f"input {where!r} has {name} = {size}; the model takes {low} to {high or 'any'}")
-    return bound
-
-
-def _shape_text(shape: Sequence[int | str]) -> str:
-    return "[" + ", ".join(str(dim) for dim in shape) + "]"

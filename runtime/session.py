@@ -9,10 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from tersor.codegen.target import Executable
-from tersor.ir.program import bind_inputs
+from tersor.ir.binding import bind_inputs
 from tersor.ir.structure import Structure
-
-from .arguments import tensor_arguments
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,4 @@ class Session:
 
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Match arguments to input names and check them."""
-        inputs = self.executable.inputs
-        if len(args) == 1 and isinstance(args[0], Mapping):
-            kwargs, args = {**args[0], **kwargs}, ()
-        return bind_inputs(inputs, self.ranges, *tensor_arguments(inputs, args, kwargs))
+        return bind_inputs(self.executable.inputs, self.ranges, args, kwargs)

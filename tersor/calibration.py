@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .ir.binding import bind_inputs
 from .ir.errors import ArtifactError, InputError
-from .ir.program import Program, bind_inputs
-from .runtime.arguments import tensor_arguments
+from .ir.program import Program
 
 Batch = dict[str, Tensor]
 _KEY = re.compile(r"(\d+):(.+)")
@@ -67,7 +67,7 @@ def bind(program: Program, batch: Any) -> Batch:
     """One batch in any of the forms of :func:`list_batches`."""
     args, named = ((), batch) if isinstance(batch, Mapping) else (batch, {})
     args = (args,) if isinstance(args, Tensor) else args
-    return bind_inputs(program.inputs, program.ranges, *tensor_arguments(program.inputs, args, named))
+    return bind_inputs(program.inputs, program.ranges, args, named)
 
 
 def save_batches(batches: Sequence[Batch], path: Path) -> None:

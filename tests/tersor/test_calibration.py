@@ -93,7 +93,15 @@ def test_a_damaged_file_of_an_artifact_is_named(tmp_path: Path) -> None:
         load_batches(tmp_path / "calibration.safetensors")
 
 
-@pytest.mark.parametrize("batch", [{"input_ids": "a"}, {"input_ids": [[1, 2], [3]]}, ("a",), ["a"]])
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {"input_ids": "a", "attention_mask": [[1]]},
+        {"input_ids": [[1, 2], [3]], "attention_mask": [[1]]},
+        ("a", [[1]]),
+        ["a", [[1]]],
+    ],
+)
 def test_a_batch_of_what_is_no_tensor_is_named(program: Program, batch: Any) -> None:
     with pytest.raises(InputError, match=r"batch 1 of calibration: input 'input_ids' is a .*: give a tensor"):
         bind_batches(program, [program.example_inputs, batch])

@@ -1,0 +1,110 @@
+"""From what a caller hands over to one tensor for every input, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .program import TensorSpec
+
+
+def bind_inputs(
+    specs: Sequence[TensorSpec],
+    ranges: Mapping[str, tuple[int, int | None]],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """Match positional and named arguments, or one mapping such as a tokenizer's result, to ``specs``.
+
+    An input is a tensor, a NumPy array, a number or nested lists of numbers.
+
+    Args:
+        ranges: smallest and largest size of every dimension that may vary.
+
+    Raises:
+        InputError: an input is missing, unknown, given twice, no numbers, of the wrong dtype, or of a size that is not
+            taken.
+    """
+    if len(args) == 1 and isinstance(args[0], Mapping):
+        kwargs, args = {**args[0], **kwargs}, ()
+    bound: dict[str, Tensor] = {}
+    for spec, given in zip(specs, _matched(specs, args, kwargs), strict=True):
+        value = _tensor(spec, given)
+        if value.dtype.is_floating_point != spec.dtype.is_floating_point:
+            raise InputError(f"input {spec.name!r} is {value.dtype}, the program takes {spec.dtype}")
+        bound[spec.name] = value.to(spec.dtype)
+    _check_sizes(specs, ranges, bound)
+    return bound
+
+
+def _matched(specs: Sequence[TensorSpec], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """What was given for each of ``specs``."""
+    expected = ", ".join(f"{s.name} {_shape_text(s)} {str(s.dtype).removeprefix('torch.')}" for s in specs)
+    if len(args) > len(specs):
+        raise InputError(f"{len(args)} positional inputs given, the program takes {len(specs)}: {expected}")
+    found: dict[str, Any] = {spec.name: value for spec, value in zip(specs, args, strict=False)}
+    for name, value in kwargs.items():
+        if name in found:
+            raise InputError(f"input {name!r} is given twice, by position and by name: leave one out")
+        if value is not None and name not in {spec.name for spec in specs}:
+            raise InputError(f"unknown input {name!r}; the program takes: {expected}")
+    found |= kwargs
+    for spec in specs:
+        if found.get(spec.name) is None:
+            raise InputError(f"input {spec.name!r} is missing; the program takes: {expected}")
+    return [found[spec.name] for spec in specs]
+
+
+def _tensor(spec: TensorSpec, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        if value.is_meta or value.layout != torch.strided:
+            what = "on the meta device, and holds no numbers" if value.is_meta else f"{value.layout}"
+            raise InputError(
+                f"input {spec.name!r} is {what}: give a dense tensor, on a device that holds its numbers"
+            )
+        return value
+    try:
+        # A reversed array has steps that no tensor may have.
+        return torch.as_tensor(value.copy() if isinstance(value, np.ndarray) else value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        dtype = str(spec.dtype).removeprefix("torch.")
+        raise InputError(
+            f"input {spec.name!r} is a {type(value).__name__} of which no tensor can be made "
+            f"({' '.join(str(error).split())}): give a tensor, an array or lists of numbers, "
+            f"{_shape_text(spec)} {dtype}"
+        ) from error
+
+
+def _check_sizes(
+    specs: Sequence[TensorSpec], ranges: Mapping[str, tuple[int, int | None]], bound: Mapping[str, Tensor]
+) -> None:
+    sizes: dict[str, tuple[int, str]] = {}
+    for spec in specs:
+        shape = list(bound[spec.name].shape)
+        if len(shape) != len(spec.shape):
+            raise InputError(f"input {spec.name!r} has shape {shape}, the program takes {_shape_text(spec)}")
+        for size, want in zip(shape, spec.shape, strict=True):
+            if isinstance(want, int):
+                fits, known = size == want, f"{want}"
+            else:
+                first, where = sizes.setdefault(want, (size, spec.name))
+                fits, known = size == first, f"{want} = {first} as in {where!r}"
+            if not fits:
+                raise InputError(
+                    f"input {spec.name!r} has shape {shape}: size {size} where the program takes {known}"
+                )
+    for name, (size, where) in sizes.items():
+        low, high = ranges.get(name, (0, None))
+        if size < low or (high is not None and size > high):
+            raise InputError(f"input {where!r} has {name} = {size}; the model takes {low} to {high or 'any'}")
+
+
+def _shape_text(spec: TensorSpec) -> str:
+    return "[" + ", ".join(str(dim) for dim in spec.shape) + "]"
