@@ -18,6 +18,9 @@ from .contract import KEPT_INDEX
 
 # Elements compared at a time: what is computed of them in float64 stays in cache, where all logits are gigabytes.
 _CHUNK = 1 << 18
+# What is the same on both sides and as large was written in for "none", as in masked logits: it would hide that the
+# rest differs.
+_FILLER = 1e4
 
 Inputs = Mapping[str, Tensor]
 Outputs = Mapping[str, Tensor]
@@ -126,7 +129,7 @@ class Reference:
     def finite(self) -> bool:
         """Whether the reference itself is finite; without that nothing can be compared with it."""
         return all(
-            _is_finite(_rows(value, real.get(name)))
+            _within(_rows(value, real.get(name)), math.inf)
             for sample, real in zip(self.outputs, self._real, strict=True)
             for name, value in sample.items()
         )
@@ -183,12 +186,12 @@ def _rows(value: Tensor, real: Tensor | None) -> Tensor:
     return value.reshape(-1, features)
 
 
-def _is_finite(value: Tensor) -> bool:
-    """Whether every element is finite; needs no second tensor of that size, which logits are too large for."""
+def _within(value: Tensor, bound: float) -> bool:
+    """Whether every magnitude is below ``bound``; takes no second tensor of that size, too large for logits."""
     if not value.numel() or not value.is_floating_point():
         return True
     low, high = value.aminmax()
-    return bool(low.isfinite() & high.isfinite())
+    return bool((low > -bound) & (high < bound))
 
 
 def _chunks(rows: Tensor) -> tuple[Tensor, ...]:
@@ -248,15 +251,19 @@ class _Sums:
             return _Sums._of_equal(want, allowance, logits)
         exact = not want.is_floating_point()
         agreeing = float(_same_top(want, got).sum()) if logits else 0.0
-        all_finite = _is_finite(want) and _is_finite(got)
+        plain = _within(want, _FILLER) and _within(got, _FILLER)
         want, got = want.double(), got.double()
         gap, finite = got - want, True
         kept_want, kept_got = want, got
-        if not all_finite:
-            # Infinities that agree, as in masked logits, differ by nothing; their difference would be NaN.
-            same, hidden = want == got, ~want.isfinite()
+        if not plain:
+            # Infinities that agree differ by nothing; their difference would be NaN.
+            same = want == got
             gap.masked_fill_(same, 0.0)
-            kept_want, kept_got = want.masked_fill(hidden, 0.0), got.masked_fill(same & hidden, 0.0)
+            filler = same & ~(want.abs() < _FILLER)
+            kept_want, kept_got = (
+                want.masked_fill(filler | ~want.isfinite(), 0.0),
+                got.masked_fill(filler, 0.0),
+            )
             finite = bool((got.isfinite() | same).all())
         squares = torch.linalg.vecdot(kept_want, kept_want)
         if exact:
@@ -268,7 +275,7 @@ class _Sums:
         kl = 0.0
         if logits:
             # A class that the reference excludes adds nothing to its row, and a row of no numbers nothing at all.
-            counted = gap if all_finite else gap.masked_fill(want == -math.inf, 0.0)
+            counted = gap if plain else gap.masked_fill(want == -math.inf, 0.0)
             kl = float(_divergence(want, got, counted).nan_to_num(nan=0.0, posinf=math.inf).sum())
         return _Sums(
             rows=want.shape[0],
@@ -287,8 +294,8 @@ class _Sums:
     def _of_equal(values: Tensor, allowance: float, logits: bool) -> _Sums:
         # The common case of exact passes, without the dozen sweeps that a difference takes.
         known = values.double()
-        if not _is_finite(values):
-            known = known.masked_fill(~known.isfinite(), 0.0)
+        if not _within(values, _FILLER):
+            known = known.masked_fill(~(known.abs() < _FILLER), 0.0)
         return _Sums(
             rows=values.shape[0],
             cosine_distance=0.0,
