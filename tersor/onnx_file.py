@@ -10,6 +10,7 @@ from .calibration import Batch
 from .codegen.onnx.emitter import Ops
 from .codegen.onnx.executable import OnnxExecutable
 from .codegen.onnx.export import export
+from .codegen.onnx.file import put_in_place
 from .codegen.onnx.session import trial_session
 from .folders import scratch_folder
 from .ir.program import Program
@@ -39,6 +40,4 @@ def export_checked(
         session = trial_session(folder / path.name)
         executable = OnnxExecutable(session, program.inputs, program.outputs, ops=ops)
         check_agreement(executable, program, samples, "onnx")
-        # The weights first: a graph that is there is complete.
-        moved = [file.replace(path.parent / file.name) for file in reversed(written)]
-        return moved[::-1]
+        return put_in_place(written, path)

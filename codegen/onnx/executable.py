@@ -18,7 +18,7 @@ from tersor.ir.program import Program, TensorSpec
 
 from .emitter import Ops
 from .export import build, export
-from .file import replacing
+from .file import replacing, weights_beside
 from .session import chosen_providers, run, session_from_file, session_from_model, session_options
 
 MODEL_FILE, SETTINGS_FILE = "model.onnx", "onnx.json"
@@ -85,14 +85,13 @@ class OnnxExecutable(Executable):
         return run(self.session, {spec.name: inputs[spec.name] for spec in self._inputs})
 
     def save(self, folder: Path) -> None:
-        """Write ``model.onnx`` (and ``model.onnx.data`` above 2 GB) and ``onnx.json``."""
+        """Write ``model.onnx`` (and its weights beside it above 2 GB) and ``onnx.json``."""
         target = folder / MODEL_FILE
         if self._program is not None:
             export(self._program, target, ops=self.ops, metadata=self.metadata)
         elif self._path is not None and self._path.resolve() != target.resolve():
-            for source in (self._path, self._path.with_name(self._path.name + ".data")):
-                if source.exists():
-                    shutil.copyfile(source, folder / source.name)
+            for source in (self._path, *weights_beside(self._path)):
+                shutil.copyfile(source, folder / source.name)
         settings = {
             "ops": self.ops,
             "inputs": _encode(self._inputs),

@@ -73,7 +73,7 @@ def export(
     """Write ``program`` as an ONNX file and return the files written.
 
     Args:
-        path: where to; below ``limit`` bytes one file, above it the weights go to ``<name>.data`` beside it.
+        path: where to; below ``limit`` bytes one file, above it the weights go to ``<name>.<hash>.data`` beside it.
 
     Raises:
         LoweringError: as :func:`build`.

@@ -6,9 +6,12 @@ appended to it one by one as the bytes of a ``TensorProto``, or go to a second f
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import secrets
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import BinaryIO
 import onnx
 import onnx_ir as ir
 import torch
+from google.protobuf.message import DecodeError
 from torch import Tensor
 
 # protobuf refuses messages of 2 GB; some headroom for what engines add when they rewrite a model.
@@ -24,6 +28,7 @@ SINGLE_FILE_LIMIT = 2**31 - 2**26
 # A smaller weight (a constant, mostly) stays in the graph part, where shape inference can read it.
 INLINE_BYTES = 1024
 _ALIGNMENT = 4096
+_HASH_DIGITS = 12
 
 # (field number << 3 | 2): a length-delimited field.
 MODEL_GRAPH, GRAPH_INITIALIZER, TENSOR_RAW_DATA = 7 << 3 | 2, 5 << 3 | 2, 9 << 3 | 2
@@ -94,24 +99,71 @@ def offsets(weights: list[Weight]) -> list[int]:
 
 
 def write(model: ir.Model, path: Path, limit: int = SINGLE_FILE_LIMIT) -> list[Path]:
-    """Write ``model`` to ``path``; above ``limit`` bytes its weights go to ``<name>.data`` beside it.
+    """Write ``model`` to ``path``; from ``limit`` bytes on its weights go to ``<name>.<hash>.data`` beside it.
 
-    Both files appear under their names only when they are complete.  Returns the files written.
+    The files appear under their names only when they are complete.  Returns them, the graph first.
     """
     proto, weights = split_weights(model)
     total = proto.ByteSize() + sum(w.nbytes + 1024 for w in weights)
-    if total < limit:
-        with replacing(path) as stream:
-            _write_single(proto, weights, stream)
-        return [path]
-    data = path.with_name(path.name + ".data")
-    with replacing(data) as stream:
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        written = [Path(folder) / path.name]
+        if total >= limit:
+            written.append(_write_weights(weights, written[0]))
+        with written[0].open("wb") as stream:
+            if total < limit:
+                _write_single(proto, weights, stream)
+            else:
+                stream.write(external(proto, weights, written[1].name).SerializeToString())
+        return put_in_place(written, path)
+
+
+def put_in_place(written: Sequence[Path], path: Path) -> list[Path]:
+    """Give a written model the name ``path``, over the model that may stand there, and take away the latter's weights.
+
+    Wherever it is stopped, one of the two stands there whole: weights are named by their content, so that no graph
+    points into those of another.
+
+    Args:
+        written: the graph and then its weights, as :func:`write` returned them, on the same file system.
+    """
+    graph, *data = written
+    moved = [path.with_name(file.name) for file in data]
+    present, replaced = {file for file in moved if file.exists()}, set(weights_beside(path))
+    try:
+        for source, target in zip(data, moved, strict=True):
+            os.replace(source, target)  # noqa: PTH105
+        os.replace(graph, path)  # noqa: PTH105
+    finally:
+        unused = set(moved) - present if graph.exists() else replaced - set(moved)
+        for file in unused:
+            file.unlink(missing_ok=True)
+    return [path, *moved]
+
+
+def weights_beside(path: Path) -> list[Path]:
+    """The files that the model ``path`` keeps its weights in, of those that :func:`write` names after it."""
+    own = re.compile(re.escape(path.name) + rf"\.[0-9a-f]{{{_HASH_DIGITS}}}\.data")
+    files = [file for file in path.parent.iterdir() if own.fullmatch(file.name)]
+    if not files:
+        return []
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except (OSError, DecodeError):
+        return []
+    named = {entry.value for t in graph.initializer for entry in t.external_data if entry.key == "location"}
+    return [file for file in files if file.name in named]
+
+
+def _write_weights(weights: list[Weight], graph: Path) -> Path:
+    """Write the weights of ``graph`` beside it, into a file that is named by a hash of its bytes."""
+    content = hashlib.sha256()
+    nameless = graph.with_name("weights")
+    with nameless.open("wb") as stream:
         for weight, offset in zip(weights, offsets(weights), strict=True):
-            stream.seek(offset)
-            stream.write(weight.data())
-    with replacing(path) as stream:
-        stream.write(external(proto, weights, data.name).SerializeToString())
-    return [path, data]
+            for part in (bytes(offset - stream.tell()), weight.data()):
+                stream.write(part)
+                content.update(part)
+    return nameless.rename(graph.with_name(f"{graph.name}.{content.hexdigest()[:_HASH_DIGITS]}.data"))
 
 
 def _write_single(proto: onnx.ModelProto, weights: list[Weight], stream: BinaryIO) -> None:
