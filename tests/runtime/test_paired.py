@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from statistics import NormalDist
 
@@ -22,6 +23,15 @@ class Clock:
         def call() -> None:
             self.order += name
             self.now += seconds * (1 + drift * self.now)
+
+        return call
+
+    def script(self, *seconds: float):
+        """Work whose calls take these times, one after the other."""
+        left = list(seconds)
+
+        def call() -> None:
+            self.now += left.pop(0)
 
         return call
 
@@ -67,6 +77,46 @@ def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
     intervals = [paired._median_interval(ordered) for ordered in draws]
     held = sum(low <= 0.0 <= high for low, high in intervals) / len(intervals)
     assert 0.94 < held < 0.99
+
+
+# Both ends of the exact 95% interval of a median, as places from 1, in the tables of order statistics.
+TABLE = {
+    1: (1, 1),
+    5: (1, 5),
+    6: (1, 6),
+    8: (1, 8),
+    9: (2, 8),
+    13: (3, 11),
+    16: (4, 13),
+    17: (5, 13),
+    40: (14, 27),
+}
+
+
+@pytest.mark.parametrize("pairs", TABLE)
+def test_the_interval_is_that_of_the_tables(pairs: int) -> None:
+    assert paired._median_interval(range(1, pairs + 1)) == TABLE[pairs]
+
+
+@pytest.mark.parametrize("pairs", range(6, 60))
+def test_the_interval_is_the_narrowest_that_is_right_in_95_of_100_cases(pairs: int) -> None:
+    low, high = paired._median_interval(range(1, pairs + 1))
+    assert low + high == pairs + 1
+
+    def held(rank: int) -> float:
+        """How often the median lies between the values of this rank from either end."""
+        return sum(math.comb(pairs, below) for below in range(rank, pairs - rank + 1)) / 2**pairs
+
+    assert held(low) >= 0.95 > held(low + 1)
+
+
+def test_the_ratio_is_the_median_of_the_pairs_ratios_and_not_that_of_the_medians(clock: Clock) -> None:
+    # The first time of each side is that of the trial call that finds how many make a sample.
+    before, after = clock.script(1.0, 1.0, 10.0, 100.0), clock.script(1.0, 2.0, 5.0, 300.0)
+    timing = time_pair(before, after, pairs=3, warmup=0)
+    assert (timing.before, timing.after) == pytest.approx((10.0, 5.0))
+    assert timing.ratio == pytest.approx(2.0), "of 2, 0.5 and 3"
+    assert (timing.low, timing.high) == pytest.approx((0.5, 3.0))
 
 
 @pytest.mark.parametrize(("pairs", "warmup"), [(0, 1), (3, -1)])
