@@ -14,6 +14,7 @@ from random_programs import Config, build, programs
 from tersor.ir.builder import Builder
 from tersor.ir.errors import VerifierError
 from tersor.ir.program import Program, TensorSpec
+from tersor.ir.structure import Structure
 from tersor.ir.verifier import verify, violations
 
 aten = torch.ops.aten
@@ -133,6 +134,19 @@ def test_declared_inputs_and_outputs_must_be_what_the_graph_has() -> None:
         verify(wrong_input)
     with pytest.raises(VerifierError, match=r"'output' is declared \['batch', 8\]"):
         verify(wrong_output)
+
+
+def test_results_must_be_as_many_as_the_structure_has_places_for() -> None:
+    program = build(Config(layers=1))
+    pair = Structure("tuple", (Structure("tensor"), Structure("tensor")))
+    with pytest.raises(VerifierError, match="1 results, but the structure has 2 tensors"):
+        verify(replace(program, structure=pair))
+
+
+def test_results_must_be_as_many_as_the_outputs_declared() -> None:
+    program = build(Config(layers=1))
+    with pytest.raises(VerifierError, match="1 results, but 2 outputs are declared"):
+        verify(replace(program, outputs=program.outputs * 2))
 
 
 def test_a_dimension_that_got_fixed_is_reported() -> None:

@@ -9,15 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from random_programs import Config, build, configs
-from torch import Tensor, nn
+from token_streams import BATCH, TOKENS, WIDTH, graph_of
+from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tersor.ir.analyses.cost import Machine, cost
+from tersor.ir.builder import Builder
 from tersor.ir.capture import capture
 from tersor.ir.errors import InputError
 from tersor.ir.program import Program
 
+aten = torch.ops.aten
 SMALL = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -134,6 +137,46 @@ def test_a_table_is_charged_by_the_rows_that_are_read() -> None:
     counted = cost(build(Config(layers=1, ids=True, dynamic=False))).by_node["embedding_default"]
     rows = 4 * 2 * 7 * 8
     assert counted.bytes == rows + 8 * 2 * 7 + rows
+
+
+def test_a_weight_that_two_operators_read_is_moved_once() -> None:
+    def twice(g: Builder, x: fx.Node) -> fx.Node:
+        tied = g.weight("w", torch.randn(WIDTH, WIDTH))
+        return g.call(aten.linear.default, g.call(aten.linear.default, x, tied), tied)
+
+    program, _, last = graph_of(twice, False)
+    by_node = cost(program).by_node
+    rows, weight = 4 * BATCH * TOKENS * WIDTH, 4 * WIDTH * WIDTH
+    first: Any = last.args[0]
+    assert by_node[first.name].bytes == rows + weight + rows
+    assert by_node[last.name].bytes == rows + rows
+
+
+def test_gathered_tokens_are_charged_by_those_that_are_kept() -> None:
+    def kept(g: Builder, x: fx.Node) -> fx.Node:
+        index = g.weight("kept", torch.zeros(BATCH, 2, dtype=torch.int64))
+        return g.op("gather_tokens", g.mul(x, 2.0), index, 1)
+
+    program, _, gather = graph_of(kept, False)
+    # The index is read as the weight that it is.
+    rows, index = 4 * BATCH * 2 * WIDTH, 8 * BATCH * 2
+    assert cost(program).by_node[gather.name].bytes == rows + index + rows
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["rows", "batch"])
+def test_every_row_of_a_grouped_product_meets_one_matrix(batched: bool) -> None:
+    groups, columns = BATCH, 16
+
+    def grouped(g: Builder, x: fx.Node) -> fx.Node:
+        x = g.call(aten.to.dtype, x, torch.bfloat16)
+        experts = g.weight("experts", torch.randn(groups, WIDTH, columns, dtype=torch.bfloat16))
+        if batched:
+            return g.call(aten._grouped_mm.default, x, experts)
+        ends = g.weight("ends", torch.tensor([5, BATCH * TOKENS], dtype=torch.int32))
+        return g.call(aten._grouped_mm.default, g.call(aten.reshape.default, x, [-1, WIDTH]), experts, ends)
+
+    program, _, _ = graph_of(grouped, False)
+    assert cost(program).flops == 2 * BATCH * TOKENS * WIDTH * columns
 
 
 def test_layers_add_up_to_the_whole() -> None:
