@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from random_programs import Config, build, inputs_of
-from torch import Tensor
+from torch import Tensor, nn
 
+from tersor.ir.capture import capture
 from tersor.ir.program import Program
 from tersor.passes.deviation import Deviation, Reference
 
@@ -94,6 +95,22 @@ def test_an_output_of_another_shape_is_listed_not_compared() -> None:
     deviation = reference.compare_outputs([{"output": reference.outputs[0]["output"][:, :3]}])
     assert deviation.not_compared == ("output",)
     assert deviation.overall == math.inf
+    assert not deviation.is_rounding
+
+
+@pytest.mark.parametrize("lost", ["hidden", "pooled"])
+def test_outputs_that_agree_do_not_make_up_for_one_that_is_lost(lost: str) -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"hidden": x.exp(), "pooled": x.exp().mean(1)}
+
+    program = capture(Two(), torch.randn(2, 7, 8))
+    reference = Reference(program, [program.example_inputs])
+    assert reference.compare_outputs(reference.outputs).is_rounding
+    left = {name: value for name, value in reference.outputs[0].items() if name != lost}
+    deviation = reference.compare_outputs([left])
+    assert deviation.not_compared == (lost,)
+    assert [output.rounding for output in deviation.outputs] == [0.0]
     assert not deviation.is_rounding
 
 

@@ -110,6 +110,22 @@ def test_an_index_that_fits_neither_output_leaves_nothing_to_compare(
     assert "last_hidden_state" in reference.compare_outputs([outputs]).not_compared
 
 
+def test_tokens_of_a_compact_reference_are_not_looked_up_by_where_they_once_were(
+    captured: Captured, dropped: Drop
+) -> None:
+    """Its places hold other tokens than those of the same numbers, so that an index proves nothing here."""
+    compact = dropped(captured("bert"), SPEC)
+    reference = Reference(compact, [compact.example_inputs])
+    outputs = reference.outputs[0]
+    index = outputs["kept_index"]
+    held = torch.arange(3).expand(len(index), 3)
+    assert not torch.equal(index[:, :3], held), "a token has moved"
+    fewer = {"kept_index": held, "last_hidden_state": outputs["last_hidden_state"][:, :3]}
+    deviation = reference.compare_outputs([{**outputs, **fewer}])
+    assert set(fewer) <= set(deviation.not_compared)
+    assert [output.name for output in deviation.outputs] == ["pooler_output"]
+
+
 def test_a_compact_program_equals_itself_but_for_its_padding(captured: Captured, dropped: Drop) -> None:
     compact = dropped(captured("bert"), SPEC)
     _, report = run(compact, [Cleanup()])

@@ -88,15 +88,19 @@ def test_fusion_replaces_the_lowest_kept_token_by_the_weighted_mean(
         assert np.allclose(seen[stream.name][row], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("similar", "fallen", "gone"), [(0.5, 4, 4), (0.3, 5, 3), (0.7, 2, 6)])
 def test_zero_tprune_ranks_by_numpy_pagerank_then_prunes_the_similar(
-    captured: Captured, dropped: Drop
+    captured: Captured, dropped: Drop, similar: float, fallen: int, gone: int
 ) -> None:
-    program = dropped(captured("vit"), "token-drop:method=zero-tprune,keep=0.5,layers=0,similar=0.5,early=30")
-    seen = values_of(program, program.example_inputs)
+    """``fallen`` of 16 patches go in stage I and ``gone`` in stage S, halves of an odd and of an even number."""
+    spec = f"token-drop:method=zero-tprune,keep=0.5,layers=0,similar={similar},early=30"
+    program = dropped(captured("vit"), spec)
+    pixels = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    seen = values_of(program, {"pixel_values": pixels})
     graph = probabilities(seen, attention_like(program)[0])
     key = seen[attention_like(program)[0].args[1].name].double().numpy().mean(axis=1)  # type: ignore[union-attr]
     kept = seen[nodes(program, "select_tokens")[-1].name].numpy()
-    for row in range(2):
+    for row in range(8):
         ranks = np.full((4, 17), 1 / 17)
         for _ in range(30):
             ranks = np.einsum("hq,hqk->hk", ranks, graph[row])
@@ -105,13 +109,23 @@ def test_zero_tprune_ranks_by_numpy_pagerank_then_prunes_the_similar(
         heads = (spread >= 0.01) & (spread <= 0.7)
         heads = heads if heads.any() else np.ones(4, dtype=bool)
         importance = np.sqrt((ranks[heads] ** 2).mean(axis=0))
-        first = [0, *sorted(1 + np.argsort(-importance[1:])[:12])]  # stage I: a quarter falls
+        first = [0, *sorted(1 + np.argsort(-importance[1:])[: 16 - fallen])]
         order = sorted(first, key=lambda i: -importance[i])
-        upper, lower = order[:7], order[7:]
+        half = (len(order) + 1) // 2
+        upper, lower = order[:half], order[half:]
         unit = key[row] / np.linalg.norm(key[row], axis=1, keepdims=True)
         similarity = {i: max(float(unit[i] @ unit[j]) for j in upper) for i in lower if i != 0}
-        gone = sorted(similarity, key=lambda i: -similarity[i])[:4]
-        assert set(kept[row]) == set(first) - set(gone)
+        alike = sorted(similarity, key=lambda i: -similarity[i])[:gone]
+        assert set(kept[row]) == set(first) - set(alike)
+
+
+@pytest.mark.parametrize(("layers", "iterations"), [(7, [7, 7, 7, 5, 2, 2, 2]), (4, [7, 7, 7, 2])])
+def test_zero_tprune_iterates_by_whether_a_layer_is_of_the_first_or_the_last_three(
+    dropped: Drop, layers: int, iterations: list[int]
+) -> None:
+    spec = f"token-drop:method=zero-tprune,keep=0.9,layers=0-{layers - 1},early=7,middle=5,late=2"
+    program = dropped(build(Config(layers=layers, positions=False, tokens=24)), spec)
+    assert [node.kwargs["iterations"] for node in nodes(program, "attention_importance")] == iterations
 
 
 def test_permuting_the_patches_permutes_what_zero_tprune_and_tome_see() -> None:
