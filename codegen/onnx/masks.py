@@ -28,6 +28,24 @@ class Sight:
     causal: bool
     window: int
 
+    @classmethod
+    def of(
+        cls,
+        e: Emitter,
+        query: ir.Value,
+        key: ir.Value,
+        mask: ir.Value | None,
+        padding: ir.Value | None,
+        query_positions: ir.Value | None,
+        key_positions: ir.Value | None,
+        causal: bool,
+        window: int,
+    ) -> Sight:
+        """From the operands of an attention, whose mask may lack leading dims."""
+        if mask is not None:
+            mask = _with_four_dims(e, mask)
+        return cls(query, key, mask, padding, query_positions, key_positions, causal, window)
+
     @property
     def tokens(self) -> Sight:
         """The same without causality and window: what the operands alone hide."""
@@ -43,6 +61,19 @@ class Sight:
         """Whether some query may see no key at all."""
         indices = self.query_positions is None and self.key_positions is None
         return self.mask is not None or self.padding is not None or not indices
+
+
+def _with_four_dims(e: Emitter, mask: ir.Value) -> ir.Value:
+    missing = 4 - e.fake(mask).dim()
+    if not missing:
+        return mask
+
+    def compute() -> ir.Value:
+        result = e.op("Unsqueeze", mask, e.ints(list(range(missing))))
+        e.annotate(result, e.fake(mask)[(None,) * missing])
+        return result
+
+    return e.shared_value(("four dims", id(mask)), compute)
 
 
 def visible(

@@ -18,6 +18,7 @@ from .file import external, split_weights
 from .in_place import weights_in_place
 
 CPU = "CPUExecutionProvider"
+_MATRIX_READERS = {"MatMul", "Gemm", "Conv", "Gather"}
 
 
 def runtime() -> Any:
@@ -74,9 +75,12 @@ def session_from_model(model: ir.Model, options: Any, providers: list[str]) -> A
     proto, weights = split_weights(model)
     held = [_to_runtime(w.tensor) for w in weights]
     options.add_external_initializers([w.name for w in weights], held)
+    matrices = _read_as_stored(model)
     for weight, value in zip(weights, held, strict=True):
-        # Without this the session copies every weight that is left after its graph transformations.
-        options.add_initializer(weight.name, value)
+        # Without this the session copies every weight that is left after its graph transformations; but one that
+        # these have transposed or reshaped under its own name would be taken back.
+        if weight.name in matrices:
+            options.add_initializer(weight.name, value)
     try:
         return ort.InferenceSession(
             external(proto, weights, "weights").SerializeToString(), options, providers=providers
@@ -84,6 +88,20 @@ def session_from_model(model: ir.Model, options: Any, providers: list[str]) -> A
     except Exception as error:
         reason = load_failure(error, model, providers)
         raise LoweringError(f"ONNX Runtime refuses the lowered model: {reason}") from error
+
+
+def _read_as_stored(model: ir.Model) -> set[str]:
+    """Names of the weights that only operators read through which no transposition is moved."""
+    return {name for name, value in model.graph.initializers.items() if _is_matrix(value)}
+
+
+def _is_matrix(value: ir.Value) -> bool:
+    readers = [use.node for use in value.uses()]
+    return all(
+        not node.domain
+        and (node.op_type in _MATRIX_READERS or (node.op_type == "Transpose" and _is_matrix(node.outputs[0])))
+        for node in readers
+    )
 
 
 def session_from_file(path: Path, options: Any, providers: list[str]) -> Any:

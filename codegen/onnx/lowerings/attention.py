@@ -35,7 +35,7 @@ def attention(
     window: int = 0,
     softcap: float = 0.0,
 ) -> ir.Value:
-    sight = Sight(query, key, mask, padding, query_positions, key_positions, causal, window)
+    sight = Sight.of(e, query, key, mask, padding, query_positions, key_positions, causal, window)
     if e.ops == "ort":
         if microsoft.takes_group_query(e, sight, value):
             return zero_blind(e, sight, microsoft.group_query(e, sight, value, sinks, scale, softcap))
@@ -65,7 +65,7 @@ def attention_importance(
     iterations: int = 1,
 ) -> tuple[ir.Value, ir.Value]:
     """The probabilities are computed once, for the output and for every iteration of the importance."""
-    sight = Sight(query, key, mask, padding, query_positions, key_positions, causal, window)
+    sight = Sight.of(e, query, key, mask, padding, query_positions, key_positions, causal, window)
     rows = _probabilities(e, sight, sinks, scale, softcap)
     output = zero_blind(e, sight, _times_values(e, rows, query, value))
     rows = e.cast(_known(rows, e.fake(query).dtype), torch.float32)
@@ -97,7 +97,7 @@ def attention_weights(
     window: int = 0,
     softcap: float = 0.0,
 ) -> ir.Value:
-    sight = Sight(query, key, mask, padding, query_positions, key_positions, causal, window)
+    sight = Sight.of(e, query, key, mask, padding, query_positions, key_positions, causal, window)
     return zero_blind(e, sight, _probabilities(e, sight, sinks, scale, softcap))
 
 
