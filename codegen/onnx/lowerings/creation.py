@@ -86,3 +86,13 @@ def eye(e: Emitter, *_: Any, **__: Any) -> Any:
     if not (rows.is_Integer and columns.is_Integer):
         return NotImplemented
     return e.const(torch.eye(int(rows), int(columns)), e.result.dtype)
+
+
+@lowers(aten.eye.default, aten.eye.m)
+def eye(e: Emitter, rows: Operand, columns: Operand | None = None, **_: Any) -> ir.Value:
+    """Ones where the row's number is the column's."""
+    counts = [
+        e.op("Range", e.const(0), e.operand(count, torch.int64), e.const(1))
+        for count in (rows, rows if columns is None else columns)
+    ]
+    return e.cast(e.op("Equal", e.op("Unsqueeze", counts[0], e.ints([1])), counts[1]), e.result.dtype)

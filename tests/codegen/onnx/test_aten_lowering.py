@@ -218,6 +218,18 @@ def test_size_arithmetic_follows_the_input(agree: Any) -> None:
     agree(build, DIMS, *({"x": normal(b, n, 6)} for b, n in SHAPES))
 
 
+def test_identity_matrices_of_a_size_that_varies(agree: Any) -> None:
+    def build(b: Any, x: Any) -> Any:
+        tokens = b.size(x, 1)
+        return (
+            b.call(aten.mul.Tensor, b.call(aten.eye.default, tokens), 2.0),
+            b.call(aten.eye.m, tokens, 5, dtype=torch.int64),
+            b.call(aten.eye.m, 3, tokens, dtype=torch.bool),
+        )
+
+    agree(build, DIMS, *({"x": normal(b, n, 6)} for b, n in SHAPES))
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_over_stored_weights(agree: Any, bias: bool) -> None:
     weight, offset = normal(5, 6), normal(5)
