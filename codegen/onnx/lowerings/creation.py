@@ -9,8 +9,6 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import TorchTensor
 
-from tersor.ir.shapes import expression
-
 from ..emitter import Emitter, Operand
 from ..registry import lowers
 
@@ -78,14 +76,6 @@ def ones(e: Emitter, *_: Any, **__: Any) -> ir.Value:
 @lowers(aten.scalar_tensor.default)
 def scalar_tensor(e: Emitter, value: Operand, **_: Any) -> ir.Value:
     return e.operand(value, e.result.dtype)
-
-
-@lowers(aten.eye.default, aten.eye.m)
-def eye(e: Emitter, *_: Any, **__: Any) -> Any:
-    rows, columns = (expression(s) for s in e.result.shape)
-    if not (rows.is_Integer and columns.is_Integer):
-        return NotImplemented
-    return e.const(torch.eye(int(rows), int(columns)), e.result.dtype)
 
 
 @lowers(aten.eye.default, aten.eye.m)
