@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import t as student
 from torch import Tensor
 
 _RESAMPLES = 2000
 _CONFIDENCE = 0.95
 
 Values = NDArray[np.float64]
+Clusters = NDArray[np.int64]
 
 
 def cosines(embeddings: Tensor, reference: Tensor) -> Values:
@@ -71,25 +75,52 @@ class Margin:
         return self.low > 0 or self.high < 0
 
 
-def margin(values: Values, control: Values, seed: int = 0) -> Margin:
-    """The mean of ``values - control`` with the percentile interval of a paired bootstrap over items.
+def margin(values: Values, controls: Values, clusters: Clusters, seed: int = 0) -> Margin:
+    """The mean of ``values`` less that of ``controls``, with the interval of a bootstrap over clusters and controls.
+
+    Items of one source are alike, so that whole sources are drawn; the control is a sample of its seeds, so that they
+    are drawn too.  The percentiles are those of Hesterberg 2015 ("What Teachers Should Know About the Bootstrap"),
+    which lie further out for few clusters, where plain ones hold the mean in about 91 of 100 cases instead of 95.
 
     Args:
         values: one value an item ``[items]``.
-        control: the same items under the control ``[items]``, already averaged over its seeds.
+        controls: the same items under each seed of the control ``[seeds, items]``.
+        clusters: int64 ``[items]``, equal for items of one source.
 
     Raises:
-        ValueError: the two do not belong to the same items, or there are none.
+        ValueError: the three do not belong to the same items, or there are fewer than two sources.
     """
-    if values.shape != control.shape or values.ndim != 1 or not len(values):
-        raise ValueError(f"values {values.shape} and control {control.shape} must be one value an item each")
-    difference = values - control
+    items = values.shape
+    if len(items) != 1 or controls.shape[1:] != items or clusters.shape != items or not len(controls):
+        raise ValueError(
+            f"values {items}, controls {controls.shape} and clusters {clusters.shape} must be [items], "
+            "[seeds, items] and [items]"
+        )
+    kinds, source = np.unique(clusters, return_inverse=True)
+    if len(kinds) < 2:
+        raise ValueError(f"{len(kinds)} clusters: how much sources differ takes at least two of them")
+    difference = values - controls
+    sums = np.stack([np.bincount(source, weights=row) for row in difference])
     rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, len(difference), size=(_RESAMPLES, len(difference)))
-    means = difference[drawn].mean(axis=1)
-    tail = 50 * (1 - _CONFIDENCE)
-    low, high = np.percentile(means, [tail, 100 - tail])
+    sources, seeds = _draws(rng, len(kinds)), _draws(rng, len(controls))
+    totals = np.einsum("rs,sc,rc->r", seeds / len(controls), sums, sources, optimize=True)
+    tail = _tail(len(kinds))
+    low, high = np.percentile(totals / (sources @ np.bincount(source)), [100 * tail, 100 * (1 - tail)])
     return Margin(float(difference.mean()), float(low), float(high))
+
+
+def _draws(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
+    """How often each of ``count`` things is drawn in ``count`` draws with replacement, ``[resamples, count]``."""
+    return rng.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES)
+
+
+def _tail(count: int) -> float:
+    """The share of resamples on either side of the interval, for ``count`` things that were drawn from.
+
+    A bootstrap's variance is too small by ``(count - 1) / count``, and it knows nothing of Student's t.
+    """
+    reach = math.sqrt(count / (count - 1)) * student.ppf((1 + _CONFIDENCE) / 2, count - 1)
+    return NormalDist().cdf(-reach)
 
 
 def _values(tensor: Tensor) -> Values:

@@ -32,7 +32,8 @@ _CONTROLS = ("random", "norm")
 _INTRODUCTION = """\
 Every method runs at its default options and at the same FLOPs, which the cost analysis solves for and
 `torch.utils.flop_counter` counts again (*counted*). *Over random*: difference of means from random choice, and its 95%
-interval, bootstrap over the items, in bold where it lies above zero. `norm` is a control too. *Picture found* and
+interval, in bold where it lies above zero: a bootstrap over what the items came from, photographs and pages of the
+manual, whose items are alike, and over the seeds of random choice. `norm` is a control too. *Picture found* and
 *accuracy@1* are shown beside what decides: the first is near its ceiling, the second a coarser mean reciprocal rank."""
 
 _console = Console(stderr=True)
@@ -73,8 +74,8 @@ def _shares(task: Task, program: Program) -> tuple[float, float]:
 
 
 def control(rows: Sequence[Row]) -> dict[str, Values]:
-    """Scores of random choice, averaged item by item over its seeds."""
-    return {name: np.mean([row.scores[name] for row in rows], axis=0) for name in rows[0].scores}
+    """Scores of random choice, ``[seeds, items]`` each."""
+    return {name: np.stack([row.scores[name] for row in rows]) for name in rows[0].scores}
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Comparison:
     refused: dict[str, str]
 
     def over_random(self, name: str, metric: str) -> Margin:
-        return margin(self.rows[name].scores[metric], control(self.seeds)[metric])
+        return margin(self.rows[name].scores[metric], control(self.seeds)[metric], self.task.clusters)
 
     def markdown(self) -> str:
         level = control(self.seeds)

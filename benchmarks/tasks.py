@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
-from examples.real_data import photograph_crops, prose
+from examples.real_data import photograph_crops, prose_sections
 from examples.real_models import dinov2_vits14, minilm_l6
 from tersor.ir.capture import capture
 from tersor.ir.dialect import is_dialect
@@ -18,6 +19,7 @@ from tersor.passes.contract import KEPT_INDEX, Refusal
 from tersor.passes.spec import parse_spec
 
 from .metrics import (
+    Clusters,
     Values,
     cosines,
     first_hits,
@@ -39,6 +41,7 @@ class Task(ABC):
         deciding: those of them in which a method has to beat random choice.
         program: the undropped model, captured at the sizes whose FLOPs are stated.
         sizes: those sizes, by dimension.
+        clusters: int64 ``[items]``, equal for items of one source, which are alike.
     """
 
     title: ClassVar[str]
@@ -46,6 +49,7 @@ class Task(ABC):
     deciding: ClassVar[tuple[str, ...]]
     program: Program
     sizes: dict[str, int]
+    clusters: Clusters
 
     @abstractmethod
     def describe(self) -> str:
@@ -71,6 +75,7 @@ class Photographs(Task):
         self.pixels, names = photograph_crops(224, crops)
         kinds = sorted(set(names))
         self.labels = torch.tensor([kinds.index(name) for name in names])
+        self.clusters = self.labels.numpy()
         self.program = capture(dinov2_vits14(224), {"pixel_values": self.pixels[:2]})
         self.sizes = {"batch": 1}
         self._reference = self._embed(self.program)
@@ -104,7 +109,8 @@ class Manual(Task):
 
     def __init__(self, tokens: int = 256) -> None:
         model, tokenizer = minilm_l6()
-        titles, texts = zip(*prose(), strict=True)
+        titles, texts, pages = zip(*prose_sections(), strict=True)
+        self.clusters = np.unique(pages, return_inverse=True)[1]
         options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
         self.sections = dict(tokenizer(list(texts), max_length=tokens, **options))
         self.program = capture(model, {name: value[:2] for name, value in self.sections.items()})
@@ -118,10 +124,11 @@ class Manual(Task):
         real = self.sections["attention_mask"].sum(dim=1)
         full = int((real == real.max()).sum())
         return (
-            f"{len(real)} sections of the Python language manual, cut at {int(real.max())} tokens ({full} fill them, "
-            "the others are padded), embedded by the mean of their tokens, of those that stayed where some were "
-            "dropped. For every title, all sections are ranked; titles have nothing to drop and go through the "
-            "undropped model. Cosine: of a section's embedding with that of the undropped model."
+            f"{len(real)} sections from {len(set(self.clusters))} pages of the Python language manual, cut at "
+            f"{int(real.max())} tokens ({full} fill them, the others are padded), embedded by the mean of their "
+            "tokens, of those that stayed where some were dropped. For every title, all sections are ranked; titles "
+            "have nothing to drop and go through the undropped model. Cosine: of a section's embedding with that of "
+            "the undropped model."
         )
 
     def dropped(self, spec: str) -> Program | Refusal:

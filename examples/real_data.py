@@ -96,21 +96,27 @@ def normalise(image: Image.Image) -> torch.Tensor:
 
 
 def prose(min_chars: int = 200) -> list[tuple[str, str]]:
-    """Sections of the Python language manual, `(title, text)`, titles unique, in a fixed order.
+    """Sections of the Python language manual, `(title, text)`; see `prose_sections`."""
+    return [(title, text) for title, text, _ in prose_sections(min_chars)]
+
+
+def prose_sections(min_chars: int = 200) -> list[tuple[str, str, str]]:
+    """Sections of the Python language manual, `(title, text, page)`, titles unique, in a fixed order.
 
     The text is the section's own, without its title and without its sub-sections, so that finding the title of a
-    text is a retrieval task with one right answer.  How many there are depends a little on the Python version.
+    text is a retrieval task with one right answer; the page is the first one that has it.  How many there are depends
+    a little on the Python version.
     """
     from pydoc_data.topics import topics
 
-    sections: dict[str, str] = {}
-    for name in sorted(topics):
-        for title, text in _sections(topics[name]):
+    sections: dict[str, tuple[str, str]] = {}
+    for page in sorted(topics):
+        for title, text in _sections(topics[page]):
             if len(text) >= min_chars:
-                sections.setdefault(title, text)
+                sections.setdefault(title, (text, page))
     # The manual prints some sections under two topics: one text must not be the answer to two titles.
-    unique = {text: title for title, text in reversed(sections.items())}
-    return [(title, text) for title, text in sections.items() if unique[text] == title]
+    unique = {text: title for title, (text, _) in reversed(sections.items())}
+    return [(title, text, page) for title, (text, page) in sections.items() if unique[text] == title]
 
 
 _HEADING = re.compile(r"^(?P<title>\S.*)\n(?P<line>([*=\-^\"~])\3{3,})$", re.MULTILINE)

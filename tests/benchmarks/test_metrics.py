@@ -54,30 +54,101 @@ def test_collapsed_embeddings_rank_last() -> None:
     assert ranks(angles(0, 40, 90), angles(7, 7, 7)).tolist() == [3, 3, 3]
 
 
+def apart(count: int) -> np.ndarray:
+    """Every item is from a source of its own."""
+    return np.arange(count)
+
+
+def clustered(
+    rng: np.random.Generator, sources: int, each: int, between: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values that differ by ``between`` from source to source and by 0.3 within; and the sources."""
+    source = np.repeat(np.arange(sources), each)
+    return rng.normal(0, between, sources)[source] + rng.normal(0, 0.3, len(source)), source
+
+
 def test_margin_of_a_constant_shift_has_no_spread() -> None:
     control = np.random.default_rng(0).normal(size=50)
-    found = margin(control + 0.25, control)
+    found = margin(control + 0.25, control[None], apart(50))
     assert found.value == pytest.approx(0.25)
     assert found.low == pytest.approx(0.25)
     assert found.high == pytest.approx(0.25)
     assert found.significant
 
 
+def test_margin_is_over_the_mean_of_the_controls() -> None:
+    controls = np.random.default_rng(0).normal(size=(5, 20))
+    values = np.random.default_rng(1).normal(size=20)
+    found = margin(values, controls, apart(20) // 4)
+    assert found.value == pytest.approx((values - controls.mean(axis=0)).mean())
+
+
 def test_margin_interval_is_that_of_the_mean() -> None:
     values = np.random.default_rng(1).normal(loc=0.1, size=400)
-    found = margin(values, np.zeros(400))
+    found = margin(values, np.zeros((1, 400)), apart(400))
     half_width = 1.96 * values.std() / 20
     assert found.low == pytest.approx(found.value - half_width, abs=0.02)
     assert found.high == pytest.approx(found.value + half_width, abs=0.02)
 
 
+def test_margin_interval_of_clustered_items_is_that_of_their_means() -> None:
+    values, source = clustered(np.random.default_rng(2), sources=100, each=8, between=1.0)
+    means = values.reshape(100, 8).mean(axis=1)
+    found = margin(values, np.zeros((1, 800)), source)
+    half_width = 1.984 * means.std(ddof=1) / 10
+    assert found.high - found.low == pytest.approx(2 * half_width, rel=0.08)
+    alone = margin(values, np.zeros((1, 800)), apart(800))
+    assert found.high - found.low > 2 * (alone.high - alone.low)
+
+
+def test_margin_interval_widens_with_the_spread_of_the_seeds() -> None:
+    values = np.zeros(200)
+    shifts = np.array([-0.2, -0.1, 0.0, 0.1, 0.2])[:, None]
+    same = margin(values, np.zeros((5, 200)), apart(200))
+    found = margin(values, shifts + np.zeros((5, 200)), apart(200))
+    assert (same.low, same.high) == (0.0, 0.0)
+    assert found.value == pytest.approx(0.0)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * shifts.std() / np.sqrt(5), rel=0.1)
+
+
+def test_sources_count_by_how_many_items_they_hold() -> None:
+    """One large source and many small ones: what is drawn is still a mean over items."""
+    source = np.array([0] * 90 + list(range(1, 11)))
+    values = np.where(source == 0, 1.0, 0.0)
+    found = margin(values, np.zeros((1, 100)), source)
+    assert found.value == pytest.approx(0.9)
+    assert found.low == 0.0, "it may not be drawn at all"
+    assert found.high < 1.0
+
+
+def test_margin_holds_the_true_difference_in_95_of_100_cases() -> None:
+    rng, held = np.random.default_rng(3), 0
+    for _ in range(400):
+        values, source = clustered(rng, sources=16, each=16, between=0.1)
+        controls = rng.normal(0, 0.03, (5, 1)) + rng.normal(0, 0.3, (5, 256))
+        found = margin(values, controls, source)
+        held += found.low <= 0.0 <= found.high
+    assert 0.92 < held / 400 < 0.98
+
+
 def test_margin_of_noise_is_not_significant() -> None:
     noise = np.tile([1.0, -1.0], 100)
-    assert not margin(noise, np.zeros(200)).significant
+    assert not margin(noise, np.zeros((1, 200)), apart(200)).significant
 
 
 def test_margin_refuses_values_of_other_items() -> None:
-    with pytest.raises(ValueError, match="one value an item"):
-        margin(np.ones(3), np.ones(4))
-    with pytest.raises(ValueError, match="one value an item"):
-        margin(np.ones(0), np.ones(0))
+    for controls, clusters in (
+        (np.ones((2, 4)), apart(3)),
+        (np.ones((2, 3)), apart(4)),
+        (np.ones(3), apart(3)),
+    ):
+        with pytest.raises(ValueError, match=r"must be \[items\], \[seeds, items\]"):
+            margin(np.ones(3), controls, clusters)
+    with pytest.raises(ValueError, match=r"must be \[items\]"):
+        margin(np.ones(3), np.ones((0, 3)), apart(3))
+
+
+@pytest.mark.parametrize("items", [0, 3])
+def test_margin_refuses_a_single_source(items: int) -> None:
+    with pytest.raises(ValueError, match="at least two"):
+        margin(np.ones(items), np.ones((1, items)), np.zeros(items, dtype=np.int64))

@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 from benchmarks.quality import Comparison, Row, control, verdict
 from benchmarks.tasks import Task
 
 
 class Known(Task):
-    """A task of which only the names matter."""
+    """A task of which only the names matter: four items from each of five sources."""
 
     title, metrics, deciding = "Known", ("found", "cosine"), ("found",)
+    clusters = np.arange(20) // 4
 
     def describe(self) -> str:
         return ""
@@ -33,7 +35,21 @@ def comparison(**rows: Row) -> Comparison:
 
 
 def test_random_choice_is_the_mean_over_its_seeds() -> None:
-    np.testing.assert_allclose(control([row(0.4), row(0.6)])["found"].mean(), 0.5)
+    found = control([row(0.4), row(0.6)])["found"]
+    assert found.shape == (2, 20)
+    np.testing.assert_allclose(found.mean(), 0.5)
+
+
+def test_how_sure_a_difference_is_depends_on_sources_and_seeds() -> None:
+    """Twenty items that differ by source alone, and two seeds that differ, are no twenty-fold evidence."""
+    by_source = Row(0.5, 0.5, {"found": 0.55 + 0.1 * (Known.clusters - 2.0), "cosine": np.zeros(20)})
+    flat = Row(0.5, 0.5, {"found": np.full(20, 0.5), "cosine": np.zeros(20)})
+    found = Comparison(Known(), 0.5, [flat, flat], {"tome": by_source}, {}).over_random("tome", "found")
+    assert found.low < 0 < found.high
+    one = Comparison(Known(), 0.5, [row(0.4), row(0.4)], {"tome": row(0.45)}, {}).over_random("tome", "found")
+    two = Comparison(Known(), 0.5, [row(0.3), row(0.5)], {"tome": row(0.45)}, {}).over_random("tome", "found")
+    assert one.value == pytest.approx(two.value)
+    assert one.low > 0 > two.low
 
 
 def test_the_verdict_counts_methods_and_not_controls() -> None:
@@ -55,7 +71,7 @@ def test_what_does_not_decide_cannot_fail_a_method() -> None:
 
 def test_the_table_says_by_how_much_and_what_was_refused() -> None:
     text = comparison(tome=row(0.7), norm=row(0.1)).markdown()
-    assert "**+0.200 (+0.200 to +0.200)**" in text
+    assert "**+0.200 (+0.100 to +0.300)**" in text
     assert "| norm (control) |" in text
-    assert "-0.400 (-0.400 to -0.400)" in text
+    assert "-0.400 (-0.500 to -0.300)" in text
     assert "`gone`: no class token." in text
