@@ -101,6 +101,13 @@ def test_margin_interval_of_clustered_items_is_that_of_their_means() -> None:
     assert found.high - found.low > 2 * (alone.high - alone.low)
 
 
+def test_margin_interval_of_few_sources_is_as_wide_as_students() -> None:
+    means = np.array([-1.4, -0.9, -0.5, -0.2, 0.2, 0.5, 0.9, 1.4])
+    found = margin(np.repeat(means, 5), np.zeros((1, 40)), np.repeat(np.arange(8), 5))
+    half_width = 2.365 * means.std(ddof=1) / np.sqrt(8)
+    assert found.high - found.low == pytest.approx(2 * half_width, rel=0.06)
+
+
 def test_margin_interval_widens_with_the_spread_of_the_seeds() -> None:
     values = np.zeros(200)
     shifts = np.array([-0.2, -0.1, 0.0, 0.1, 0.2])[:, None]
