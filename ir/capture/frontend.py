@@ -51,8 +51,9 @@ def capture(
             no tensors are passed to the model as they are and become constants.  May be left out where the model
             says what it takes.  A batch or length of one is repeated, because a traced size of one would be fixed;
             where the model rejects that, ``notes["capture"]`` says what was fixed.
-        dynamic: ``"auto"`` lets every batch and length dimension vary that the model allows; a mapping such as
-            ``{"input_ids": {0: "batch", 1: "tokens"}}`` names the dimensions that must vary; ``{}`` fixes all.
+        dynamic: ``"auto"`` lets every batch and length dimension vary that the model allows, and fixes the heights
+            and widths of images; a mapping such as ``{"input_ids": {0: "batch", 1: "tokens"}}`` names the
+            dimensions that must vary; ``{}`` fixes all.
 
     Returns:
         the Program, in evaluation mode, sharing the model's weights.  ``facts.deviation`` holds the largest
