@@ -30,7 +30,6 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{f"builtins.{function.__name__}": function for function in (min, max, round)},
 }  # fmt: skip
 _NAMES = {function: name for name, function in _FUNCTIONS.items()}
-_TOUCHES_FILES = {"from_file"}
 _OPERATOR = re.compile(r"(\w+)\.(\w+)\.(\w+)")
 
 
@@ -49,9 +48,14 @@ def target_name(target: Any) -> str:
         raise ValueError(f"operator namespace {target.namespace!r} is none of {', '.join(NAMESPACES)}")
     if target._schema.is_mutable:
         raise ValueError("it writes to an operand; use the functional form")
-    if target._opname in _TOUCHES_FILES:
+    if touches_files(target):
         raise ValueError("it reads or writes files")
     return f"{target.namespace}.{target._opname}.{target._overloadname}"
+
+
+def touches_files(target: torch._ops.OpOverload) -> bool:
+    """Whether an operator takes the name of a file, as ``aten.from_file`` and ``aten.save`` do."""
+    return any(argument.name == "filename" for argument in target._schema.arguments)
 
 
 def find_target(name: str) -> Any:

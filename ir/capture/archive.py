@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import json
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.export.pt2_archive._package import load_pt2
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError, InputError
@@ -21,55 +19,24 @@ from .dims import Dims, dynamic_dims
 from .export import convert
 from .guards import UnreadableGuard, guards_of
 from .outputs import structure_of
+from .pt2_members import safe_copy
 
 
 def load_archive(path: Path) -> ExportedProgram:
     """The exported program in ``path``.
 
     Raises:
-        InputError: the file is missing, damaged, made by another PyTorch, or holds pickled values.
+        InputError: the file is missing, damaged, made by another PyTorch, or holds what reading it could run.
     """
     if not path.is_file():
         raise InputError(f"no archive at {path}")
-    _refuse_pickles(path)
+    copy = safe_copy(path)
     try:
-        return torch.export.load(str(path))
+        # torch.export.load tries older formats, which are pickles, where this fails.
+        return cast(ExportedProgram, load_pt2(copy).exported_programs["model"])
     except Exception as error:
-        text = " ".join(str(error).split())
-        raise InputError(
-            f"{path} cannot be read by torch {torch.__version__} ({type(error).__name__}: {text[:300]}): export it "
-            "again with this version"
-        ) from error
-
-
-def _refuse_pickles(path: Path) -> None:
-    """torch.export.load unpickles some tensors and, at a pinch, the sample inputs; those could run code."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            for name in names:
-                if name.endswith("_config.json") and "/data/" in name:
-                    held = json.loads(archive.read(name)).get("config", {})
-                    pickled = [key for key, entry in held.items() if entry.get("use_pickle")]
-                    if pickled:
-                        raise InputError(
-                            f"{path} holds {pickled[0]} as a pickle, which can run code when it is read: export the "
-                            "model with plain tensors"
-                        )
-            if not any(name.endswith("models/model.json") for name in names):
-                raise InputError(f"{path} is no archive of torch.export.save: it holds no models/model.json")
-            for name in names:
-                if "/sample_inputs/" in name:
-                    torch.load(io.BytesIO(archive.read(name)), weights_only=True)
-    except InputError:
-        raise
-    except zipfile.BadZipFile as error:
-        raise InputError(f"{path} is no whole archive ({error}): fetch or export it again") from error
-    except Exception as error:
-        raise InputError(
-            f"{path} holds sample inputs that are no plain tensors, reading them could run code: export the model "
-            "with tensor inputs"
-        ) from error
+        what = f"cannot be read by torch {torch.__version__}"
+        raise InputError(_unusable(str(path), what, error)) from error
 
 
 def import_archive(exported: ExportedProgram, facts: ModelFacts) -> tuple[Program, Callable[..., Any]]:
@@ -91,7 +58,7 @@ def import_archive(exported: ExportedProgram, facts: ModelFacts) -> tuple[Progra
             f"{facts.source} holds a condition on its inputs that is no arithmetic on sizes, running it could run any "
             f"code: {str(error)[:200]}"
         ) from error
-    module = exported.module()
+    module = _module(exported, facts.source)
 
     def call(**values: Tensor) -> Any:
         given = [values.get(str(n), leaf) for n, leaf in zip(names, leaves, strict=True)]
@@ -100,8 +67,24 @@ def import_archive(exported: ExportedProgram, facts: ModelFacts) -> tuple[Progra
         args, kwargs = pytree.tree_unflatten(given, spec)
         return module(*args, **kwargs)
 
-    structure = structure_of(call(**examples), facts.source)
+    try:
+        result = call(**examples)
+    except Exception as error:
+        raise InputError(_unusable(facts.source, "cannot run on its own sample inputs", error)) from error
+    structure = structure_of(result, facts.source)
     return convert(exported, structure, examples, _labels(exported, examples), facts), call
+
+
+def _module(exported: ExportedProgram, source: str) -> Any:
+    try:
+        return exported.module()
+    except Exception as error:
+        raise InputError(_unusable(source, "holds no whole model", error)) from error
+
+
+def _unusable(source: str, what: str, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{source} {what} ({type(error).__name__}: {text[:300]}): export the model again"
 
 
 def _labels(exported: ExportedProgram, examples: Mapping[str, Tensor]) -> Dims:

@@ -9,7 +9,7 @@ from torch import fx
 
 from ..errors import CaptureError
 
-_TRANSPARENT = {"wrap_with_set_grad_enabled", "wrap_with_autocast"}
+TRANSPARENT = {"wrap_with_set_grad_enabled", "wrap_with_autocast"}
 
 
 def inline_regions(graph: fx.Graph, owner: fx.GraphModule) -> None:
@@ -21,7 +21,7 @@ def inline_regions(graph: fx.Graph, owner: fx.GraphModule) -> None:
     for node in list(graph.nodes):
         if node.op != "call_function" or not isinstance(node.target, torch._ops.HigherOrderOperator):
             continue
-        if str(node.target) not in _TRANSPARENT:
+        if str(node.target) not in TRANSPARENT:
             continue
         position = next(i for i, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr")
         settings, body_node, operands = node.args[:position], node.args[position], node.args[position + 1 :]

@@ -35,6 +35,7 @@ def test_a_target_is_found_by_its_name(target: Any) -> None:
     [
         (aten.add_.Tensor, "writes to an operand"),
         (aten.from_file.default, "reads or writes files"),
+        (aten.save.default, "reads or writes files"),
         (os.system, "neither an ATen operator"),
         (torch.add, "neither an ATen operator"),
         ("add", "neither an ATen operator"),
