@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
-from .dialect import DIALECT, is_dialect
+from .dialect import dialect_of
 from .errors import VerifierError
 from .inference import Inference, inference_of
 from .program import Program, TensorSpec
@@ -95,13 +95,11 @@ def _known_target(_: Program, node: fx.Node) -> str | None:
 
 
 def _dialect_check(_: Program, node: fx.Node) -> str | None:
-    if not is_dialect(node):
-        return None
-    check = DIALECT[node.target._opname].check  # type: ignore[union-attr]
-    if check is None:
+    op = dialect_of(node)
+    if op is None or op.check is None:
         return None
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    return check(*args, **kwargs)
+    return op.check(*args, **kwargs)
 
 
 def _known_weight(program: Program, node: fx.Node) -> str | None:

@@ -13,10 +13,12 @@ from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from tersor.ir.dialect import DIALECT, is_dialect
+from tersor.ir.dialect import dialect_of, traits_of
+from tersor.ir.dialect.attention import attention_flops
 from tersor.ir.errors import InputError
 from tersor.ir.inference import signature
 from tersor.ir.layer_path import block_path
+from tersor.ir.operands import find_operand
 from tersor.ir.program import Program
 from tersor.ir.shapes import expression, fake_mode
 from tersor.ir.views import is_view
@@ -30,7 +32,6 @@ _LOOKUPS = {
     aten.gather.default,
     aten.index_select.default,
     aten.index.Tensor,
-    torch.ops.tersor.gather_tokens.default,
 }
 
 
@@ -179,8 +180,9 @@ class _Counter:
             return sympy.Integer(0)
         written = self._size(node.meta["val"])
         read = []
-        for position, operand in enumerate(node.all_input_nodes):
-            if position == 0 and node.target in _LOOKUPS:
+        table = _looked_up(node)
+        for operand in node.all_input_nodes:
+            if operand is table:
                 read.append(written)
             elif operand.op != "get_attr":
                 read.append(self._size(operand.meta["val"]))
@@ -207,11 +209,20 @@ class _Counter:
         return expr.xreplace({s: _symbol(names.get(str(s), str(s))) for s in expr.free_symbols})
 
 
+def _looked_up(node: fx.Node) -> Any:
+    """The operand of which only as many elements are read as are returned; None where all of each is."""
+    if node.target in _LOOKUPS:
+        return node.args[0]
+    traits = traits_of(node)
+    return find_operand(node, traits.content[0]) if traits.taken else None
+
+
 def _formula(node: fx.Node) -> Callable[[fx.Node, Any, Any], Any] | None:
     """How to count ``node``; None when it does no matrix product."""
     target = node.target
-    if is_dialect(node):
-        return lambda node, args, kwargs: DIALECT[node.target._opname].flops(*args, **kwargs)  # type: ignore[union-attr]
+    op = dialect_of(node)
+    if op is not None:
+        return lambda _, args, kwargs: op.flops(*args, **kwargs)
     if not isinstance(target, torch._ops.OpOverload):
         return None
     if target.overloadpacket in _FORMULAS:
@@ -231,10 +242,6 @@ def _count_parts(node: fx.Node, args: Any, kwargs: Any) -> Any:
     return counter.get_total_flops()
 
 
-def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
-    return DIALECT["attention"].flops(query, key, value)
-
-
 def _grouped_product_flops(left: Tensor, right: Tensor, *_: Any, **__: Any) -> Any:
     """Rows of ``left [rows, k]`` times one matrix each of ``right [groups, k, n]``; or a batch of products."""
     rows = left.shape[0] if left.dim() == 2 else left.shape[0] * left.shape[1]
@@ -243,8 +250,8 @@ def _grouped_product_flops(left: Tensor, right: Tensor, *_: Any, **__: Any) -> A
 
 # What torch's registry lacks, or counts on some devices only.
 _FORMULAS: dict[Any, Callable[..., Any]] = {
-    aten.scaled_dot_product_attention: _attention_flops,
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    aten.scaled_dot_product_attention: attention_flops,
+    aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
     aten._grouped_mm: _grouped_product_flops,
 }
 

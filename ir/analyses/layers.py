@@ -15,14 +15,13 @@ import networkx as nx
 import torch
 from torch import fx
 
-from ..dialect import is_dialect
+from ..dialect import Role, traits_of
+from ..operands import arguments
 from ..program import Program
 from ..shapes import Size
 from .stream_layout import token_dim
 from .token_axis import SHAPE_ONLY
 
-# The operand of the dialect's token operators whose content is in their result; the others say where it goes.
-_TOKEN_CONTENT = {"gather_tokens": 0, "scatter_tokens": 2, "merge_tokens": 0}
 aten = torch.ops.aten
 # These take entries of their first operand; the others say which.
 _TAKES = {aten.index, aten.index_select, aten.gather, aten.take_along_dim}
@@ -117,7 +116,7 @@ def layers(program: Program) -> Layers:
 
 def is_attention(node: fx.Node) -> bool:
     """Whether the node is a dialect op that computes attention outputs."""
-    return is_dialect(node, "attention", "attention_importance", "sparse_attention")
+    return traits_of(node).role is Role.ATTENDS
 
 
 def restores_or_reduces(node: fx.Node) -> bool:
@@ -130,7 +129,7 @@ def restores_or_reduces(node: fx.Node) -> bool:
         around = (_content_source(source), *node.users)
     else:
         around = (_content_source(node),)
-    return any(is_dialect(n, *_TOKEN_CONTENT) for n in around)
+    return any(traits_of(n).role is Role.MOVES for n in around)
 
 
 def _content_source(node: fx.Node) -> fx.Node:
@@ -162,10 +161,10 @@ def _content(node: fx.Node, fed: set[fx.Node]) -> Any:
     Args:
         fed: the nodes before it that an input's content is in.
     """
-    if is_attention(node):
-        return node.args[:3]
-    if is_dialect(node, *_TOKEN_CONTENT):
-        return node.args[_TOKEN_CONTENT[node.target._opname]]  # type: ignore[union-attr]
+    content = traits_of(node).content
+    if content:
+        operands = arguments(node)
+        return [operands[name] for name in content]
     packet = getattr(node.target, "overloadpacket", None)
     if packet in SHAPE_ONLY:
         return node.args[1:]

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import fx
 
-from ..dialect import is_dialect
+from ..dialect import Role, traits_of
 from .token_axis import NONE, Context, Dims, NotTokenwise, apply_rule
+from .token_rules import each_result
 
 
 class Located(Context):
@@ -22,9 +23,10 @@ class Located(Context):
 
     def follow(self, node: fx.Node) -> None:
         """Note the token dims of ``node``, whose operands have been followed."""
-        if is_dialect(node, "attention") and all(self._holds_tokens(operand) for operand in node.args[:3]):
+        attends = traits_of(node).role is Role.ATTENDS
+        if attends and all(self._holds_tokens(operand) for operand in node.args[:3]):
             # Where its tokens are depends on no mask, though one computed from the stream could not be reduced.
-            self.found[node] = frozenset({2})
+            self.found[node] = each_result(node, frozenset({2}))
             return
         try:
             self.found[node] = apply_rule(self, node)

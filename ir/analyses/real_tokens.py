@@ -15,15 +15,15 @@ import networkx as nx
 import torch
 from torch import Tensor, fx
 
-from ..dialect import is_dialect
+from ..dialect import Role, traits_of
 from ..evaluate import evaluate
-from ..operands import find_operand
+from ..operands import arguments, find_operand
 from ..program import Program
 from ..shapes import same_size
 from .layers import content_flow, is_attention
 from .located import Located
 from .token_axis import NONE, BatchContext, Dims, NotTokenwise, TokenAxis, apply_rule, region_nodes
-from .token_rules import rank_of
+from .token_rules import each_result, rank_of
 
 # Which tokens are left, by the choices of one gather after another.
 Chosen = tuple[fx.Node, ...]
@@ -139,11 +139,7 @@ class _Followed:
             self._step(node)
 
     def _step(self, node: fx.Node) -> None:
-        if is_dialect(node, "gather_tokens") and self._gathered(node):
-            return
-        if is_dialect(node, "scatter_tokens"):
-            # The result has the tokens of what is written into.
-            self._same(node, node.args[0])
+        if traits_of(node).role is Role.MOVES and self._moved(node):
             return
         self.tokens.follow(node)
         try:
@@ -162,7 +158,8 @@ class _Followed:
                 self.hidden[node] = padding
 
     def _same(self, node: fx.Node, source: Any) -> None:
-        self.tokens.found[node], self.rows.found[node] = self._axes(source)
+        tokens, rows = self._axes(source)
+        self.tokens.found[node], self.rows.found[node] = each_result(node, tokens), each_result(node, rows)
         if source in self.chosen:
             self.chosen[node] = self.chosen[source]
 
@@ -171,15 +168,23 @@ class _Followed:
             return NONE, NONE
         return self.tokens.dims(source), self.rows.dims(source)
 
-    def _gathered(self, node: fx.Node) -> bool:
-        source, index, dim = node.args[:3]
+    def _moved(self, node: fx.Node) -> bool:
+        """Whether the operator tells which tokens it leaves, and of what is known; they are noted then."""
+        traits, operands = traits_of(node), arguments(node)
+        if traits.onto is not None:
+            self._same(node, operands[traits.onto])
+            return True
+        if traits.index is None:
+            return False
+        source, index = operands[traits.content[0]], operands[traits.index]
+        dim = 1 if traits.dim is None else operands[traits.dim]
         if self._axes(source) != (frozenset({dim}), frozenset({0})) or source not in self.chosen:
             return False
         self._same(node, source)
-        self.chosen[node] = (*self.chosen[source], index)  # type: ignore[index,assignment]
+        self.chosen[node] = (*self.chosen[source], index)
         # The index itself has one entry for each token that it chooses.
-        self.tokens.found[index], self.rows.found[index] = frozenset({1}), frozenset({0})  # type: ignore[index]
-        self.chosen[index] = self.chosen[node]  # type: ignore[index]
+        self.tokens.found[index], self.rows.found[index] = frozenset({1}), frozenset({0})
+        self.chosen[index] = self.chosen[node]
         return True
 
     def padding(self, node: fx.Node) -> _Padding | None:

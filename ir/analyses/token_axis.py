@@ -203,7 +203,7 @@ RULES: dict[Any, Rule] = {}
 
 
 def rule(*targets: Any) -> Callable[[Rule], Rule]:
-    """Register a rule for operator packets or overloads."""
+    """Register a rule for operator packets, overloads, or roles of the dialect's operators."""
 
     def register(function: Rule) -> Rule:
         for target in targets:

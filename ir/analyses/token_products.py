@@ -1,4 +1,4 @@
-"""How products, attention and the dialect's token operators treat the token axis; see ``token_rules``."""
+"""How products and the dialect's roles, attention among them, treat the token axis; see ``token_rules``."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..dialect import is_dialect
+from ..dialect import Role
 from ..operands import arguments
 from .token_axis import NONE, BatchContext, Context, Dims, NotTokenwise, rule
-from .token_rules import one, own_dim, rank_of, shape_of
+from .token_rules import each_result, one, own_dim, rank_of, shape_of
 
 aten = torch.ops.aten
-tersor = torch.ops.tersor
+# What the rule of attention knows: these line up with queries or keys, or (sinks) with neither.
+_OPERANDS = (
+    "query", "key", "value", "mask", "padding", "query_positions", "key_positions", "sinks", "query_weights",
+)  # fmt: skip
 
 
 @rule(aten.matmul, aten.bmm, aten.mm)
@@ -88,10 +91,9 @@ def einsum(context: Context, node: fx.Node) -> Dims:
     return frozenset(i for i, letter in enumerate(result) if letter in letters)
 
 
-@rule(tersor.attention, tersor.attention_importance)
+@rule(Role.ATTENDS)
 def attention(context: Context, node: fx.Node) -> Any:
     """Queries at dim 2 of the query, keys at dim 2 of key and value; everything else lines up with one of them."""
-    importance = is_dialect(node, "attention_importance")
     query, key, value = node.args[:3]
     expected = frozenset({0 if isinstance(context, BatchContext) else 2})
     for name, operand in (("query", query), ("key", key), ("value", value)):
@@ -102,11 +104,15 @@ def attention(context: Context, node: fx.Node) -> Any:
     if context.inside(key) != context.inside(value):
         raise NotTokenwise(node, "its key and value do not carry the same token axis")
     if isinstance(context, BatchContext):
-        return (expected, expected) if importance else expected
+        return each_result(node, expected)
+    values = arguments(node)
+    known = [values.get(name) for name in _OPERANDS]
+    for operand in node.all_input_nodes:
+        if operand not in known:
+            raise NotTokenwise(node, f"no rule says how {operand.name} lines up with its tokens")
     queries, keys = context.inside(query), context.inside(key)
     context.attends(node, queries, keys)
-    values = arguments(node)
-    mask = values["mask"]
+    mask = values.get("mask")
     if isinstance(mask, fx.Node):
         rank = rank_of(mask)
         wanted = [d for d, used in ((rank - 2, queries), (rank - 1, keys)) if used and d >= 0]
@@ -116,18 +122,16 @@ def attention(context: Context, node: fx.Node) -> Any:
         context.side(node, weights, [2])
     for name, used in (("padding", keys), ("query_positions", queries), ("key_positions", keys)):
         if used:
-            context.side(node, values[name], [1])
-    for name in ("mask", "padding", "query_positions", "key_positions", "query_weights", "sinks"):
+            context.side(node, values.get(name), [1])
+    for name in _OPERANDS[3:]:
         if context.inside(values.get(name)):
             raise NotTokenwise(node, f"its {name} is computed from the stream")
     result = frozenset({2}) if queries else NONE
-    return (result, frozenset({2}) if keys else NONE) if importance else result
+    found = each_result(node, frozenset({2}) if keys else NONE)
+    return (result, *found[1:]) if isinstance(found, tuple) else result
 
 
-@rule(
-    tersor.select_tokens, tersor.gather_tokens, tersor.scatter_tokens, tersor.match_tokens, tersor.merge_tokens,
-    tersor.attention_weights,
-)  # fmt: skip
+@rule(Role.CHOOSES, Role.MOVES)
 def reduced_before(context: Context, node: fx.Node) -> Any:
     raise NotTokenwise(
         node,

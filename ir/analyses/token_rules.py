@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..dialect import traits_of
 from ..operands import argument
 from ..same_elements import COPIES
 from ..shapes import expression
@@ -25,13 +26,16 @@ _TO_THE_END = 2**63 - 1
 
 
 def find_rule(node: fx.Node) -> Rule | None:
-    """The rule of a node's operator: by overload, by packet, or by its being pointwise."""
+    """The rule of a node's operator: by overload, by packet, by its role, or by its being pointwise."""
     target = node.target
     if target in RULES:
         return RULES[target]
     packet = getattr(target, "overloadpacket", None)
     if packet in RULES:
         return RULES[packet]
+    role = traits_of(node).role
+    if role in RULES:
+        return RULES[role]
     if isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags:
         return pointwise
     return None
@@ -43,6 +47,12 @@ def shape_of(value: Any) -> Any:
 
 def rank_of(value: Any) -> int:
     return len(shape_of(value))
+
+
+def each_result(node: fx.Node, dims: Dims) -> Any:
+    """What to note of a node when each of its results, or its only one, has the axis at ``dims``."""
+    value = node.meta["val"]
+    return (dims,) * len(value) if isinstance(value, tuple | list) else dims
 
 
 @rule(aten.masked_fill, aten.where, aten.__and__, aten.__or__, aten.lerp)

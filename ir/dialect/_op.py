@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from ._traits import PLAIN, Role, Traits
+
 _LIBRARY = torch.library.Library("tersor", "DEF")
 
 
@@ -22,12 +24,14 @@ class DialectOp:
         flops: floating-point operations as a function of the operator's own arguments; called with fake
             tensors, so that sizes may be symbolic.
         check: returns why a call is malformed, or None; used by the verifier after every pass.
+        traits: what analyses have to know of it.
     """
 
     name: str
     reference: Callable[..., Any]
     flops: Callable[..., Any]
     check: Callable[..., str | None] | None = None
+    traits: Traits = PLAIN
 
     @property
     def overload(self) -> torch._ops.OpOverload:
@@ -37,6 +41,8 @@ class DialectOp:
 
 
 DIALECT: dict[str, DialectOp] = {}
+# By what nodes carry: every analysis asks this of every node.
+_BY_TARGET: dict[Any, DialectOp] = {}
 
 
 def dialect_op(
@@ -46,25 +52,45 @@ def dialect_op(
     shape: Callable[..., Any],
     flops: Callable[..., Any],
     check: Callable[..., str | None] | None = None,
+    traits: Traits = PLAIN,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the decorated reference as ``tersor::name`` with its shape function and cost.
+    """Register the decorated reference as ``tersor::name`` with its shape function, cost and traits.
 
     ``schema`` is the part after the name, for example ``"(Tensor x, Tensor index, int dim) -> Tensor"``.
+
+    Raises:
+        ValueError: ``traits`` name an operand that the schema has not, or what moves tokens has not one content.
     """
+    declared = torch._C.parse_schema(f"tersor::{name}{schema}")
+    unknown = set(traits.names()) - {argument.name for argument in declared.arguments}
+    if unknown:
+        raise ValueError(f"traits of {name} speak of {', '.join(sorted(unknown))}; it takes no such operand")
+    if (traits.role is Role.MOVES or traits.taken) and len(traits.content) != 1:
+        raise ValueError(f"traits of {name} name {len(traits.content)} operands as its content, not one")
 
     def register(reference: Callable[..., Any]) -> Callable[..., Any]:
         _LIBRARY.define(name + schema)
         _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
         torch.library.register_fake(f"tersor::{name}", shape, lib=_LIBRARY)
-        DIALECT[name] = DialectOp(name, reference, flops, check)
+        op = DIALECT[name] = DialectOp(name, reference, flops, check, traits)
+        _BY_TARGET[op.overload] = op
         return reference
 
     return register
 
 
+def dialect_of(node: fx.Node) -> DialectOp | None:
+    """The dialect operator that ``node`` calls; None where it calls none."""
+    return _BY_TARGET.get(node.target)
+
+
 def is_dialect(node: fx.Node, *names: str) -> bool:
     """Whether ``node`` calls a dialect operator (one of ``names``, when names are given)."""
-    target = node.target
-    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
-        return False
-    return target.namespace == "tersor" and (not names or target._opname in names)
+    op = _BY_TARGET.get(node.target)
+    return op is not None and (not names or op.name in names)
+
+
+def traits_of(node: fx.Node) -> Traits:
+    """What is known of the operator that ``node`` calls; plain where it is none of the dialect's."""
+    op = _BY_TARGET.get(node.target)
+    return PLAIN if op is None else op.traits

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._op import dialect_op
+from ._traits import ATTENTION
 
 SCHEMA = (
     "(Tensor query, Tensor key, Tensor value, Tensor? mask=None, Tensor? padding=None, "
@@ -95,7 +96,14 @@ def attention_check(query: Tensor, key: Tensor, value: Tensor, *_: object, **kwa
     return None
 
 
-@dialect_op("attention", SCHEMA, shape=attention_shape, flops=attention_flops, check=attention_check)
+@dialect_op(
+    "attention",
+    SCHEMA,
+    shape=attention_shape,
+    flops=attention_flops,
+    check=attention_check,
+    traits=ATTENTION,
+)
 def attention(
     query: Tensor,
     key: Tensor,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ._op import dialect_op
+from ._traits import ATTENTION
 from .attention import (
     attention_check,
     attention_flops,
@@ -50,7 +51,14 @@ def _check(
     return attention_check(query, key, value)
 
 
-@dialect_op("attention_importance", SCHEMA, shape=_shape, flops=_flops, check=_check)
+@dialect_op(
+    "attention_importance",
+    SCHEMA,
+    shape=_shape,
+    flops=_flops,
+    check=_check,
+    traits=ATTENTION,
+)
 def attention_importance(
     query: Tensor,
     key: Tensor,

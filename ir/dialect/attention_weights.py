@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ._op import dialect_op
+from ._traits import CHOICE
 from .attention import attention_probabilities, combined_mask, visible_keys
 
 SCHEMA = (
@@ -23,7 +24,13 @@ def _flops(query: Tensor, key: Tensor, *_: object, **__: object) -> object:
     return 2 * batch * heads * queries * key.shape[2] * head_dim
 
 
-@dialect_op("attention_weights", SCHEMA, shape=_shape, flops=_flops)
+@dialect_op(
+    "attention_weights",
+    SCHEMA,
+    shape=_shape,
+    flops=_flops,
+    traits=CHOICE,
+)
 def attention_weights(
     query: Tensor,
     key: Tensor,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ._op import dialect_op
+from ._traits import Role, Traits
 
 
 def _shape(x: Tensor, index: Tensor, dim: int) -> Tensor:
@@ -27,7 +28,12 @@ def _check(x: Tensor, index: Tensor, dim: int) -> str | None:
 
 
 @dialect_op(
-    "gather_tokens", "(Tensor x, Tensor index, int dim) -> Tensor", shape=_shape, flops=_flops, check=_check
+    "gather_tokens",
+    "(Tensor x, Tensor index, int dim) -> Tensor",
+    shape=_shape,
+    flops=_flops,
+    check=_check,
+    traits=Traits(Role.MOVES, content=("x",), taken=True, index="index", dim="dim"),
 )
 def gather_tokens(x: Tensor, index: Tensor, dim: int) -> Tensor:
     """Row b of the result holds tokens ``index[b]`` of row b of ``x`` along ``dim``.

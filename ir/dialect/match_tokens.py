@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ._op import dialect_op
+from ._traits import CHOICE
 from .select_tokens import Size, kept_count, token_ordinals
 
 
@@ -48,6 +49,7 @@ def _check(
     shape=_shape,
     flops=_flops,
     check=_check,
+    traits=CHOICE,
 )
 def match_tokens(
     metric: Tensor, padding: Tensor | None = None, *, keep_per_mille: int, prefix: int = 0, last: int = 0

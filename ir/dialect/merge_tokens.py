@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ._op import dialect_op
+from ._traits import Role, Traits
 
 
 def _shape(x: Tensor, size: Tensor, kept: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,6 +27,7 @@ def _check(x: Tensor, size: Tensor, kept: Tensor, source: Tensor, target: Tensor
     shape=_shape,
     flops=_flops,
     check=_check,
+    traits=Traits(Role.MOVES, content=("x",), index="kept"),
 )
 def merge_tokens(
     x: Tensor, size: Tensor, kept: Tensor, source: Tensor, target: Tensor

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ._op import dialect_op
+from ._traits import Role, Traits
 
 
 def _shape(base: Tensor, index: Tensor, x: Tensor) -> Tensor:
@@ -27,6 +28,7 @@ def _check(base: Tensor, index: Tensor, x: Tensor) -> str | None:
     shape=_shape,
     flops=_flops,
     check=_check,
+    traits=Traits(Role.MOVES, content=("x",), onto="base"),
 )
 def scatter_tokens(base: Tensor, index: Tensor, x: Tensor) -> Tensor:
     """``base [batch, tokens, ...]`` with token ``index[b, i]`` replaced by ``x[b, i]``; the inverse of a gather.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ._op import dialect_op
+from ._traits import CHOICE
 
 Size = int | torch.SymInt
 LARGEST = torch.finfo(torch.float32).max
@@ -49,6 +50,7 @@ def _check(
     shape=_shape,
     flops=_flops,
     check=_check,
+    traits=CHOICE,
 )
 def select_tokens(
     scores: Tensor, padding: Tensor | None = None, *, keep_per_mille: int, prefix: int = 0, last: int = 0

@@ -9,7 +9,7 @@ from torch import fx
 
 from tersor.ir.analyses.layers import Layer, Layers, restores_or_reduces
 from tersor.ir.analyses.token_axis import NotTokenwise, depends_on_inputs, token_axis
-from tersor.ir.dialect import is_dialect
+from tersor.ir.dialect import traits_of
 from tersor.ir.operands import find_operand
 from tersor.ir.program import Program
 from tersor.ir.shapes import same_size
@@ -92,8 +92,8 @@ def _hides_nothing(mask: fx.Node) -> bool:
 
     A bound of its own says nothing: the logarithm of a padding mask bounded by 1e-9 hides what it is 0 for.
     """
-    while mask.target in _MOVES or is_dialect(mask, "gather_tokens"):
-        mask = mask.args[0]  # type: ignore[assignment]
+    while (source := _entries_of(mask)) is not None:
+        mask = source
     if mask.target is aten.add.Tensor and len(mask.all_input_nodes) == 2 and not mask.kwargs:
         return all(map(_hides_nothing, mask.all_input_nodes))
     if mask.target is not aten.log.default:
@@ -101,3 +101,11 @@ def _hides_nothing(mask: fx.Node) -> bool:
     least: Any = mask.args[0]
     bound = least.args[1] if least.target is aten.clamp.default and len(least.args) > 1 else None
     return isinstance(bound, int | float) and bound >= 1
+
+
+def _entries_of(node: fx.Node) -> fx.Node | None:
+    """The value that ``node`` only takes or repeats entries of, if it does."""
+    if node.target in _MOVES:
+        return node.args[0]  # type: ignore[return-value]
+    traits = traits_of(node)
+    return find_operand(node, traits.content[0]) if traits.taken else None

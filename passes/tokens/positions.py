@@ -25,9 +25,10 @@ from tersor.ir.analyses.token_axis import (
     depends_on_inputs,
     region_nodes,
 )
-from tersor.ir.dialect import is_dialect
+from tersor.ir.analyses.token_rules import each_result
+from tersor.ir.dialect import Role, traits_of
 from tersor.ir.evaluate import evaluate, sources_of
-from tersor.ir.operands import argument
+from tersor.ir.operands import argument, find_operand
 from tersor.ir.program import Program
 from tersor.ir.same_elements import origin
 from tersor.ir.shapes import expression, same_size
@@ -102,7 +103,7 @@ class _Reads(Located):
             return
         if node.target is operator.getitem and self._piece(node, sources[0]):
             return
-        if is_dialect(node, "gather_tokens", "scatter_tokens"):
+        if traits_of(node).role is Role.MOVES:
             self._restored(node)
             return
         for dim, given in _narrowed(node):
@@ -148,13 +149,15 @@ class _Reads(Located):
 
     def _restored(self, node: fx.Node) -> None:
         """An earlier pass brings tokens back: those kept by it as they are read by position stay in their order."""
-        value: Any = node.args[2 if is_dialect(node, "scatter_tokens") else 0]
-        self.found[node] = self.dims(value)
+        value: Any = find_operand(node, traits_of(node).content[0])
+        self.found[node] = each_result(node, self.dims(value))
         if len(self.dims(value)) == 1 and value not in self.blurred:
             (dim,) = self.dims(value)
             if self.runs[value] == Run.whole(_value(value).shape[dim]):
-                self.counts.add(expression(_value(node).shape[dim]))
-                self.runs[node] = Run.whole(_value(node).shape[dim])
+                result = _value(node)
+                size = (result if isinstance(result, torch.Tensor) else result[0]).shape[dim]
+                self.counts.add(expression(size))
+                self.runs[node] = Run.whole(size)
                 return
         self.blurred.add(node)
 
