@@ -392,7 +392,7 @@ def test_positions_that_are_sure_to_stay_may_be_read() -> None:
 
 
 def test_every_rule_has_a_case() -> None:
-    used: set[Any] = set()
+    used = set()
     for case in [*TOKENWISE.values(), *MIXING.values(), *(case for case, _ in REFUSED.values())]:
         program, _, _ = graph_of(case, False)
         for node in program.graph.nodes:
