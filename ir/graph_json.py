@@ -47,6 +47,10 @@ def decode_graph(records: list[dict[str, Any]]) -> fx.Graph:
         target = find_target(record["target"]) if op == "call_function" else str(record["target"])
         args = tuple(decode(arg) for arg in record.get("args", ()))
         kwargs = {str(key): decode(arg) for key, arg in record.get("kwargs", {}).items()}
+        # A module's source is written from these names and then run.
+        for written in (*kwargs, *([target] if op == "placeholder" else ())):
+            if not written.isidentifier():
+                raise ValueError(f"{written!r} cannot be the name of an input or an argument")
         node = graph.create_node(op, target, args, kwargs, name)
         if node.name != name:
             raise ValueError(f"{name!r} cannot be the name of a node")

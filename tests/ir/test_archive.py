@@ -153,6 +153,22 @@ def test_a_file_cannot_name_functions_outside_the_ir(tmp_path: Path, target: str
         load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["x=({run})", "x\n    {run}\n    (", "*x, y=({run})", "a b"])
+def test_the_name_of_an_input_cannot_be_source(tmp_path: Path, name: str) -> None:
+    save(build(Config()), tmp_path / "m")
+    file, canary = tmp_path / "m" / "program.json", tmp_path / "canary"
+    held = json.loads(file.read_text())
+    written = name.format(run=f"__import__('os').mkdir({str(canary)!r})")
+    placeholder = next(node for node in held["nodes"] if node["op"] == "placeholder")
+    for spec in held["inputs"]:
+        spec["name"] = written if spec["name"] == placeholder["target"] else spec["name"]
+    placeholder["target"] = written
+    file.write_text(json.dumps(held))
+    with pytest.raises(ArtifactError, match="cannot be the name of an input"):
+        load(tmp_path / "m").module()
+    assert not canary.exists()
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_damage_anywhere_ends_in_one_error_or_in_an_equal_program(
