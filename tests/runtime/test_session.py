@@ -103,7 +103,7 @@ def test_inputs_that_do_not_fit_are_named(session: Session, inputs: dict[str, Te
         [None],
         object(),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_is_no_tensor_is_named_with_what_to_give(session: Session, value: Any) -> None:
     for call in (
