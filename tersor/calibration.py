@@ -16,7 +16,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .ir.binding import bind_inputs
 from .ir.errors import ArtifactError, InputError
 from .ir.program import Program
 
@@ -65,9 +64,7 @@ def bind_batches(program: Program, batches: Sequence[Any]) -> list[Batch]:
 
 def bind(program: Program, batch: Any) -> Batch:
     """One batch in any of the forms of :func:`list_batches`."""
-    args, named = ((), batch) if isinstance(batch, Mapping) else (batch, {})
-    args = (args,) if isinstance(args, Tensor) else args
-    return bind_inputs(program.inputs, program.ranges, args, named)
+    return program.bind(*((batch,) if isinstance(batch, Mapping | Tensor) else batch))
 
 
 def save_batches(batches: Sequence[Batch], path: Path) -> None:

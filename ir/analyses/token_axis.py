@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 from ..errors import RefusedError
+from ..evaluate import sources_of
 from ..program import Program
 from ..shapes import expression
 from .folds import WHOLE, Fold
@@ -219,7 +220,7 @@ def region_between(program: Program, start: fx.Node, end: fx.Node | None) -> lis
     Raises:
         NotTokenwise: a value of the region is read beyond ``end`` other than through ``end``.
     """
-    live = _ancestors(program.output_node)
+    live = sources_of([program.output_node])
     region = region_nodes(program, start, program.output_node if end is None else end)
     if end is None:
         return region
@@ -236,22 +237,12 @@ def region_between(program: Program, start: fx.Node, end: fx.Node | None) -> lis
 
 def region_nodes(program: Program, start: fx.Node, end: fx.Node) -> list[fx.Node]:
     """Calls that depend on ``start`` and that ``end`` depends on, in graph order, whoever else reads them."""
-    wanted = _ancestors(end)
+    wanted = sources_of([end])
     below: set[fx.Node] = {start}
     for node in program.graph.nodes:
         if node.op == "call_function" and any(n in below for n in node.all_input_nodes):
             below.add(node)
     return [node for node in program.graph.nodes if node in below and node in wanted and node is not start]
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found, pending = {node}, [node]
-    while pending:
-        for source in pending.pop().all_input_nodes:
-            if source not in found:
-                found.add(source)
-                pending.append(source)
-    return found
 
 
 def _is_count(node: fx.Node) -> bool:
