@@ -134,8 +134,11 @@ def _assert_matched_alike(
     unit = torch.nn.functional.normalize(metric.float(), dim=-1)
     for row in range(metric.shape[0]):
         pairs = []
-        for kept, source, target in (own, taken):
+        for kept, source, target, *column in (own, taken):
             assert sorted([*kept[row].tolist(), *source[row].tolist()]) == list(range(metric.shape[1]))
+            for one in column:
+                assert one[row, kept[row]].tolist() == list(range(kept.shape[1]))
+                assert one[row, source[row]].tolist() == target[row].tolist()
             partners = kept[row][target[row]]
             pairs.append(
                 {

@@ -29,12 +29,23 @@ def split_key_bias(e: Emitter, sight: Sight) -> tuple[ir.Value | None, Sight]:
     same_for_all = mask.dim() == 4 and all(isinstance(n, int) and n == 1 for n in mask.shape[1:3])
     if not same_for_all or not mask.dtype.is_floating_point:
         return None, sight
-    return e.cast(sight.mask, torch.float32), replace(sight, mask=None)
+    bias = e.cast(sight.mask, torch.float32)
+    if not sight.weighs:
+        bias = e.shared_value(
+            ("bounded", id(bias)), lambda: e.op("Max", bias, e.const(_HIDDEN, torch.float32))
+        )
+    return bias, replace(sight, mask=None)
 
 
-def with_one(e: Emitter, query: ir.Value) -> ir.Value:
-    """``query``, of four dims, with a one behind the last entry of its head dim, which comes last."""
-    return e.op("Pad", query, e.ints([0, 0, 0, 0, 0, 0, 0, 1]), e.const(1.0, torch.float32))
+def with_one(e: Emitter, query: ir.Value, fake: torch.Tensor, order: list[int]) -> ir.Value:
+    """``query`` with a one behind the last entry of its head dim; ``fake`` and ``order`` as in :func:`with_bias`."""
+    sizes = [*fake.shape[:3], 1]
+
+    def column() -> ir.Value:
+        return e.op("Expand", e.const(1.0, torch.float32), e.shape([sizes[dim] for dim in order]))
+
+    ones = e.shared_value(("ones", *(expression(sizes[dim]) for dim in order)), column)
+    return e.op("Concat", query, ones, axis=order.index(3))
 
 
 def with_bias(
@@ -49,10 +60,8 @@ def with_bias(
     """
 
     def column() -> ir.Value:
-        kept = e.op("Max", bias, e.const(_HIDDEN, torch.float32))
-        if factor != 1.0:
-            kept = e.op("Mul", kept, e.const(factor, torch.float32))
-        lined = e.op("Transpose", kept, perm=[(0, 1, 3, 2)[dim] for dim in order])
+        scaled = bias if factor == 1.0 else e.op("Mul", bias, e.const(factor, torch.float32))
+        lined = e.op("Transpose", scaled, perm=[(0, 1, 3, 2)[dim] for dim in order])
         batch, heads, tokens, _ = fake.shape
         return e.op("Expand", lined, e.shape([(batch, heads, tokens, 1)[dim] for dim in order]))
 

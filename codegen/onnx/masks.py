@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 import torch
 
+from tersor.ir.analyses.hiding import hides_nothing
+from tersor.ir.operands import find_operand
 from tersor.ir.shapes import expression
 
 from .emitter import Emitter
@@ -16,7 +18,8 @@ from .emitter import Emitter
 class Sight:
     """The operands of an attention that decide visibility; equal ones give one and the same mask.
 
-    ``queries`` and ``keys`` are the values whose dim 2 counts them.
+    ``queries`` and ``keys`` are the values whose dim 2 counts them; ``weighs`` says that the mask is proven to hide
+    nothing.
     """
 
     query: ir.Value
@@ -27,6 +30,7 @@ class Sight:
     key_positions: ir.Value | None
     causal: bool
     window: int
+    weighs: bool = False
 
     @classmethod
     def of(
@@ -42,9 +46,12 @@ class Sight:
         window: int,
     ) -> Sight:
         """From the operands of an attention, whose mask may lack leading dims."""
+        weighs = False
         if mask is not None:
             mask = _with_four_dims(e, mask)
-        return cls(query, key, mask, padding, query_positions, key_positions, causal, window)
+            written = find_operand(e.node, "mask") if e.node is not None else None
+            weighs = written is not None and hides_nothing(written)
+        return cls(query, key, mask, padding, query_positions, key_positions, causal, window, weighs)
 
     @property
     def tokens(self) -> Sight:
@@ -59,8 +66,9 @@ class Sight:
     @property
     def may_be_blind(self) -> bool:
         """Whether some query may see no key at all."""
-        indices = self.query_positions is None and self.key_positions is None
-        return self.mask is not None or self.padding is not None or not indices
+        placed = self.query_positions is not None or self.key_positions is not None
+        ordered = placed and (self.causal or self.window > 0)
+        return ordered or self.padding is not None or (self.mask is not None and not self.weighs)
 
 
 def _with_four_dims(e: Emitter, mask: ir.Value) -> ir.Value:
@@ -143,9 +151,29 @@ def sighted(e: Emitter, sight: Sight, dtype: torch.dtype) -> ir.Value | None:
     return e.shared_value(("sighted", _key(e, sight), dtype), lambda: _sighted(e, sight, dtype))
 
 
+def zero_blind(e: Emitter, sight: Sight, x: ir.Value) -> ir.Value:
+    """``x [batch, heads, queries, ...]`` with zeros for the queries that see no key."""
+    factor = sighted(e, sight, e.fake(sight.query).dtype)
+    return x if factor is None else e.op("Mul", x, factor)
+
+
+def zero_blind_tokens(e: Emitter, sight: Sight, x: ir.Value) -> ir.Value:
+    """The same for ``x [batch, queries, heads * d]``, of a sight whose mask is the same for all heads."""
+    factor = sighted(e, sight, e.fake(sight.query).dtype)
+    if factor is None:
+        return x
+    lined = e.shared_value(("lined", id(factor)), lambda: e.op("Squeeze", factor, e.ints([1])))
+    return e.op("Mul", x, lined)
+
+
+def same_for_heads(e: Emitter, sight: Sight) -> bool:
+    """Whether all heads of a sight see the same keys."""
+    return sight.mask is None or sight.weighs or expression(e.fake(sight.mask).shape[1]) == 1
+
+
 def _sighted(e: Emitter, sight: Sight, dtype: torch.dtype) -> ir.Value:
     seen = _seen(e, sight)
-    if sight.mask is not None and e.fake(sight.mask).dtype != torch.bool:
+    if sight.mask is not None and not sight.weighs and e.fake(sight.mask).dtype != torch.bool:
         mask = e.fake(sight.mask).dtype
         finite = e.op("Greater", sight.mask, e.const(float("-inf"), mask))
         seen = finite if seen is None else e.op("And", seen, finite)

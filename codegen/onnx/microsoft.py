@@ -38,7 +38,7 @@ from tersor.ir.shapes import expression
 
 from .emitter import MICROSOFT, Emitter
 from .key_bias import split_key_bias, with_bias, with_one
-from .masks import Sight, bias
+from .masks import Sight, bias, same_for_heads, zero_blind, zero_blind_tokens
 from .peephole import heads_as_width, split_heads, tokens_before_heads
 
 
@@ -67,7 +67,7 @@ def group_query(
         local_window_size=sight.window if sight.window > 0 else None,
         softcap=softcap if softcap > 0 else None,
     )  # fmt: skip
-    return split_heads(e, output, [q.shape[0], q.shape[2], heads, q.shape[3]])
+    return _finished(e, sight, output)
 
 
 def _lengths(e: Emitter, batch: int | torch.SymInt, tokens: int | torch.SymInt) -> tuple[ir.Value, ir.Value]:
@@ -98,14 +98,14 @@ def multi_head(e: Emitter, sight: Sight, value: ir.Value, scale: float) -> ir.Va
     q = e.fake(sight.query)
     heads = int(q.shape[1])
     padding = added = None
+    whole = sight
     column, sight = split_key_bias(e, sight)
     if column is None:
         query, key = heads_as_width(e, sight.query), heads_as_width(e, sight.key)
     else:
-        wide = with_one(e, tokens_before_heads(e, sight.query))
-        keys = with_bias(
-            e, tokens_before_heads(e, sight.key), column, e.fake(sight.key), [0, 2, 1, 3], 1.0 / scale
-        )
+        order = [0, 2, 1, 3]
+        wide = with_one(e, tokens_before_heads(e, sight.query), q, order)
+        keys = with_bias(e, tokens_before_heads(e, sight.key), column, e.fake(sight.key), order, 1.0 / scale)
         query, key = (e.op("Reshape", x, e.ints([0, 0, heads * (int(q.shape[3]) + 1)])) for x in (wide, keys))
     if sight.padding is not None and sight.mask is None and not sight.causal and sight.window <= 0:
         padding = _key_padding(e, sight.padding)
@@ -117,7 +117,16 @@ def multi_head(e: Emitter, sight: Sight, value: ir.Value, scale: float) -> ir.Va
         domain=MICROSOFT, num_heads=heads, scale=scale,
         mask_filter_value=None if sight.everything else torch.finfo(torch.float32).min,
     )  # fmt: skip
-    return split_heads(e, output, [q.shape[0], q.shape[2], heads, q.shape[3]])
+    return _finished(e, whole, output)
+
+
+def _finished(e: Emitter, sight: Sight, output: ir.Value) -> ir.Value:
+    """What an operator returned, ``[batch, queries, heads * d]``, as ``[batch, heads, queries, d]``."""
+    batch, heads, queries, width = e.fake(sight.query).shape
+    sizes = [batch, queries, heads, width]
+    if same_for_heads(e, sight):
+        return split_heads(e, zero_blind_tokens(e, sight, output), sizes)
+    return zero_blind(e, sight, split_heads(e, output, sizes))
 
 
 def _key_padding(e: Emitter, padding: ir.Value) -> ir.Value:

@@ -1,4 +1,4 @@
-"""Looking through the transposes and reshapes that a model puts around its attention.
+"""Looking through the transposes and reshapes that a model puts around its attention, and at sums before its norms.
 
 A model splits heads by ``reshape`` and ``transpose``; operators that take ``[batch, tokens, width]`` want neither.
 Undoing them while lowering leaves nothing for an optimiser to find.
@@ -95,3 +95,15 @@ def inverted(x: ir.Value) -> ir.Value | None:
     """What ``x`` is the reciprocal of, or None."""
     node = x.producer()
     return node.inputs[0] if node is not None and node.op_type == "Reciprocal" and not node.domain else None
+
+
+def keep_sum_apart(x: ir.Value) -> None:
+    """Let the float32 ``Add`` that made ``x`` be a ``Sum``, which ONNX Runtime does not fuse with a norm behind it.
+
+    Its ``SkipLayerNormalization`` takes six times as long as what it replaces, bias included: 202 instead of 33 us for
+    132 x 384, 388 instead of 60 us for 256 x 384 and 2079 instead of 337 us for 1370 x 384 (1.32, one thread of an
+    AVX-512 server core).
+    """
+    node = x.producer()
+    if node is not None and node.op_type == "Add" and not node.domain and x.dtype == ir.DataType.FLOAT:
+        node.op_type = "Sum"

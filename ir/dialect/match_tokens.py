@@ -17,14 +17,11 @@ def _counts(tokens: Size, fixed: int, keep_per_mille: int) -> tuple[Size, Size]:
 
 def _shape(
     metric: Tensor, padding: Tensor | None = None, *, keep_per_mille: int, prefix: int = 0, last: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, tokens, _ = metric.shape
     kept, merged = _counts(tokens, prefix + last, keep_per_mille)
-    return (
-        metric.new_empty(batch, kept, dtype=torch.int64),
-        metric.new_empty(batch, merged, dtype=torch.int64),
-        metric.new_empty(batch, merged, dtype=torch.int64),
-    )
+    sizes = (kept, merged, merged, tokens)
+    return tuple(metric.new_empty(batch, size, dtype=torch.int64) for size in sizes)  # type: ignore[return-value]
 
 
 def _flops(metric: Tensor, *_: object, **__: object) -> object:
@@ -45,7 +42,7 @@ def _check(
 @dialect_op(
     "match_tokens",
     "(Tensor metric, Tensor? padding=None, *, int keep_per_mille, int prefix=0, int last=0) "
-    "-> (Tensor, Tensor, Tensor)",
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     shape=_shape,
     flops=_flops,
     check=_check,
@@ -53,7 +50,7 @@ def _check(
 )
 def match_tokens(
     metric: Tensor, padding: Tensor | None = None, *, keep_per_mille: int, prefix: int = 0, last: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Split the tokens alternately into sources and targets and merge the most similar pairs.
 
     Real tokens past the prefix are counted from 0; odd ones may be merged away, even ones (and the prefix) stay.
@@ -66,8 +63,9 @@ def match_tokens(
 
     Returns:
         ``kept`` int64 ``[batch, k]`` ascending; ``source`` int64 ``[batch, tokens - k]``, the tokens that leave;
-        ``target`` int64 ``[batch, tokens - k]``, the column of ``kept`` that each of them joins.  A source that is
-        padding joins column 0 and must carry no weight.
+        ``target`` int64 ``[batch, tokens - k]``, the column of ``kept`` that each of them joins; ``column`` int64
+        ``[batch, tokens]``, the column that every token is in afterwards.  A source that is padding joins column 0
+        and must carry no weight.
     """
     batch, tokens, _ = metric.shape
     if padding is None:
@@ -99,4 +97,4 @@ def match_tokens(
     column = stays.to(torch.int64).cumsum(1) - 1
     target = column.gather(1, partner.gather(1, source))
     target = torch.where(leaves.gather(1, source), target, torch.zeros_like(target))
-    return kept, source, target
+    return kept, source, target, column.scatter(1, source, target)

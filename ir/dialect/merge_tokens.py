@@ -37,7 +37,7 @@ def merge_tokens(
     Args:
         x: ``[batch, tokens, features]``.
         size: float ``[batch, tokens]``, tokens each one stands for; 0 for padding.
-        kept, source, target: as ``match_tokens`` returns them.
+        kept, source, target: the first three of what ``match_tokens`` returns.
 
     Returns:
         the merged tokens ``[batch, kept, features]`` and their sizes ``[batch, kept]``; the sizes of a row keep

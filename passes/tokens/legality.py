@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import fx
 
+from tersor.ir.analyses.hiding import hides_nothing
 from tersor.ir.analyses.layers import Layer, Layers, restores_or_reduces
 from tersor.ir.analyses.token_axis import NotTokenwise, depends_on_inputs, token_axis
-from tersor.ir.dialect import traits_of
 from tersor.ir.operands import find_operand
 from tersor.ir.program import Program
 from tersor.ir.shapes import same_size
 
 from ..contract import Refusal
-
-aten = torch.ops.aten
-_MOVES = (aten.unsqueeze.default, aten.to.dtype, aten.slice.Tensor, aten.expand.default)
 
 
 def free_layers(stack: Layers) -> list[int]:
@@ -78,34 +72,10 @@ def _opaque_mask(attention: fx.Node) -> Refusal | None:
     if mask is None or find_operand(attention, "padding") is not None:
         return None
     inputs = depends_on_inputs(mask)
-    if not inputs or _hides_nothing(mask):
+    if not inputs or hides_nothing(mask):
         return None
     return Refusal(
         f"its mask {mask.name} is computed from {', '.join(sorted(inputs))} and was not proven to be causal, a window "
         "or padding (which adds -1e4 or less where it hides), so padding cannot be told from content",
         attention.name,
     )
-
-
-def _hides_nothing(mask: fx.Node) -> bool:
-    """Whether a mask is proven to lower no logit: the logarithm of what is at least 1, as merging weighs keys.
-
-    A bound of its own says nothing: the logarithm of a padding mask bounded by 1e-9 hides what it is 0 for.
-    """
-    while (source := _entries_of(mask)) is not None:
-        mask = source
-    if mask.target is aten.add.Tensor and len(mask.all_input_nodes) == 2 and not mask.kwargs:
-        return all(map(_hides_nothing, mask.all_input_nodes))
-    if mask.target is not aten.log.default:
-        return False
-    least: Any = mask.args[0]
-    bound = least.args[1] if least.target is aten.clamp.default and len(least.args) > 1 else None
-    return isinstance(bound, int | float) and bound >= 1
-
-
-def _entries_of(node: fx.Node) -> fx.Node | None:
-    """The value that ``node`` only takes or repeats entries of, if it does."""
-    if node.target in _MOVES:
-        return node.args[0]  # type: ignore[return-value]
-    traits = traits_of(node)
-    return find_operand(node, traits.content[0]) if traits.taken else None

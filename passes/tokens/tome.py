@@ -5,15 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import fx
-
 from tersor.ir.builder import Builder
 
 from .method import Reduction, TokenMethod, TokenSite
 from .stand_in import log_size
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -42,25 +37,13 @@ class ToMe(TokenMethod):
             prefix=site.prefix,
             last=site.last,
         )
-        kept, source, target = (g.item(matched, i) for i in range(3))
+        kept, source, target, column = (g.item(matched, i) for i in range(4))
         merged = g.op("merge_tokens", site.hidden, size, kept, source, target)
         hidden, sizes = g.item(merged, 0), g.item(merged, 1)
         return Reduction(
             hidden=hidden,
             index=kept,
-            restore=lambda b, base, reduced: unmerge(b, base, reduced, kept, source, target),
+            restore=lambda b, _, reduced: b.op("gather_tokens", reduced, column, 1),
             carried={"size": sizes},
             key_bias=log_size(g, sizes) if site.proportional else None,
         )
-
-
-def unmerge(
-    b: Builder, base: fx.Node, reduced: fx.Node, kept: fx.Node, source: fx.Node, target: fx.Node
-) -> fx.Node:
-    """Give every token the value of the merged token it became part of."""
-    first = b.call(aten.select.int, base, 2, 0)
-    column = b.call(aten.to.dtype, b.call(aten.zeros_like.default, first), torch.int64)
-    own = b.call(aten.cumsum.default, b.call(aten.ones_like.default, kept), 1)
-    column = b.op("scatter_tokens", column, kept, b.add(own, -1))
-    column = b.op("scatter_tokens", column, source, target)
-    return b.op("gather_tokens", reduced, column, 1)

@@ -13,7 +13,7 @@ from tersor.ir.dialect import DIALECT
 from .. import microsoft
 from ..emitter import Emitter
 from ..key_bias import split_key_bias, with_bias, with_one
-from ..masks import Sight, bias, sighted
+from ..masks import Sight, bias, sighted, zero_blind
 from ..peephole import transposed
 from ..registry import lowers
 
@@ -38,9 +38,9 @@ def attention(
     sight = Sight.of(e, query, key, mask, padding, query_positions, key_positions, causal, window)
     if e.ops == "ort":
         if microsoft.takes_group_query(e, sight, value):
-            return zero_blind(e, sight, microsoft.group_query(e, sight, value, sinks, scale, softcap))
+            return microsoft.group_query(e, sight, value, sinks, scale, softcap)
         if microsoft.takes_multi_head(e, sight, value, sinks, softcap):
-            return zero_blind(e, sight, microsoft.multi_head(e, sight, value, scale))
+            return microsoft.multi_head(e, sight, value, scale)
     rows = _probabilities(e, sight, sinks, scale, softcap)
     return zero_blind(e, sight, _times_values(e, rows, query, value))
 
@@ -112,7 +112,7 @@ def _probabilities(
     if int(q.shape[1]) == int(k.shape[1]):
         added, rest = (None, sight) if softcap > 0 else split_key_bias(e, sight)
         if added is not None:
-            scaled, sight = with_one(e, scaled), rest
+            scaled, sight = with_one(e, scaled, q, [0, 1, 2, 3]), rest
             columns = with_bias(e, columns, added, k, [0, 1, 3, 2])
         logits = e.op("MatMul", scaled, columns)
     else:
@@ -161,9 +161,3 @@ def _ungroup(e: Emitter, x: ir.Value, q: torch.Tensor, width: int | torch.SymInt
 def _known(x: ir.Value, dtype: torch.dtype) -> ir.Value:
     x.type = ir.TensorType(ir.tensor_adapters.from_torch_dtype(dtype))
     return x
-
-
-def zero_blind(e: Emitter, sight: Sight, x: ir.Value) -> ir.Value:
-    """Zeros for the queries that see no key."""
-    factor = sighted(e, sight, e.fake(sight.query).dtype)
-    return x if factor is None else e.op("Mul", x, factor)

@@ -11,7 +11,7 @@ from tersor.ir.shapes import expression
 from ..emitter import Emitter
 from ..registry import lowers
 from .scatters import accumulator
-from .tokens import Size, ascending, first_of, inverse, ordinals, row_budget
+from .tokens import Size, ascending, first_of, inverse, ordinals, row_free, row_leaving
 
 _END = torch.iinfo(torch.int64).max
 
@@ -27,7 +27,7 @@ def match_tokens(
     last: int = 0,
 ) -> tuple[ir.Value, ...]:
     assert e.node is not None
-    kept_fake, source_fake, _ = e.node.meta["val"]
+    kept_fake, source_fake, *_ = e.node.meta["val"]
     count, merged = kept_fake.shape[1], source_fake.shape[1]
     metric = e.cast(metric, torch.float32)
     norm = e.op("Max", e.op("ReduceL2", metric, e.ints([2]), keepdims=1), e.const(1e-12, torch.float32))
@@ -46,7 +46,7 @@ def match_tokens(
     target = e.op("GatherElements", column, partner, axis=1)
     if leaves is not None:
         target = e.op("Where", e.op("GatherElements", leaves, source, axis=1), target, e.const(0))
-    return kept, source, target
+    return kept, source, target, e.op("ScatterElements", column, source, target, axis=1)
 
 
 def _match(e: Emitter, unit: ir.Value, merged: Size, prefix: int, last: int) -> tuple[ir.Value, ir.Value]:
@@ -75,22 +75,24 @@ def _match_rows(
     last: int,
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Sources, partners and which tokens leave, where rows differ in length."""
-    ordinal, real = ordinals(e, padding)
-    place = e.op("Sub", ordinal, e.const(prefix))
-    free = e.op("And", padding, e.op("GreaterOrEqual", place, e.const(0)))
+    place, real = ordinals(e, padding, prefix)
+    count = row_free(e, real, prefix + last)
+    free = padding
+    if prefix:
+        free = e.op("And", free, e.op("GreaterOrEqual", place, e.const(0)))
     if last:
-        free = e.op("And", free, e.op("Less", ordinal, e.op("Sub", real, e.const(last))))
-    is_odd = e.op("Equal", e.op("Mod", place, e.const(2)), e.const(1))
-    odd = e.op("And", free, is_odd)
-    even = e.op("And", free, e.op("Not", is_odd))
+        free = e.op("And", free, e.op("Less", place, count))
+    odd = e.op("And", free, e.op("Equal", e.op("Mod", place, e.const(2)), e.const(1)))
+    even = e.op("Xor", free, odd)
     low = e.const(float("-inf"), torch.float32)
     similarity = e.op("MatMul", unit, e.op("Transpose", unit, perm=[0, 2, 1]))
-    similarity = e.op("Where", e.op("Unsqueeze", even, e.ints([1])), similarity, low)
+    # Added to a row of keys: choosing at each of [tokens, tokens] entries takes ONNX Runtime three times as long.
+    hidden = e.op("Where", even, e.const(0, torch.float32), low)
+    similarity = e.op("Add", similarity, e.op("Unsqueeze", hidden, e.ints([1])))
     partner = e.op("ArgMax", similarity, axis=2, keepdims=0)
     best = e.op("Where", odd, e.op("ReduceMax", similarity, e.ints([2]), keepdims=0), low)
     rank = inverse(e, first_of(e, best, tokens)[1], tokens)
-    budget = e.op("Sub", real, row_budget(e, real, prefix + last, keep_per_mille))
-    leaves = e.op("And", odd, e.op("Less", rank, budget))
+    leaves = e.op("And", odd, e.op("Less", rank, row_leaving(e, count, keep_per_mille)))
     # Leaving tokens first, then padding to fill the columns of shorter rows, each in the order of the tokens.
     tier = e.op("Where", leaves, e.const(2), e.op("Where", padding, e.const(0), e.const(1)))
     source = ascending(e, first_of(e, tier, merged)[1], merged)

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import torch
 
 from ..emitter import Emitter
+from ..peephole import keep_sum_apart
 from ..registry import lowers
 
 aten = torch.ops.aten
@@ -26,6 +27,8 @@ def layer_norm(
 ) -> ir.Value:
     if weight is None:
         weight = e.const(torch.ones([int(n) for n in normalized]), e.result.dtype)
+    if e.ops == "ort":
+        keep_sum_apart(x)
     return e.op("LayerNormalization", x, weight, bias, axis=-len(normalized), epsilon=float(eps))
 
 

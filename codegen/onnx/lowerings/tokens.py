@@ -30,18 +30,25 @@ def inverse(e: Emitter, order: ir.Value, tokens: Size) -> ir.Value:
     return first_of(e, order, tokens, largest=False)[1]
 
 
-def ordinals(e: Emitter, padding: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Index of every token among its row's real ones ``[batch, tokens]``, and how many there are ``[batch, 1]``."""
+def ordinals(e: Emitter, padding: ir.Value, first: int = 0) -> tuple[ir.Value, ir.Value]:
+    """Index of every token among its row's real ones ``[batch, tokens]``, and how many there are ``[batch, 1]``.
+
+    Args:
+        first: the real token that is counted as 0.
+    """
     real = e.cast(padding, torch.int64)
-    ordinal = e.op("Sub", e.op("CumSum", real, e.const(1)), e.const(1))
+    ordinal = e.op("Sub", e.op("CumSum", real, e.const(1)), e.const(1 + first))
     return ordinal, e.op("ReduceSum", real, e.ints([1]), keepdims=1)
 
 
-def row_budget(e: Emitter, real: ir.Value, fixed: int, keep_per_mille: int) -> ir.Value:
-    """``kept_count`` of each row's own number of real tokens, ``[batch, 1]``."""
-    free = e.op("Sub", e.op("Max", real, e.const(fixed)), e.const(fixed))
-    share = e.op("Div", e.op("Add", e.op("Mul", free, e.const(keep_per_mille)), e.const(999)), e.const(1000))
-    return e.op("Min", real, e.op("Add", share, e.const(fixed)))
+def row_free(e: Emitter, real: ir.Value, fixed: int) -> ir.Value:
+    """How many of each row's real tokens are not protected, ``[batch, 1]``."""
+    return e.op("Max", e.op("Sub", real, e.const(fixed)), e.const(0)) if fixed else real
+
+
+def row_leaving(e: Emitter, free: ir.Value, keep_per_mille: int) -> ir.Value:
+    """How many of each row's free tokens are not kept, ``[batch, 1]``: rounded down, as ``kept_count`` rounds up."""
+    return e.op("Div", e.op("Mul", free, e.const(1000 - keep_per_mille)), e.const(1000))
 
 
 @lowers(DIALECT["select_tokens"].overload)
@@ -68,7 +75,9 @@ def select_tokens(
         scores = e.op("Where", _ends(e, ordinal, real, prefix, last), highest, scores)
     priority = e.op("Where", padding, scores, e.const(float("-inf"), torch.float32))
     rank = inverse(e, first_of(e, priority, tokens)[1], tokens)
-    chosen = e.op("And", padding, e.op("Less", rank, row_budget(e, real, prefix + last, keep_per_mille)))
+    kept = e.op("Sub", real, row_leaving(e, row_free(e, real, prefix + last), keep_per_mille))
+    # A row keeps no more than its real tokens, and padding ranks behind all of them.
+    chosen = e.op("Less", rank, kept)
     # Real tokens that were chosen come first, then padding as filler; dropped tokens never fill a column.
     filler = e.op("Where", padding, e.const(0), e.const(1))
     tier = e.op("Where", chosen, e.const(2), filler)
@@ -91,10 +100,12 @@ def _ends(e: Emitter, ordinal: ir.Value, real: ir.Value, prefix: int, last: int)
 
 @lowers(DIALECT["gather_tokens"].overload)
 def gather_tokens(e: Emitter, x: ir.Value, index: ir.Value, dim: int) -> ir.Value:
-    """``GatherND`` copies whole rows; ``GatherElements`` would want an index for every number."""
+    """``GatherND`` copies whole rows, for which ``GatherElements`` would want an index for every number."""
     source, batch = e.fake(x).shape, e.result.shape[0]
     if expression(source[0]) != expression(batch):
         x = e.op("Expand", x, e.shape([batch, *([1] * (len(source) - 1))]))
+    if len(source) == 2:
+        return e.op("GatherElements", x, index, axis=1)
     columns = e.op("Unsqueeze", index, e.ints([*range(1, dim), dim + 1]))
     if dim > 1:
         columns = e.op("Expand", columns, e.shape([1, *source[1:dim], 1, 1]))
@@ -106,7 +117,10 @@ def scatter_tokens(e: Emitter, base: ir.Value, index: ir.Value, x: ir.Value) -> 
     fake = e.fake(index)
     if expression(fake.shape[1]) == 0:  # all tokens are kept, and none was merged
         return base
+    x = e.cast(x, e.fake(base).dtype)
+    if e.fake(base).dim() == 2:
+        return e.op("ScatterElements", base, index, x, axis=1)
     rows = e.op("Range", e.const(0), e.sizes.scalar(fake.shape[0]), e.const(1))
     rows = e.op("Expand", e.op("Unsqueeze", rows, e.ints([1, 2])), e.shape([1, fake.shape[1], 1]))
     places = e.op("Concat", rows, e.op("Unsqueeze", index, e.ints([2])), axis=2)
-    return e.op("ScatterND", base, places, e.cast(x, e.fake(base).dtype))
+    return e.op("ScatterND", base, places, x)

@@ -8,6 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tersor.codegen.onnx.export import build
+
+from .conftest import small_program
+
+aten = torch.ops.aten
 DIMS = {
     "q": {0: "batch", 2: "queries"},
     "k": {0: "batch", 2: "keys"},
@@ -158,7 +163,6 @@ def test_sinks_take_mass_and_carry_no_value(agree: Any, causal: bool) -> None:
 
 
 def test_heads_split_by_reshape_and_transpose_are_joined_again(agree: Any) -> None:
-    aten = torch.ops.aten
 
     def build(b: Any, x: Any) -> Any:
         batch, tokens = b.size(x, 0), b.size(x, 1)
@@ -223,3 +227,16 @@ def test_a_token_mask_that_something_else_reads(agree: Any, padded: bool, causal
 
     cases = [{"padding": left_and_right(b, n)} for b, n in ((2, 7), (1, 4))]
     agree(build, DIMS, *cases)
+
+
+@pytest.mark.parametrize(("bound", "asked"), [(1.0, False), (1e-9, True)])
+def test_blind_queries_are_looked_for_only_where_there_may_be_some(bound: float, asked: bool) -> None:
+    def attends(b: Any, x: Any, size: Any) -> Any:
+        bias = b.call(aten.log.default, b.call(aten.clamp.default, size, bound))
+        for _ in range(2):
+            bias = b.call(aten.unsqueeze.default, bias, 1)
+        return b.op("attention", x, x, x, bias, scale=0.5)
+
+    case = {"x": torch.randn(2, 4, 6, 8), "size": torch.rand(2, 6) * 3}
+    model = build(small_program(attends, {}, case), "ort")
+    assert ("Greater" in {node.op_type for node in model.graph}) is asked

@@ -16,6 +16,7 @@ SHAPES = [
     (HEADS, TOKENS, TOKENS),
     (HEADS, 1, TOKENS),
     (1, 1, TOKENS, 1),
+    (1, HEADS, TOKENS, 1),
     (1, HEADS, TOKENS, TOKENS),
     (BATCH, 1, 1, TOKENS),
     (BATCH, HEADS, TOKENS, TOKENS),

@@ -91,7 +91,7 @@ def test_equal_scores_keep_the_earlier_token(data: st.DataObject) -> None:
 def test_matching_without_padding(agree: Any, prefix: int, last: int, keep: int) -> None:
     def build(b: Any, metric: Any) -> Any:
         node = b.op("match_tokens", metric, None, keep_per_mille=keep, prefix=prefix, last=last)
-        return tuple(b.item(node, i) for i in range(3))
+        return tuple(b.item(node, i) for i in range(4))
 
     agree(
         build, DIMS, *({"metric": torch.randn(b, n, 6)} for b, n in (*SHAPES, (2, 3), (1, prefix + last + 1)))
@@ -103,7 +103,7 @@ def test_matching_without_padding(agree: Any, prefix: int, last: int, keep: int)
 def test_matching_rows_of_different_lengths(agree: Any, left: bool, prefix: int, last: int) -> None:
     def build(b: Any, metric: Any, padding: Any) -> Any:
         node = b.op("match_tokens", metric, padding, keep_per_mille=700, prefix=prefix, last=last)
-        return tuple(b.item(node, i) for i in range(3))
+        return tuple(b.item(node, i) for i in range(4))
 
     agree(build, DIMS, *({"metric": torch.randn(b, n, 6), "padding": ragged(b, n, left)} for b, n in SHAPES))
 

@@ -43,7 +43,7 @@ def test_matching_equals_a_brute_force_over_each_rows_real_tokens(
     data: tuple[np.ndarray, np.ndarray], keep: int, prefix: int, last: int
 ) -> None:
     metric, padding = data
-    kept, source, target = (
+    kept, source, target, column = (
         x.numpy()
         for x in tersor.match_tokens(
             torch.from_numpy(metric), torch.from_numpy(padding), keep_per_mille=keep, prefix=prefix, last=last
@@ -55,6 +55,8 @@ def test_matching_equals_a_brute_force_over_each_rows_real_tokens(
         assert [i for i in kept[row].tolist() if real[i]] == [int(positions[i]) for i in stay]
         got = {int(s): int(kept[row, t]) for s, t in zip(source[row], target[row], strict=True) if real[s]}
         assert got == {int(positions[i]): int(positions[j]) for i, j in joins.items()}
+        assert column[row, kept[row]].tolist() == list(range(kept.shape[1]))
+        assert column[row, source[row]].tolist() == target[row].tolist()
         assert sorted([*kept[row], *source[row]]) == list(range(metric.shape[1])), (
             "every token stays or leaves"
         )
@@ -66,7 +68,7 @@ def test_sizes_keep_their_sum_and_values_their_total(data: tuple[np.ndarray, np.
     metric, padding = (torch.from_numpy(x) for x in data)
     size = torch.rand(padding.shape).double() * padding
     matched = tersor.match_tokens(metric, padding, keep_per_mille=keep)
-    merged, sizes = tersor.merge_tokens(metric.double(), size, *matched)
+    merged, sizes = tersor.merge_tokens(metric.double(), size, *matched[:3])
     assert torch.allclose(sizes.sum(1), size.sum(1))
     total = (metric.double() * size[:, :, None]).sum(1)
     assert torch.allclose((merged * sizes[:, :, None]).sum(1), total, atol=1e-5)
@@ -89,13 +91,13 @@ def test_merging_identical_tokens_leaves_proportional_attention_unchanged() -> N
 def test_identical_tokens_are_the_first_to_merge() -> None:
     metric = torch.randn(1, 8, 4)
     metric[0, 5] = metric[0, 2]
-    _, source, target = tersor.match_tokens(metric, keep_per_mille=875)
+    _, source, target, _ = tersor.match_tokens(metric, keep_per_mille=875)
     assert (source.tolist(), target.tolist()) == ([[5]], [[2]])
 
 
 def test_half_precision_stays_half_precision() -> None:
     x = torch.randn(1, 6, 4, dtype=torch.bfloat16)
-    merged, sizes = tersor.merge_tokens(x, torch.ones(1, 6), *tersor.match_tokens(x, keep_per_mille=500))
+    merged, sizes = tersor.merge_tokens(x, torch.ones(1, 6), *tersor.match_tokens(x, keep_per_mille=500)[:3])
     assert (merged.dtype, sizes.dtype) == (torch.bfloat16, torch.float32)
 
 

@@ -277,7 +277,7 @@ def test_pooling_squares_of_a_grid_averages_neighbours_in_both_directions(
 def test_merged_tokens_come_back_as_what_they_were_merged_into(captured: Captured, dropped: Drop) -> None:
     program = dropped(captured("vit"), "token-drop:method=tome,keep=0.5,layers=1")
     seen = values_of(program, program.example_inputs)
-    kept, source, target = seen[nodes(program, "match_tokens")[0].name]
+    kept, source, target, _ = seen[nodes(program, "match_tokens")[0].name]
     hidden = program.run(program.example_inputs)[0]
     for row in range(2):
         for gone, column in zip(source[row], target[row], strict=True):

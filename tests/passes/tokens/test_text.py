@@ -92,8 +92,6 @@ SETTINGS = "scale=0.5, causal=false, window=0, softcap=0.0"
             [
                 "match_tokens {keep_per_mille=500, prefix=1, last=0}",
                 "merge_tokens",
-                "scatter_tokens",
-                "scatter_tokens",
                 "gather_tokens",
             ],
         ),
