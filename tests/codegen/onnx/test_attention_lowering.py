@@ -163,7 +163,6 @@ def test_sinks_take_mass_and_carry_no_value(agree: Any, causal: bool) -> None:
 
 
 def test_heads_split_by_reshape_and_transpose_are_joined_again(agree: Any) -> None:
-
     def build(b: Any, x: Any) -> Any:
         batch, tokens = b.size(x, 0), b.size(x, 1)
         heads = b.call(aten.transpose.int, b.call(aten.reshape.default, x, [batch, tokens, 4, 8]), 1, 2)
