@@ -9,8 +9,6 @@ from types import FrameType
 import torch
 from torch import nn
 
-_FOREIGN = (str(Path(torch.__file__).parent), str(Path(__file__).resolve().parents[1]))
-
 
 def locate(error: BaseException, model: nn.Module) -> str:
     """``reason, raised in MODULE at FILE:LINE (code)``, for the innermost frame that runs the model's own code."""
@@ -32,7 +30,9 @@ def locate(error: BaseException, model: nn.Module) -> str:
 
 def is_foreign(file: str) -> bool:
     """Whether ``file`` is PyTorch's or Tersor's own."""
-    return str(Path(file).resolve()).startswith(_FOREIGN)
+    # Resolved on both sides: an environment may be reached through a link.
+    own = Path(torch.__file__).resolve().parent, Path(__file__).resolve().parents[1]
+    return any(Path(file).resolve().is_relative_to(folder) for folder in own)
 
 
 def _frames(error: BaseException) -> Iterator[tuple[FrameType, int]]:
