@@ -136,14 +136,23 @@ class Reference:
 
 
 def is_logits(program: Program, output: str) -> bool:
-    """Whether an output holds scores over a vocabulary or over classes, by its name or its width."""
+    """Whether an output ``[..., classes]`` holds scores over a vocabulary or over classes, by its width or its name.
+
+    The width is that of the vocabulary; or the field's name begins or ends with ``logits``, as in Hugging Face's
+    output classes (``start_logits``, ``logits_per_image``).  Nothing in a graph tells scores from an embedding, which
+    is a product with weights too.  One score alone is no distribution.
+    """
     spec = next(spec for spec in program.outputs if spec.name == output)
+    # An entry of a tuple is called by its place, behind the field that holds the tuple.
+    field = next((part for part in reversed(output.split(".")) if not part.isdecimal()), "")
     vocabulary = program.facts.config.get("vocab_size")
     return (
         spec.dtype.is_floating_point
         and len(spec.shape) >= 2
+        and spec.shape[-1] != 1
         and (
-            output.rpartition(".")[2].endswith("logits")
+            field.startswith("logits")
+            or field.endswith("logits")
             or (vocabulary is not None and spec.shape[-1] == vocabulary)
         )
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from tersor.ir.capture import capture
 from tersor.ir.program import Program
-from tersor.passes.deviation import Deviation, Reference
+from tersor.passes.deviation import Deviation, Reference, is_logits
 
 
 def measured(
@@ -55,6 +56,45 @@ def test_measures_equal_a_numpy_reference() -> None:
 def test_only_logits_have_divergence_and_agreement() -> None:
     deviation, _, _ = measured(build(Config(layers=1)), 0.1)
     assert (deviation.outputs[0].kl, deviation.outputs[0].top1_agreement) == (None, None)
+
+
+class Named(nn.Module):
+    """Returns one tensor under every name that Hugging Face's output classes have for scores, and under others."""
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        scores = {"logits", "logits_per_image", "logits_per_text", "start_logits", "class_queries_logits"}
+        others = {
+            "last_hidden_state",
+            "image_embeds",
+            "output_logits_scale",
+            "logits_as_ids",
+            "single_logits",
+        }
+        outputs: dict[str, Any] = {name: x.exp() for name in sorted(scores | others)}
+        outputs |= {"logits_as_ids": x.argmax(-1, keepdim=True) + x.long(), "single_logits": x[:, :1].exp()}
+        outputs["vision_output"] = {"logits": x.sin(), "pooler_output": x.cos()}
+        return outputs | {"router_logits": (x.sin(), x.cos()), "hidden_states": (x.tan(), x.tanh())}
+
+
+def test_logits_are_known_by_the_names_that_output_classes_have_for_them() -> None:
+    program = capture(Named(), torch.randn(3, 5))
+    known = {spec.name for spec in program.outputs if is_logits(program, spec.name)}
+    fields = {"logits", "logits_per_image", "logits_per_text", "start_logits", "class_queries_logits"}
+    assert known == {*fields, "vision_output.logits", "router_logits.0", "router_logits.1"}
+
+
+def test_the_similarity_of_pictures_and_texts_is_a_distribution_over_texts() -> None:
+    program = capture(Named(), torch.randn(3, 5))
+    reference = Reference(program, [program.example_inputs])
+    changed = dict(reference.outputs[0])
+    want = changed["logits_per_image"]
+    got = changed["logits_per_image"] = want.roll(1, dims=1)
+    found = {output.name: output for output in reference.compare_outputs([changed]).outputs}
+    divergence = nn.functional.kl_div(
+        got.double().log_softmax(1), want.double().log_softmax(1), log_target=True, reduction="batchmean"
+    )
+    assert found["logits_per_image"].kl == pytest.approx(float(divergence))
+    assert found["logits_per_image"].top1_agreement == 0.0
 
 
 def test_padding_is_left_out() -> None:
