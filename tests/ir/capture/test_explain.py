@@ -27,7 +27,8 @@ def test_what_lies_in_pytorchs_folder_is_foreign(packages: Path, file: str) -> N
 
 
 @pytest.mark.parametrize(
-    "file", ["torchvision/models/vision_transformer.py", "torch_geometric/nn/conv.py", "torch/../torchtune/x.py"]
+    "file",
+    ["torchvision/models/vision_transformer.py", "torch_geometric/nn/conv.py", "torch/../torchtune/x.py"],
 )
 def test_a_package_whose_name_begins_like_pytorchs_is_not_foreign(packages: Path, file: str) -> None:
     assert not explain.is_foreign(str(packages / file))
@@ -60,7 +61,8 @@ def test_an_error_names_the_line_of_a_model_beside_pytorch(packages: Path) -> No
         "        raise ValueError('too wide')\n"
     )
     spec = importlib.util.spec_from_file_location("model_beside_pytorch", file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     model: nn.Module = module.Model()
