@@ -63,5 +63,9 @@ def _place(kind: type, error: Exception) -> str:
         file = inspect.getfile(kind)
     except (OSError, TypeError):  # typed at a prompt
         return ""
-    passed = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-    return f"{Path(file).name}:{passed[-1].lineno}, in {passed[-1].name}" if passed else ""
+    passed = [
+        f"{Path(file).name}:{frame.lineno}, in {frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == file
+    ]
+    return passed[-1] if passed else ""

@@ -34,7 +34,7 @@ X = torch.arange(12.0).reshape(4, 3)
     [
         ((X, X), {}),
         ((X,), {"y": X.numpy()}),
-        (({"x": X.tolist(), "y": X.numpy()[::-1][::-1]},), {}),
+        (({"x": X.tolist(), "y": X.flip(0).numpy()[::-1]},), {}),
         ((), {"x": X.double(), "y": X, "labels": None}),
     ],
 )

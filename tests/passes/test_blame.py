@@ -69,7 +69,10 @@ def fails(*_: Any) -> fx.Node:
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        (fails, r"at test_blame.py:\d+, in fails: KeyError: 'nothing there'"),
+        (
+            fails,
+            rf"at test_blame.py:{fails.__code__.co_firstlineno + 1}, in fails: KeyError: 'nothing there'",
+        ),
         (lambda g, site: None, "select_tokens.*'None'"),
         (lambda g, site: 3.0, "select_tokens.*'3.0'"),
         (lambda g, site: site.key, r"\[batch, tokens\]"),

@@ -79,13 +79,14 @@ class Refuses(Scale):
 
 @dataclass(frozen=True)
 class Breaks(Scale):
-    """Leaves a dead weight behind."""
+    """Leaves the output with another dtype than it is declared with."""
 
     name: ClassVar[str] = "test-breaks"
 
     def rewrite(self, program: Program, sites: list[Site]) -> Program:
         work = program.edit()
-        work.weights["left over"] = torch.zeros(1)
+        g = Builder(work, work.output_node, "test")
+        work.output_node.args = ((g.call(aten.to.dtype, work.find(sites[0].node), torch.float64),),)
         return work
 
 
@@ -194,11 +195,11 @@ def test_a_pass_with_nothing_to_do_is_reported_as_unchanged() -> None:
 def test_a_malformed_result_names_the_pass_and_is_a_defect_of_tersors_own_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(InputError, match=r"your pass 'test-breaks' .*: weight 'left over' is dead"):
+    with pytest.raises(InputError, match=r"your pass 'test-breaks' .*: output: 'output' is declared"):
         run(PROGRAM, [Breaks()])
     monkeypatch.setattr(Breaks, "__module__", "tersor.passes.breaks")
     with pytest.raises(
-        VerifierError, match=r"test-breaks made a malformed program: weight 'left over' is dead"
+        VerifierError, match=r"test-breaks made a malformed program: output: 'output' is declared"
     ):
         run(PROGRAM, [Breaks()])
 
@@ -216,6 +217,14 @@ def test_a_pass_that_does_not_pay_is_reverted_when_speed_is_required() -> None:
     assert [step.latency_ratio for step in report.steps] == [None, 1.25, 0.8]
     # The second pass was timed against the Program without the reverted one.
     assert calls[0] == calls[1]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "verdict"), [(0.999, "kept"), (1.0, "reverted"), (1.001, "reverted"), (math.nan, "reverted")]
+)
+def test_a_pass_pays_where_the_result_is_faster_by_however_little(ratio: float, verdict: str) -> None:
+    _, report = run(PROGRAM, [Scale(shift=0.1)], measure=lambda *_: ratio, require_speedup=True)
+    assert report.steps[1].verdict == verdict
 
 
 def test_speed_is_reported_but_not_required_unless_asked() -> None:

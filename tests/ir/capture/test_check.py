@@ -57,3 +57,34 @@ def test_chance_is_found_beside_masked_entries(low: float) -> None:
 )
 def test_what_cancels_and_what_is_no_number_is_captured(read: Callable[[Tensor], Tensor]) -> None:
     capture(Read(read), {"x": torch.randn(2, 8)})
+
+
+class Exported(nn.Module):
+    """Another function while it is exported: ``tells(x)`` is added to its result otherwise."""
+
+    def __init__(self, tells: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.tells = tells
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if torch.compiler.is_exporting() else x + self.tells(x)
+
+
+def test_what_differs_at_another_size_alone_is_found() -> None:
+    model = Exported(lambda x: x * 0 if x.shape[1] == 9 else x)
+    with pytest.raises(CaptureError, match=r"differs from the model by .* on inputs x \[1, 19, 8\]"):
+        capture(model, {"x": torch.randn(2, 9, 8)})
+
+
+def test_the_deviation_is_the_largest_over_both_sizes() -> None:
+    """What differs by no more than rounding is captured, and told."""
+    model = Exported(lambda x: x * 0 if x.shape[1] == 9 else x * 1e-4)
+    program = capture(model, {"x": torch.ones(2, 9, 8)})
+    assert program.facts.deviation == pytest.approx(1e-4, rel=0.01)
+
+
+def test_a_difference_is_rounding_up_to_a_small_part_of_the_values() -> None:
+    x = torch.randn(2, 9, 8) * 50
+    capture(Exported(lambda x: x * 1e-4), {"x": x})
+    with pytest.raises(CaptureError, match="differs from the model"):
+        capture(Exported(lambda x: x * 4e-4), {"x": x})

@@ -70,6 +70,11 @@ def scaled(m: Any, x: Tensor) -> Tensor:
     return x * m.scale
 
 
+def added_into(m: Any, x: Tensor) -> Tensor:
+    torch.add(m.scale, 1, out=m.scale)
+    return x * m.scale
+
+
 def normed(m: Any, x: Tensor) -> Tensor:
     m.norm.train()
     y: Tensor = m.norm(x.transpose(1, 2))
@@ -122,6 +127,7 @@ def remembered(m: Any, x: Tensor) -> Tensor:
         (assigned, "'running'", FORWARD),
         (sliced, "'running'", FORWARD),
         (scaled, "parameter 'scale'", "m.scale.data.mul_(2)"),
+        (added_into, "parameter 'scale'", "torch.add(m.scale, 1, out=m.scale)"),
         (lambda m, x: x + m.embed(torch.arange(4)).sum(), "parameter 'embed.weight'", "m.embed"),
         (normed, "'norm.running_mean'", FORWARD),
         (normed_alone, "updates running statistics: leave its module in evaluation mode", FORWARD),
