@@ -4,6 +4,7 @@
 Term         Meaning
 ===========  ===============================================================================================
 pure         ``rewrite`` works on ``program.edit()``; the Program it was given prints and runs as before.
+             Values and weights that nothing reads any more may be left lying: the pipeline drops them.
 legality     Reads the Program only.  Returns every place the pass may act on, or one Refusal that names the
              node and the reason.  An empty list says: legal, and there is nothing to do.
 site         A place by node name.  ``rewrite`` changes the graph at the sites it is given and at what
@@ -101,11 +102,14 @@ class Pass(ABC):
         name: what the spec string calls it; only concrete passes have one.
         family: the folder of ``passes`` it belongs to.
         promise: what it keeps when its method does not say otherwise.
+        must_pay: whether it is there for speed, so that a pipeline which measures latency times its result, and may
+            take it back.
     """
 
     name: ClassVar[str]
     family: ClassVar[str]
     promise: ClassVar[Promise]
+    must_pay: ClassVar[bool] = True
 
     @abstractmethod
     def legality(self, program: Program) -> list[Site] | Refusal:

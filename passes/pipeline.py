@@ -131,7 +131,7 @@ class _Pipeline:
             if self.on_violation == "raise":
                 raise PromiseError(f"{step.spec} {broken}")
             return program, replace(step, verdict="reverted", reason=broken), reference
-        if self.measure is not None and instance.family != Cleanup.family:
+        if self.measure is not None and instance.must_pay:
             ratio = self.measure(program, after)
             step = replace(step, latency_ratio=ratio)
             if self.require_speedup and not ratio < 1.0:
@@ -204,6 +204,8 @@ def _rewritten(instance: Pass, program: Program, sites: list[Site]) -> Program:
     after = instance.rewrite(program, sites)
     if not isinstance(after, Program):
         raise VerifierError(f"rewrite returned a {type(after).__name__}, not a Program")
+    if after is not program:
+        after.finished()
     verify(after)
     if isinstance(instance, Cleanup):
         return after

@@ -160,7 +160,7 @@ class _Transformer:
         examples = inputs_of(work, config, batch=config.batch, tokens=config.tokens, seed=config.seed)
         outputs = (spec_of(stream, name, self.table.names),)
         structure = Structure("dict", (Structure("tensor"),), (name,))
-        return replace(work, outputs=outputs, structure=structure, example_inputs=examples, _analyses={})
+        return replace(work, outputs=outputs, structure=structure, example_inputs=examples)
 
     def _placeholders(self, graph: fx.Graph) -> list[fx.Node]:
         config, table = self.config, self.table

@@ -61,7 +61,7 @@ def with_outputs(program: Program, names: Iterable[str]) -> Program:
     results: Any = work.output_node.args[0]
     work.output_node.args = ((*results, *nodes),)
     specs = [spec_of(node, f"shown_{i}", work.symbols) for i, node in enumerate(nodes)]
-    return replace(work, outputs=(*work.outputs, *specs), _analyses={})
+    return replace(work, outputs=(*work.outputs, *specs))
 
 
 def assert_differs_by_ties(program: Program, inputs: Inputs, lower: Lower) -> None:

@@ -7,14 +7,10 @@ from typing import ClassVar
 
 from tersor.ir.program import Program
 
+from ..blame import blame
 from ..contract import Pass, Promise, Site
-from .common_subexpressions import CommonSubexpressions
-from .constant_folding import ConstantFolding
-from .dead_code import DeadCode
-from .identities import Identities
-from .layout import Layout
-
-PARTS: tuple[Pass, ...] = (Identities(), Layout(), CommonSubexpressions(), ConstantFolding(), DeadCode())
+from ..registry import import_all, named_subclasses
+from .part import Part
 
 
 @dataclass(frozen=True)
@@ -24,24 +20,40 @@ class Cleanup(Pass):
     name: ClassVar[str] = "cleanup"
     family: ClassVar[str] = "cleanup"
     promise: ClassVar[Promise] = Promise.EXACT
+    must_pay: ClassVar[bool] = False
 
     def legality(self, program: Program) -> list[Site]:
-        found = {site.node: site for part in PARTS for site in _sites(part, program)}
+        found = {site.node: site for part in parts() for site in _sites(part, program)}
         return [found[node.name] for node in program.graph.nodes if node.name in found]
 
     def rewrite(self, program: Program, sites: list[Site]) -> Program:
         work = program.edit()
+        growing = [part for part in parts() if part.grows_weights]
+        others = [part for part in parts() if not part.grows_weights]
         changed = bool(sites)
         while changed:
-            changed = False
-            for part in PARTS:
-                if found := _sites(part, work):
-                    work, changed = part.rewrite(work, found), True
+            work, changed = _applied(others, work)
+            if not changed:
+                work, changed = _applied(growing, work)
         return work
 
 
-def _sites(part: Pass, program: Program) -> list[Site]:
-    found = part.legality(program)
-    # Clean-up is legal everywhere; only where it applies is in question.
-    assert isinstance(found, list)
-    return found
+def parts() -> list[Part]:
+    """Every clean-up pass, with its default options: those of this folder, and those that the program defined."""
+    import_all(__name__.rpartition(".")[0])
+    return [kind() for kind in named_subclasses(Part).values()]  # type: ignore[type-abstract]
+
+
+def _applied(some: list[Part], program: Program) -> tuple[Program, bool]:
+    """The Program after each of ``some`` once, and whether any of them found something."""
+    changed = False
+    for part in some:
+        if found := _sites(part, program):
+            with blame(part):
+                program, changed = part.rewrite(program, found).finished(), True
+    return program, changed
+
+
+def _sites(part: Part, program: Program) -> list[Site]:
+    with blame(part):
+        return part.legality(program)

@@ -13,17 +13,16 @@ from tersor.ir.inference import signature
 from tersor.ir.program import Program
 from tersor.ir.shapes import expression
 
-from ..contract import Pass, Promise, Site
+from ..contract import Site
+from .part import Part
 from .purity import is_pure, may_replace
 
 
 @dataclass(frozen=True)
-class CommonSubexpressions(Pass):
+class CommonSubexpressions(Part):
     """Compute equal values once: the same operator on the same operands, the same weight, the same size."""
 
     name: ClassVar[str] = "common-subexpressions"
-    family: ClassVar[str] = "cleanup"
-    promise: ClassVar[Promise] = Promise.EXACT
 
     def legality(self, program: Program) -> list[Site]:
         return [Site(node.name, node.meta.get("layer") or "") for node in _twins(program)]

@@ -14,18 +14,17 @@ from tersor.ir.builder import Builder
 from tersor.ir.program import Program
 from tersor.ir.views import is_view
 
-from ..contract import Pass, Promise, Site
-from .dead_code import drop_unread_weights
+from ..contract import Site
+from .part import Part
 from .purity import is_pure
 
 
 @dataclass(frozen=True)
-class ConstantFolding(Pass):
+class ConstantFolding(Part):
     """Replace what weights alone decide by its value, where that makes the model no larger than the limit allows."""
 
     name: ClassVar[str] = "constant-folding"
-    family: ClassVar[str] = "cleanup"
-    promise: ClassVar[Promise] = Promise.EXACT
+    grows_weights: ClassVar[bool] = True
 
     growth: int = field(
         default=65536, metadata={"help": "bytes that the weights may grow by, all folded values together"}
@@ -55,11 +54,7 @@ class ConstantFolding(Pass):
             tensor = _value(work, node, values).contiguous().clone()
             constant = Builder(work, node, node.meta.get("layer") or "").weight(f"folded.{node.name}", tensor)
             node.replace_all_uses_with(constant)
-            for dead in _cone(node):
-                if not dead.users:
-                    work.graph.erase_node(dead)
-        drop_unread_weights(work)
-        return work
+        return work.finished()
 
 
 def _constants(program: Program) -> dict[fx.Node, None]:

@@ -7,16 +7,15 @@ from typing import ClassVar
 
 from tersor.ir.program import Program
 
-from ..contract import Pass, Promise, Site
+from ..contract import Site
+from .part import Part
 
 
 @dataclass(frozen=True)
-class DeadCode(Pass):
+class DeadCode(Part):
     """Remove values that nothing reads, and the weights that only they read."""
 
     name: ClassVar[str] = "dead-code"
-    family: ClassVar[str] = "cleanup"
-    promise: ClassVar[Promise] = Promise.EXACT
 
     def legality(self, program: Program) -> list[Site]:
         dead: set[str] = set()
@@ -32,11 +31,5 @@ class DeadCode(Pass):
         for node in reversed(work.graph.nodes):
             if node.name in chosen and not node.users:
                 work.graph.erase_node(node)
-        drop_unread_weights(work)
+        work.drop_unread_weights()
         return work
-
-
-def drop_unread_weights(program: Program) -> None:
-    """Forget the weights of ``program``, which is being edited, that no node reads."""
-    read = {node.target for node in program.graph.nodes if node.op == "get_attr"}
-    program.weights = {name: weight for name, weight in program.weights.items() if name in read}

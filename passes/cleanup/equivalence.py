@@ -5,25 +5,22 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import fx
 
 from tersor.ir.builder import Builder
 from tersor.ir.program import Program
 
-from ..contract import Pass, Promise, Site
+from ..contract import Site
+from .part import Part
 from .purity import may_replace
 
 Cheaper = fx.Node | Callable[[Builder], fx.Node]
 
 
 @dataclass(frozen=True)
-class Equivalence(Pass):
+class Equivalence(Part):
     """Base: a subclass says which value, existing or to be built, equals a node's."""
-
-    family: ClassVar[str] = "cleanup"
-    promise: ClassVar[Promise] = Promise.EXACT
 
     @abstractmethod
     def equal_to(self, node: fx.Node) -> Cheaper | None:
