@@ -8,15 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from tersor import load
 from tersor.codegen.target import target_names
-from tersor.passes.registry import find_methods, find_passes
+from tersor.ir.program import Program
+from tersor.passes.contract import Method, Pass, Promise, Refusal, Site
+from tersor.passes.registry import find_methods, find_passes, registered, unregistered
 from tersor.passes.tokens.method import TokenMethod
 
 COMMANDS = ("convert", "passes", "inspect", "verify", "bench", "diff", "doctor")
@@ -88,9 +91,49 @@ def test_inspect_shows_layers_cost_and_legality(tersor: Any, model_folder: Path)
     assert "tokens" in data["cost"]["flops"]
     legal = {entry["spec"]: entry["legal"] for entry in data["passes"]}
     assert legal["token-drop:method=norm"] is True
-    assert set(legal) >= set(find_passes()) - {"token-drop"}
+    assert {spec.partition(":")[0] for spec in legal} == set(find_passes())
     refused = [entry for entry in data["passes"] if not entry["legal"]]
     assert all(entry["reason"] for entry in refused)
+
+
+@unregistered
+@dataclass(frozen=True)
+class Fuse(Pass):
+    """A family of its own, whose slot the methods below fill."""
+
+    name: ClassVar[str] = "test-fuse"
+    family: ClassVar[str] = "test-fusion"
+    promise: ClassVar[Promise] = Promise.EXACT
+
+    how: Fusion = field(default_factory=lambda: Wholly(), metadata={"help": "what is fused"})
+
+    def legality(self, program: Program) -> list[Site] | Refusal:
+        return Refusal("nothing here can be fused")
+
+    def rewrite(self, program: Program, sites: list[Site]) -> Program:
+        return program
+
+
+class Fusion(Method):
+    """Base of the methods of a slot that only this file has."""
+
+
+@unregistered
+@dataclass(frozen=True)
+class Wholly(Fusion):
+    """All of it."""
+
+    name: ClassVar[str] = "test-wholly"
+
+
+def test_a_family_of_ones_own_is_listed_and_inspected_like_any(tersor: Any, model_folder: Path) -> None:
+    with registered(Fuse, Wholly):
+        test_passes_lists_every_pass_and_method_with_its_options(tersor)
+        test_inspect_shows_layers_cost_and_legality(tersor, model_folder)
+        outcome = tersor("inspect", model_folder, "--json")
+    (entry,) = [entry for entry in outcome.json["passes"] if entry["family"] == Fuse.family]
+    assert entry["spec"] == "test-fuse:how=test-wholly"
+    assert entry["reason"] == "nothing here can be fused"
 
 
 def test_inspect_says_why_a_family_is_illegal(
