@@ -17,9 +17,10 @@ from torch import Tensor, fx
 
 from ..dialect import Role, traits_of
 from ..evaluate import evaluate
-from ..operands import arguments, find_operand
+from ..operands import arguments
 from ..program import Program
 from ..shapes import same_size
+from .attention_facts import operand
 from .layers import content_flow, is_attention
 from .located import Located
 from .token_axis import NONE, BatchContext, Dims, NotTokenwise, TokenAxis, apply_rule, region_nodes
@@ -77,7 +78,7 @@ def _paddings(program: Program) -> dict[str, _Padding]:
     seen: set[fx.Node] = set()
     found: dict[str, _Padding] = {}
     for attention in [n for n in program.graph.nodes if is_attention(n)]:
-        if attention in seen or find_operand(attention, "padding") is None:
+        if attention in seen or operand(attention, "padding") is None:
             continue
         origin = _origin(program, flow, attention)
         if origin is None:
@@ -152,9 +153,9 @@ class _Followed:
         elif ways:
             self.tokens.found[node] = NONE
         if is_attention(node) and all(self.tokens.dims(operand) for operand in node.args[:2]):
-            padding = find_operand(node, "padding")
+            padding = operand(node, "padding")
             # A mask that was not taken apart may hide padding too: it is no evidence either way.
-            if padding is not None or find_operand(node, "mask") is None:
+            if padding is not None or operand(node, "mask") is None:
                 self.hidden[node] = padding
 
     def _same(self, node: fx.Node, source: Any) -> None:

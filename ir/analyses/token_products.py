@@ -7,16 +7,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..dialect import Role
+from ..dialect import Dim, Role, traits_of
 from ..operands import arguments
+from .attention_facts import positions_wanted, takes, undeclared
 from .token_axis import NONE, BatchContext, Context, Dims, NotTokenwise, rule
 from .token_rules import each_result, one, own_dim, rank_of, shape_of
 
 aten = torch.ops.aten
-# What the rule of attention knows: these line up with queries or keys, or (sinks) with neither.
-_OPERANDS = (
-    "query", "key", "value", "mask", "padding", "query_positions", "key_positions", "sinks", "query_weights",
-)  # fmt: skip
 
 
 @rule(aten.matmul, aten.bmm, aten.mm)
@@ -93,7 +90,7 @@ def einsum(context: Context, node: fx.Node) -> Dims:
 
 @rule(Role.ATTENDS)
 def attention(context: Context, node: fx.Node) -> Any:
-    """Queries at dim 2 of the query, keys at dim 2 of key and value; everything else lines up with one of them."""
+    """Queries at dim 2 of the query, keys at dim 2 of key and value; the traits say where other operands have them."""
     query, key, value = node.args[:3]
     expected = frozenset({0 if isinstance(context, BatchContext) else 2})
     for name, operand in (("query", query), ("key", key), ("value", value)):
@@ -105,30 +102,41 @@ def attention(context: Context, node: fx.Node) -> Any:
         raise NotTokenwise(node, "its key and value do not carry the same token axis")
     if isinstance(context, BatchContext):
         return each_result(node, expected)
-    values = arguments(node)
-    known = [values.get(name) for name in _OPERANDS]
-    for operand in node.all_input_nodes:
-        if operand not in known:
-            raise NotTokenwise(node, f"no rule says how {operand.name} lines up with its tokens")
+    if (unknown := undeclared(node)) is not None:
+        raise NotTokenwise(node, unknown)
     queries, keys = context.inside(query), context.inside(key)
     context.attends(node, queries, keys)
-    mask = values.get("mask")
-    if isinstance(mask, fx.Node):
-        rank = rank_of(mask)
-        wanted = [d for d, used in ((rank - 2, queries), (rank - 1, keys)) if used and d >= 0]
-        context.side(node, mask, wanted, 4)
-    weights = values.get("query_weights")
-    if isinstance(weights, fx.Node) and queries:
-        context.side(node, weights, [2])
-    for name, used in (("padding", keys), ("query_positions", queries), ("key_positions", keys)):
-        if used:
-            context.side(node, values.get(name), [1])
-    for name in _OPERANDS[3:]:
-        if context.inside(values.get(name)):
-            raise NotTokenwise(node, f"its {name} is computed from the stream")
+    _line_up(context, node, {Dim.QUERIES: queries, Dim.KEYS: keys})
+    for positions in positions_wanted(node, queries, keys):
+        if not takes(node, positions):
+            raise NotTokenwise(
+                node,
+                f"hides keys by where they are, and takes no {positions.replace('_', ' ')} that would tell once tokens "
+                "are missing",
+            )
     result = frozenset({2}) if queries else NONE
     found = each_result(node, frozenset({2}) if keys else NONE)
     return (result, *found[1:]) if isinstance(found, tuple) else result
+
+
+def _line_up(context: Context, node: fx.Node, reduced: dict[Dim, bool]) -> None:
+    """Record the operands of attention beside its content that line up with tokens on a side that is ``reduced``."""
+    traits, values = traits_of(node), arguments(node)
+    for name, value in values.items():
+        if name in traits.attends.numbers and value not in (None, []):
+            raise NotTokenwise(
+                node, f"its {name} holds numbers of tokens, which name others once some are dropped"
+            )
+        sources: list[fx.Node] = []
+        fx.map_arg(value, sources.append)
+        if name not in traits.content and any(map(context.inside, sources)):
+            raise NotTokenwise(node, f"its {name} is computed from the stream")
+    for name, layout in traits.attends.layouts().items():
+        value = values[name]
+        if isinstance(value, fx.Node):
+            shift = rank_of(value) - len(layout)
+            dims = [d + shift for d, what in enumerate(layout) if reduced.get(what) and d + shift >= 0]
+            context.side(node, value, dims, len(layout))
 
 
 @rule(Role.CHOOSES, Role.MOVES)

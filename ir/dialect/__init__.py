@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 
 from ._op import DIALECT, DialectOp, dialect_of, dialect_op, is_dialect, traits_of
-from ._traits import Role, Traits
+from ._traits import Attends, Dim, Layout, Meaning, Role, Traits
 
 for _module in pkgutil.iter_modules(__path__):
     if not _module.name.startswith("_"):
@@ -19,7 +19,11 @@ for _module in pkgutil.iter_modules(__path__):
 
 __all__ = [
     "DIALECT",
+    "Attends",
     "DialectOp",
+    "Dim",
+    "Layout",
+    "Meaning",
     "Role",
     "Traits",
     "dialect_of",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ._traits import PLAIN, Role, Traits
+from ._traits import PLAIN, Dim, Role, Traits
 
 _LIBRARY = torch.library.Library("tersor", "DEF")
 
@@ -59,14 +59,11 @@ def dialect_op(
     ``schema`` is the part after the name, for example ``"(Tensor x, Tensor index, int dim) -> Tensor"``.
 
     Raises:
-        ValueError: ``traits`` name an operand that the schema has not, or what moves tokens has not one content.
+        ValueError: ``traits`` name an argument that the schema has not, or cannot be those of such an operator.
     """
-    declared = torch._C.parse_schema(f"tersor::{name}{schema}")
-    unknown = set(traits.names()) - {argument.name for argument in declared.arguments}
-    if unknown:
-        raise ValueError(f"traits of {name} speak of {', '.join(sorted(unknown))}; it takes no such operand")
-    if (traits.role is Role.MOVES or traits.taken) and len(traits.content) != 1:
-        raise ValueError(f"traits of {name} name {len(traits.content)} operands as its content, not one")
+    arguments = [a.name for a in torch._C.parse_schema(f"tersor::{name}{schema}").arguments]
+    if (flaw := _flaw(traits, arguments)) is not None:
+        raise ValueError(f"traits of {name} {flaw}")
 
     def register(reference: Callable[..., Any]) -> Callable[..., Any]:
         _LIBRARY.define(name + schema)
@@ -77,6 +74,21 @@ def dialect_op(
         return reference
 
     return register
+
+
+def _flaw(traits: Traits, arguments: list[str]) -> str | None:
+    """What is wrong with the traits of an operator that takes ``arguments``, or None."""
+    unknown = set(traits.names()) - set(arguments)
+    if unknown:
+        return f"speak of {', '.join(sorted(unknown))}; it takes no such argument"
+    if (traits.role is Role.MOVES or traits.taken) and len(traits.content) != 1:
+        return f"name {len(traits.content)} operands as its content, not one"
+    if traits.role is Role.ATTENDS and traits.content != tuple(arguments[:3]):
+        return "do not name its first three operands, query, key and value, as its content"
+    for operand, layout in traits.attends.lines_up.items():
+        if not {Dim.QUERIES, Dim.KEYS}.isdisjoint(layout) and layout[0] is not Dim.BATCH:
+            return f"line {operand} up with tokens without a batch in front, so that rows could not have their own"
+    return None
 
 
 def dialect_of(node: fx.Node) -> DialectOp | None:

@@ -7,12 +7,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._op import dialect_op
-from ._traits import ATTENTION
+from ._traits import Attends, Role, Traits
 
 SCHEMA = (
     "(Tensor query, Tensor key, Tensor value, Tensor? mask=None, Tensor? padding=None, "
     "Tensor? query_positions=None, Tensor? key_positions=None, Tensor? sinks=None, *, "
     "float scale, bool causal=False, int window=0, float softcap=0.0) -> Tensor"
+)
+CONTENT = ("query", "key", "value")
+ATTENDS = Attends(
+    mask="mask",
+    padding="padding",
+    query_positions="query_positions",
+    key_positions="key_positions",
+    sinks="sinks",
+    causal="causal",
+    window="window",
+    harmless=("scale", "softcap"),
 )
 
 
@@ -102,7 +113,7 @@ def attention_check(query: Tensor, key: Tensor, value: Tensor, *_: object, **kwa
     shape=attention_shape,
     flops=attention_flops,
     check=attention_check,
-    traits=ATTENTION,
+    traits=Traits(Role.ATTENDS, CONTENT, attends=ATTENDS),
 )
 def attention(
     query: Tensor,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from ._op import dialect_op
-from ._traits import ATTENTION
+from ._traits import Dim, Role, Traits
 from .attention import (
+    ATTENDS,
+    CONTENT,
     attention_check,
     attention_flops,
     attention_probabilities,
@@ -20,6 +24,11 @@ SCHEMA = (
     "(Tensor query, Tensor key, Tensor value, Tensor query_weights, Tensor? mask=None, Tensor? padding=None, "
     "Tensor? query_positions=None, Tensor? key_positions=None, Tensor? sinks=None, *, "
     "float scale, bool causal=False, int window=0, float softcap=0.0, int iterations=1) -> (Tensor, Tensor)"
+)
+_ATTENDS = replace(
+    ATTENDS,
+    lines_up={"query_weights": (Dim.BATCH, Dim.OTHER, Dim.QUERIES)},
+    harmless=(*ATTENDS.harmless, "iterations"),
 )
 
 
@@ -57,7 +66,7 @@ def _check(
     shape=_shape,
     flops=_flops,
     check=_check,
-    traits=ATTENTION,
+    traits=Traits(Role.ATTENDS, CONTENT, attends=_ATTENDS),
 )
 def attention_importance(
     query: Tensor,

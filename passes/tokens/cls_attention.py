@@ -8,11 +8,17 @@ from typing import ClassVar, Literal
 import torch
 from torch import fx
 
+from tersor.ir.analyses.attention_facts import is_causal
 from tersor.ir.builder import Builder
+from tersor.ir.dialect import is_dialect
+from tersor.ir.errors import RefusedError
 
 from .method import Reduction, Scorer, TokenSite, drop, select
 
 aten = torch.ops.aten
+# What attention_weights takes beside the operands, under the same names as these operators.
+_HAVE_ROWS = ("attention", "attention_importance")
+_SETTINGS = ("scale", "causal", "window", "softcap")
 _LEAST = 1e-6  # keeps a mean of tokens that nothing attends to a mean
 
 
@@ -42,16 +48,30 @@ class ClsAttention(Scorer):
 
 
 def no_class_token(site: TokenSite) -> str | None:
-    """Why a site has no class token whose attention means anything, or None."""
-    if site.attention.kwargs.get("causal"):
+    """Why a site has no class token whose attention means anything and can be had, or None."""
+    if (reason := _why_no_rows(site)) is not None:
+        return reason
+    if is_causal(site.attention):
         return "attention is causal, so the first token sees nothing but itself; use received-attention"
     if site.prefix < 1:
         return "the model has no class token: nothing reads position 0 and no constant token comes first"
     return None
 
 
+def _why_no_rows(site: TokenSite) -> str | None:
+    if is_dialect(site.attention, *_HAVE_ROWS):
+        return None
+    return f"{site.attention.name} is {site.operator}, and only of attention can single rows be had"
+
+
 def class_rows(g: Builder, site: TokenSite) -> fx.Node:
-    """The class token's attention in every head, ``[batch, heads, tokens]``."""
+    """The class token's attention in every head, ``[batch, heads, tokens]``.
+
+    Raises:
+        RefusedError: the attention is an operator of which single rows cannot be had, as ``no_class_token`` tells too.
+    """
+    if (reason := _why_no_rows(site)) is not None:
+        raise RefusedError(reason)
     mask, positions = site.operand("mask"), site.operand("query_positions")
     if site.padding is None:
         row, query = None, g.call(aten.slice.Tensor, site.query, 2, 0, 1)
@@ -64,9 +84,10 @@ def class_rows(g: Builder, site: TokenSite) -> fx.Node:
             mask = g.call(aten.unsqueeze.default, mask, 0)
         mask = _first_row(g, mask, row, 2)
     positions = row if positions is None else _first_row(g, positions, row, 1)
+    settings = {name: value for name, value in site.attention.kwargs.items() if name in _SETTINGS}
     rows = g.op(
         "attention_weights", query, site.key, mask, site.padding, positions, site.operand("key_positions"),
-        site.operand("sinks"), **site.settings,
+        site.operand("sinks"), **settings,
     )  # fmt: skip
     rows = g.call(aten.select.int, rows, 2, 0)
     size = site.carried.get("size")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -94,7 +95,7 @@ class TokenDrop(Pass):
         if refused := _nothing_free(stack, protection):
             return refused
         sites: list[Site] = []
-        if self.proportional is True and (refused := _unweighable(stack, min(chosen))):
+        if refused := self._cannot_weigh(stack, min(chosen)):
             return refused
         for index, keep in chosen.items():
             # What one site carries to the next exists only in the rewritten graph; there it is asked again.
@@ -157,15 +158,11 @@ class TokenDrop(Pass):
         full = stack[min(keep)].after_attention
         if outputs is not None:
             leave_compact(work, cut, outputs, full)
-        work.graph.eliminate_dead_code()
-        used = {node.target for node in work.graph.nodes if node.op == "get_attr"}
-        work.weights = {name: tensor for name, tensor in work.weights.items() if name in used}
         work.ranges = _at_least(
             work, full.meta["val"].shape[cut.token_dim], protection.prefix + protection.last
         )
         work.notes.setdefault("token-drop", []).append(_note(self, work, keep, cut))
-        work._analyses.clear()
-        return work
+        return work.finished()
 
     def _proportional(self, program: Program, stack: Layers, first: int) -> bool:
         """Whether kept tokens weigh for others in the attention after layer ``first``.
@@ -175,9 +172,17 @@ class TokenDrop(Pass):
         """
         if self.proportional != "auto":
             return self.proportional
-        if _unweighable(stack, first):
+        if _first_reason(stack, first, stand_in.why_not):
             return False
         return self.method.merges or not holds_token_ids(program, stack)
+
+    def _cannot_weigh(self, stack: Layers, first: int) -> Refusal | None:
+        """Why tokens that stay after layer ``first`` cannot weigh for others where they must, or None."""
+        if self.proportional is True:
+            return _first_reason(stack, first, stand_in.why_not)
+        if self.proportional == "auto" and self.method.merges:
+            return _first_reason(stack, first, stand_in.why_no_weights)
+        return None
 
     def _protection(self, program: Program, stack: Layers) -> Protection:
         found = find_protected(program, stack)
@@ -218,10 +223,10 @@ def _to_outputs(program: Program, stack: Layers, protection: Protection) -> Toke
     return token_axis_to_outputs(program, stack.end, protection.prefix, protection.last, stack.token_dim)
 
 
-def _unweighable(stack: Layers, first: int) -> Refusal | None:
-    """Why tokens that stay after layer ``first`` must not weigh for others in attention, or None."""
+def _first_reason(stack: Layers, first: int, reason: Callable[[fx.Node], str | None]) -> Refusal | None:
+    """What speaks against an attention from layer ``first`` on, or None."""
     attention = (node for layer in stack.blocks[first:] for node in layer.attention)
-    return next((refused for node in attention if (refused := _named(node, stand_in.why_not(node)))), None)
+    return next((refused for node in attention if (refused := _named(node, reason(node)))), None)
 
 
 def _named(node: fx.Node, reason: str | None) -> Refusal | None:

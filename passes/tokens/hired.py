@@ -45,7 +45,8 @@ class HiRED(Scorer):
                 return (
                     f"layer {self.early} saw {seen} tokens, some of which an earlier pass has dropped since"
                 )
-        return no_class_token(site)
+        first = no_class_token(site.before(self.early)) if site.layer > self.early else None
+        return first or no_class_token(site)
 
     def score(self, g: Builder, site: TokenSite) -> fx.Node:
         """Highest averages (Webster): the r-th best token of a tile scores ``mass / (r + 1/2)``.

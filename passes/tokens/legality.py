@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import fx
 
+from tersor.ir.analyses.attention_facts import operand, undeclared
 from tersor.ir.analyses.hiding import hides_nothing
 from tersor.ir.analyses.layers import Layer, Layers, restores_or_reduces
 from tersor.ir.analyses.token_axis import NotTokenwise, depends_on_inputs, token_axis
-from tersor.ir.operands import find_operand
 from tersor.ir.program import Program
 from tersor.ir.shapes import same_size
 
@@ -44,6 +44,9 @@ def why_not(program: Program, stack: Layers, index: int) -> Refusal | None:
             "passes act on later layers",
             reduced.name,
         )
+    for node in layer.attention:
+        if (unknown := undeclared(node)) is not None:
+            return Refusal(unknown, node.name)
     try:
         token_axis(program, layer.after_attention, stack.end, stack.token_dim)
     except NotTokenwise as refusal:
@@ -55,21 +58,21 @@ def _attention_differs(layer: Layer, dim: int) -> Refusal | None:
     """Scores are read off the attention: it must be over the tokens that the stream holds at the site."""
     tokens = layer.after_attention.meta["val"].shape[dim]
     for node in layer.attention:
-        for what, operand in zip(("queries", "keys"), node.args[:2], strict=True):
-            size = operand.meta["val"].shape[2]  # type: ignore[union-attr]
+        for what, source in zip(("queries", "keys"), node.args[:2], strict=True):
+            size = source.meta["val"].shape[2]  # type: ignore[union-attr]
             if not same_size(size, tokens):
                 return Refusal(
                     f"it has {size} {what} where the stream after it holds {tokens} tokens", node.name
                 )
-    if len({find_operand(node, "padding") for node in layer.attention}) > 1:
+    if len({operand(node, "padding") for node in layer.attention}) > 1:
         return Refusal("attention branches of one layer hide different padding", layer.attention[1].name)
     return None
 
 
 def _opaque_mask(attention: fx.Node) -> Refusal | None:
     """A mask computed from an input may hide padding, and padding must never be taken for content."""
-    mask = find_operand(attention, "mask")
-    if mask is None or find_operand(attention, "padding") is not None:
+    mask = operand(attention, "mask")
+    if mask is None or operand(attention, "padding") is not None:
         return None
     inputs = depends_on_inputs(mask)
     if not inputs or hides_nothing(mask):

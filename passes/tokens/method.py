@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from tersor.ir.analyses import attention_facts
 from tersor.ir.builder import Builder
-from tersor.ir.dialect import is_dialect
+from tersor.ir.dialect import Meaning, dialect_of
 from tersor.ir.errors import RefusedError
-from tersor.ir.operands import find_operand
 from tersor.ir.shapes import Size
 
 from ..contract import Method
@@ -71,20 +71,22 @@ class TokenSite:
     def heads(self) -> int:
         return int(self.query.meta["val"].shape[1])
 
-    def operand(self, name: str) -> fx.Node | None:
+    @property
+    def operator(self) -> str:
+        """Which operator of the dialect the attention is."""
+        op = dialect_of(self.attention)
+        assert op is not None
+        return op.name
+
+    def operand(self, meaning: Meaning) -> fx.Node | None:
         """An optional tensor operand of the attention: mask, padding, query_positions, key_positions, sinks."""
-        return find_operand(self.attention, name)
+        return attention_facts.operand(self.attention, meaning)
 
     def before(self, layer: int) -> TokenSite:
         """The same tokens as an earlier layer's attention saw them."""
         attention = self.earlier[layer]
-        return replace(self, attention=attention, padding=find_operand(attention, "padding"), layer=layer)
-
-    @property
-    def settings(self) -> dict[str, float | int | bool]:
-        """The attention's scale, causal, window and softcap."""
-        names = ("scale", "causal", "window", "softcap")
-        return {n: self.attention.kwargs[n] for n in names if n in self.attention.kwargs}  # type: ignore[misc]
+        padding = attention_facts.operand(attention, "padding")
+        return replace(self, attention=attention, padding=padding, layer=layer)
 
     def real(self, g: Builder) -> fx.Node:
         """1.0 for real tokens and 0.0 for padding, float32 ``[batch, tokens]``."""
@@ -99,18 +101,27 @@ class TokenSite:
         counted = g.call(aten.cumsum.default, self.real(g), 1)
         return g.call(aten.to.dtype, g.add(counted, -1.0), torch.int64)
 
+    def why_no_importance(self) -> str | None:
+        """Why ``importance`` cannot be had here, or None."""
+        if self.operator == "attention":
+            return None
+        if self.operator == "attention_importance":
+            return "it already yields importance for another pass; put one of them elsewhere"
+        return f"it is {self.operator}, and only of attention is there a form that yields importance"
+
     def importance(
         self, g: Builder, query_weights: Callable[[Builder], fx.Node], iterations: int = 1
     ) -> fx.Node:
         """Attention that each key receives, ``[batch, heads, tokens]``: see ``tersor::attention_importance``.
 
         ``query_weights`` writes the weights, ``[batch, heads or 1, tokens]``, before the attention.
+
+        Raises:
+            RefusedError: for the reason that ``why_no_importance`` gives; a method's ``why_not`` should return it.
         """
         old = self.attention
-        if not is_dialect(old, "attention"):
-            raise RefusedError(
-                f"{old.name} already yields importance for another pass; put one of them elsewhere"
-            )
+        if (reason := self.why_no_importance()) is not None:
+            raise RefusedError(f"{old.name}: {reason}")
         with g.at(old):
             weights = query_weights(g)
             both = g.op(

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import fx
 
+from tersor.ir.analyses.attention_facts import is_causal
 from tersor.ir.builder import Builder
 
 from .method import Reduction, TokenMethod, TokenSite
@@ -36,7 +37,7 @@ class Pool(TokenMethod):
     )
 
     def why_not(self, site: TokenSite) -> str | None:
-        if site.attention.kwargs.get("causal"):
+        if is_causal(site.attention):
             return "attention is causal: a mean would carry later content to an earlier position"
         if self.groups != "squares":
             return None

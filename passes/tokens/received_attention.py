@@ -19,6 +19,9 @@ class ReceivedAttention(Scorer):
 
     name: ClassVar[str] = "received-attention"
 
+    def why_not(self, site: TokenSite) -> str | None:
+        return site.why_no_importance()
+
     def score(self, g: Builder, site: TokenSite) -> fx.Node:
         received = site.importance(g, lambda b: b.call(torch.ops.aten.unsqueeze.default, site.real(b), 1))
         return g.mean(received, [1])

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
+from tersor.ir.analyses.attention_facts import operand, positions_wanted, set_operand, takes
 from tersor.ir.analyses.layers import Layer
 from tersor.ir.analyses.token_axis import AttentionUse, SideUse, SizeUse, TokenAxis, token_axis
 from tersor.ir.builder import Builder
+from tersor.ir.errors import RefusedError
 from tersor.ir.inference import infer_shapes
-from tersor.ir.operands import find_operand, set_operand
 from tersor.ir.program import Program
 from tersor.ir.shapes import expression
 
@@ -91,14 +92,20 @@ def reduce_along(g: Builder, axis: TokenAxis, full: fx.Node, index: fx.Node, dim
 
 
 def bias_keys(program: Program, cut: Cut) -> None:
-    """Add to every attention's logits what the last site before it asked for."""
+    """Add to every attention's logits what the last site before it asked for.
+
+    Raises:
+        RefusedError: an attention takes no mask to add it to.
+    """
     for node, bias in cut.key_bias.items():
+        if not takes(node, "mask"):
+            raise RefusedError(f"{node.name} takes no mask, to which the bias of its keys could be added")
         g = Builder(program, node, str(node.meta.get("layer", "")))
         bias = g.call(aten.unsqueeze.default, g.call(aten.unsqueeze.default, bias, 1), 1)
         dtype = node.args[0].meta["val"].dtype  # type: ignore[union-attr]
         if bias.meta["val"].dtype != dtype:
             bias = g.call(aten.to.dtype, bias, dtype)
-        mask = find_operand(node, "mask")
+        mask = operand(node, "mask")
         if mask is not None and mask.meta["val"].dtype == torch.bool:
             bias = g.call(
                 aten.masked_fill.Scalar, bias, g.call(aten.logical_not.default, mask), float("-inf")
@@ -182,15 +189,11 @@ def _folded(g: Builder, use: SizeUse, count: int | fx.Node) -> int | fx.Node:
 def _carry_positions(use: AttentionUse, index: fx.Node) -> None:
     """Distances and order are those of the positions, which an index no longer tells once tokens are missing.
 
-    Order survives where queries and keys lose the same tokens; a window does not.  Positions that are there
-    already were reduced as any operand that lines up with the tokens.
+    Positions that are there already were reduced as any operand that lines up with the tokens.
     """
-    settings = use.node.kwargs
-    if not settings.get("window") and not (settings.get("causal") and use.queries != use.keys):
-        return
-    for name, reduced in (("query_positions", use.queries), ("key_positions", use.keys)):
-        if reduced and find_operand(use.node, name) is None:
-            set_operand(use.node, name, index)
+    for positions in positions_wanted(use.node, use.queries, use.keys):
+        if operand(use.node, positions) is None:
+            set_operand(use.node, positions, index)
 
 
 def _restore(program: Program, stream: fx.Node, reduction: Reduction, cut: Cut) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
+from tersor.ir.analyses.attention_facts import is_causal, is_windowed, takes
 from tersor.ir.builder import Builder
 
 if TYPE_CHECKING:
@@ -66,8 +67,17 @@ def _free(g: Builder, site: TokenSite) -> fx.Node:
 
 def why_not(attention: fx.Node) -> str | None:
     """Why keys of an attention must not stand for others, or None."""
-    if attention.kwargs.get("causal"):
+    if (without := why_no_weights(attention)) is not None:
+        return f"proportional=true: {without}"
+    if is_causal(attention):
         return "proportional=true: attention is causal, and a key would weigh for tokens that come after it"
-    if attention.kwargs.get("window"):
+    if is_windowed(attention):
         return "proportional=true: attention is windowed, and a key would weigh for tokens outside the window"
     return None
+
+
+def why_no_weights(attention: fx.Node) -> str | None:
+    """Why keys of an attention cannot be given weights, or None."""
+    if takes(attention, "mask"):
+        return None
+    return "attention takes no mask, through which keys weigh for all they stand for; proportional=false does without"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from tersor.ir.analyses.attention_facts import is_causal
 from tersor.ir.builder import Builder
 
 from .method import Reduction, TokenMethod, TokenSite
@@ -20,7 +21,7 @@ class ToMe(TokenMethod):
     merges: ClassVar[bool] = True
 
     def why_not(self, site: TokenSite) -> str | None:
-        if site.attention.kwargs.get("causal"):
+        if is_causal(site.attention):
             return "attention is causal: a merged token would carry later content to an earlier position"
         if site.keep_per_mille < self.least_keep:
             return f"keep={site.keep_per_mille / 1000:g} merges more than half of the tokens at once; use more layers"

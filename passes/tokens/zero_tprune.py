@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from tersor.ir.analyses.attention_facts import is_causal
 from tersor.ir.builder import Builder
 
 from .method import Reduction, TokenMethod, TokenSite, drop, select
@@ -28,7 +29,7 @@ class ZeroTPrune(TokenMethod):
 
     name: ClassVar[str] = "zero-tprune"
     similar: float = field(default=0.5, metadata={"help": "share of the dropped tokens that stage S drops"})
-    # The paper takes 30 to 50, each of which reads all attention again; after 10, embeddings are as near the model's.
+    # The paper takes 30 to 50, each of which reads all attention again: fewer take less time.
     early: int = field(default=10, metadata={"help": "PageRank iterations in the first three layers"})
     middle: int = field(default=5, metadata={"help": "PageRank iterations between the first and last three"})
     late: int = field(default=1, metadata={"help": "PageRank iterations in the last three layers"})
@@ -46,9 +47,9 @@ class ZeroTPrune(TokenMethod):
             raise ValueError("early, middle and late must be at least 1 iteration")
 
     def why_not(self, site: TokenSite) -> str | None:
-        if site.attention.kwargs.get("causal"):
+        if is_causal(site.attention):
             return "attention is causal, so PageRank drains to the first token; use received-attention"
-        return None
+        return site.why_no_importance()
 
     def reduce(self, g: Builder, site: TokenSite) -> Reduction:
         dropped = 1000 - site.keep_per_mille

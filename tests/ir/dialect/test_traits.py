@@ -18,7 +18,17 @@ from tersor.ir.analyses.located import Located
 from tersor.ir.analyses.real_tokens import real_tokens
 from tersor.ir.analyses.token_axis import NotTokenwise, TokenAxis, follow, region_nodes
 from tersor.ir.builder import Builder
-from tersor.ir.dialect import DIALECT, DialectOp, Role, Traits, dialect_of, dialect_op, traits_of
+from tersor.ir.dialect import (
+    DIALECT,
+    Attends,
+    DialectOp,
+    Dim,
+    Role,
+    Traits,
+    dialect_of,
+    dialect_op,
+    traits_of,
+)
 from tersor.ir.program import Program
 from tersor.ir.verifier import verify
 from tersor.passes.spec import parse_spec
@@ -167,7 +177,7 @@ def test_tokens_are_where_attention_puts_them_whatever_its_mask(twins: Ops, name
     assert located.found[node] == (at if named == "attention" else (at, at))
 
 
-def test_attention_with_an_operand_of_an_unknown_name_is_refused(gated: str) -> None:
+def test_attention_with_an_operand_that_its_traits_leave_out_is_refused(gated: str) -> None:
     def attends(g: Builder, x: fx.Node) -> fx.Node:
         gate = weight(g, 6)
         return g.op(gated, *[heads(g, x)] * 3, gate)
@@ -175,19 +185,20 @@ def test_attention_with_an_operand_of_an_unknown_name_is_refused(gated: str) -> 
     program, stream, node = graph_of(attends, False)
     assert is_attention(node)
     assert [n.name for n in content_flow(program).predecessors(node)] == [node.all_input_nodes[0].name]
-    with pytest.raises(NotTokenwise, match=r"no rule says how .* lines up with its tokens"):
+    with pytest.raises(NotTokenwise, match=f"traits of {gated} do not say what its gate mean for tokens"):
         follow(program, stream, None, (0, 0))
 
 
 @pytest.fixture
 def gated() -> Iterator[str]:
     name, attention = "gated_attention_of_a_test", DIALECT["attention"]
+    traits = Traits(Role.ATTENDS, ("query", "key", "value"))
 
     def called(query: Tensor, key: Tensor, value: Tensor, gate: Tensor) -> Tensor:
         return attention.overload(query, key, value, scale=1.0)  # type: ignore[no-any-return]
 
     schema = "(Tensor query, Tensor key, Tensor value, Tensor gate) -> Tensor"
-    dialect_op(name, schema, shape=called, flops=attention.flops, traits=attention.traits)(called)
+    dialect_op(name, schema, shape=called, flops=attention.flops, traits=traits)(called)
     yield name
     del DIALECT[name]
 
@@ -195,8 +206,11 @@ def gated() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("traits", "reason"),
     [
-        (Traits(Role.MOVES, content=("y",)), "speak of y; it takes no such operand"),
-        (Traits(Role.MOVES, content=("x",), index="at"), "speak of at; it takes no such operand"),
+        (Traits(Role.MOVES, content=("y",)), "speak of y; it takes no such argument"),
+        (Traits(Role.MOVES, content=("x",), index="at"), "speak of at; it takes no such argument"),
+        (Traits(attends=Attends(window="near")), "speak of near; it takes no such argument"),
+        (Traits(Role.ATTENDS, content=("index", "x")), "do not name its first three operands"),
+        (Traits(attends=Attends(lines_up={"x": (Dim.QUERIES, Dim.KEYS)})), "without a batch in front"),
         (Traits(Role.MOVES), "name 0 operands as its content, not one"),
         (Traits(content=("x", "index"), taken=True), "name 2 operands as its content, not one"),
     ],
