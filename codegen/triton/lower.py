@@ -9,13 +9,10 @@ from typing import Any
 
 from torch import fx
 
-from tersor.ir.dialect import is_dialect
-from tersor.ir.operands import arguments
 from tersor.ir.program import Program
 
 from .call import Fallback, KernelCall
 from .kernels import KERNELS, Kernel
-from .patterns import Norm, find_norm
 
 
 @dataclass(frozen=True)
@@ -33,82 +30,59 @@ class Lowered:
 
 
 def lower(program: Program) -> Lowered:
-    """Replace dialect operators and patterns by kernel calls; everything else stays as it is."""
+    """Replace what kernels say they stand for by calls of them; everything else stays as it is.
+
+    Where kernels overlap, the one that stands for more nodes goes first.
+    """
     edited = program.edit()
-    lowering = _Lowering(edited)
-    lowering.fuse_gathers()
-    lowering.replace_operators()
+    lowering = _Lowering(edited.graph)
+    for kernel, node in _places(edited.graph):
+        lowering.place(kernel, node)
     _sort(edited.graph)
     edited.graph.lint()
     calls = tuple(n.target for n in edited.graph.nodes if isinstance(n.target, KernelCall))
     return Lowered(edited, calls, tuple(lowering.fallbacks))
 
 
+def _places(graph: fx.Graph) -> list[tuple[Kernel, fx.Node]]:
+    """Every kernel at every node where it matches, those that stand for most nodes first, else in graph order."""
+    found = [(k, node, match) for node in graph.nodes for k in KERNELS.values() if (match := k.match(node))]
+    found.sort(key=lambda place: len(place[2].covered), reverse=True)
+    return [(kernel, node) for kernel, node, _ in found]
+
+
 class _Lowering:
-    def __init__(self, program: Program) -> None:
-        self.graph = program.graph
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
         self.fallbacks: list[Fallback] = []
         self._erased: set[fx.Node] = set()
 
-    def replace_operators(self) -> None:
-        """Kernels that stand for one dialect operator."""
-        by_op = {kernel.op: kernel for kernel in KERNELS.values() if kernel.op is not None}
-        for node in list(self.graph.nodes):
-            kernel = by_op.get(node.target._opname) if is_dialect(node) else None
-            if kernel is not None and self._accepts(kernel, node, node.args, node.kwargs):
-                node.target = KernelCall(kernel, node)
+    def place(self, kernel: Kernel, node: fx.Node) -> None:
+        """Call ``kernel`` for what it matches at ``node``, if it still does and takes the operands."""
+        # Calls that were placed before may have taken nodes or changed operands.
+        match = None if node in self._erased else kernel.match(node)
+        if match is None or match.is_circular:
+            return
+        reason = kernel.guard(*fx.map_arg(match.args, _value), **fx.map_arg(dict(match.kwargs), _value))
+        if reason is not None:
+            self.fallbacks.append(Fallback.at(node, kernel, reason))
+            return
+        with self.graph.inserting_before(node):
+            call = self.graph.call_function(KernelCall(kernel, node), match.args, dict(match.kwargs))
+            call.meta = {"val": fx.map_arg(match.results, _value), "layer": node.meta.get("layer", "")}
+            if isinstance(match.results, fx.Node):
+                match.results.replace_all_uses_with(call)
+            else:
+                for number, result in enumerate(match.results):
+                    if result is not None:
+                        self._replace_by_entry(result, call, number)
+        for result in match.replaced:
+            self._erase_dead(result)
 
-    def fuse_gathers(self) -> None:
-        """``select_tokens`` -> ``gather_tokens`` on dim 1 -> norm, with either end absent."""
-        gathers = [node for node in self.graph.nodes if _gathers_rows(node)]
-        norms = {gather: find_norm(gather) for gather in gathers}
-        fused_selects: set[fx.Node] = set()
-        # A selection goes with one gather: rather with one whose norm it can take along.
-        for gather in sorted(gathers, key=lambda g: norms[g] is None):
-            norm, index = norms[gather], _operand(gather, 1)
-            select = None
-            if is_dialect(index, "select_tokens") and index not in fused_selects:
-                operands = [_operand(gather, 0), *((norm.weight, norm.bias) if norm else ())]
-                select = None if _depends(operands, index) else index
-            if (norm is not None or select is not None) and self._fuse(gather, select, norm) and select:
-                fused_selects.add(select)
-
-    def _fuse(self, gather: fx.Node, select: fx.Node | None, norm: Norm | None) -> bool:
-        kernel = KERNELS["select_gather_norm"]
-        x, index = _operand(gather, 0), _operand(gather, 1)
-        options: dict[str, Any] = {"gather": True}
-        operands: tuple[Any, ...] = (None, None, index)
-        if select is not None:
-            given = arguments(select)
-            operands = (given["scores"], given["padding"], None)
-            options |= {name: given[name] for name in ("keep_per_mille", "prefix", "last")}
-        if norm is not None:
-            operands += (norm.weight, norm.bias)
-            options |= {
-                "norm": norm.kind,
-                "epsilon": norm.epsilon,
-                "norm_dtype": norm.result.meta["val"].dtype,
-            }
-        if not self._accepts(kernel, gather, (x, *operands), options):
-            return False
-        with self.graph.inserting_before(gather):
-            fused = self.graph.call_function(KernelCall(kernel, gather), (x, *operands), options)
-            parts = [self.graph.call_function(operator.getitem, (fused, i)) for i in range(3)]
-        values = [index.meta["val"], gather.meta["val"], norm.result.meta["val"] if norm else None]
-        fused.meta = {"val": tuple(values), "layer": gather.meta.get("layer", "")}
-        for part, value in zip(parts, values, strict=True):
-            part.meta = {"val": value, "layer": fused.meta["layer"]}
-        if norm is not None:
-            norm.result.replace_all_uses_with(parts[2])
-            self._erase_dead(norm.result)
-        if select is not None:
-            select.replace_all_uses_with(parts[0])
-        fused.update_kwarg("gather", bool(gather.users))
-        gather.replace_all_uses_with(parts[1])
-        for node in (gather, select, *parts):
-            if node is not None:
-                self._erase_dead(node)
-        return True
+    def _replace_by_entry(self, result: fx.Node, call: fx.Node, number: int) -> None:
+        entry = self.graph.call_function(operator.getitem, (call, number))
+        entry.meta = {"val": result.meta["val"], "layer": call.meta["layer"]}
+        result.replace_all_uses_with(entry)
 
     def _erase_dead(self, node: fx.Node) -> None:
         """Erase ``node`` if nothing reads it, and then what only it read; inputs stay."""
@@ -120,42 +94,9 @@ class _Lowering:
                 self._erased.add(dead)
                 self.graph.erase_node(dead)
 
-    def _accepts(self, kernel: Kernel, node: fx.Node, args: Any, kwargs: Any) -> bool:
-        reason = kernel.guard(*fx.map_arg(args, _value), **fx.map_arg(kwargs, _value))
-        if reason is not None:
-            self.fallbacks.append(Fallback.at(node, kernel, reason))
-        return reason is None
-
-
-def _gathers_rows(node: fx.Node) -> bool:
-    """Whether ``node`` gathers tokens that are rows of channels; positions and masks are gathered by torch."""
-    if not is_dialect(node, "gather_tokens") or node.args[2] != 1:
-        return False
-    value = node.meta["val"]
-    return value.dim() == 3 and value.dtype.is_floating_point  # type: ignore[no-any-return]
-
-
-def _operand(node: fx.Node, number: int) -> fx.Node:
-    """A tensor operand; the dialect's schema makes it one."""
-    return node.args[number]  # type: ignore[return-value]
-
 
 def _value(node: fx.Node) -> Any:
     return node.meta["val"]
-
-
-def _depends(nodes: list[Any], on: fx.Node) -> bool:
-    """Whether any of ``nodes`` is computed from ``on``."""
-    seen: set[fx.Node] = set()
-    pending = [node for node in nodes if isinstance(node, fx.Node)]
-    while pending:
-        node = pending.pop()
-        if node is on:
-            return True
-        if node not in seen:
-            seen.add(node)
-            pending.extend(node.all_input_nodes)
-    return False
 
 
 def _sort(graph: fx.Graph) -> None:

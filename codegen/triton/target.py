@@ -82,7 +82,7 @@ class TritonExecutable(Executable):
 
 
 class TritonTarget(Target):
-    """Fused kernels for attention, importance and select + gather + norm; the torch path for the rest."""
+    """Fused kernels where the graph has what they stand for; the torch path for the rest."""
 
     name: ClassVar[str] = "triton"
     executable: ClassVar[type[Executable]] = TritonExecutable

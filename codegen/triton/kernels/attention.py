@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tersor.ir.dialect import DIALECT
 
+from ..match import operator
 from .kernel import Kernel, Variant, launcher
 from .logits import dot, load_tile, masked_logits
 from .operands import (
@@ -271,6 +272,7 @@ KERNEL = Kernel(
     launch=attention,
     reference=DIALECT["attention"].overload,
     guard=attention_guard,
+    match=operator("attention"),
     variants=(
         _variant("fp16, head_dim 64", "fp16", 64, CONFIGS[2]),
         _variant("fp16, head_dim 64, padding, statistics", "fp16", 64, CONFIGS[2], "padding", "row_max"),
@@ -295,5 +297,4 @@ KERNEL = Kernel(
             SOFTCAP=True,
         ),
     ),
-    op="attention",
 )

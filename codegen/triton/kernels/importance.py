@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tersor.ir.dialect import DIALECT
 
+from ..match import operator
 from .attention import run_attention
 from .kernel import Kernel, Variant, launcher
 from .logits import load_tile, masked_logits
@@ -232,6 +233,7 @@ KERNEL = Kernel(
     launch=attention_importance,
     reference=DIALECT["attention_importance"].overload,
     guard=importance_guard,
+    match=operator("attention_importance"),
     variants=(
         _variant("fp16, head_dim 64", "fp16", 64, CONFIGS[1]),
         _variant("fp16, head_dim 64, padding", "fp16", 64, CONFIGS[1], "padding"),
@@ -247,5 +249,4 @@ KERNEL = Kernel(
             SOFTCAP=True,
         ),
     ),
-    op="attention_importance",
 )

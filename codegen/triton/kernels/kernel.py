@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import triton
 
+from ..match import Matcher
+
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -58,16 +60,17 @@ class Kernel:
         reference: the specification, and what runs where ``guard`` gives a reason.
         guard: why the kernel does not take these arguments, or None.  Called with fake tensors when a graph is
             lowered, where a symbolic size must pass, and with the real ones before every launch.
+        match: what the kernel stands for.  Asked of every node, it answers at one node of each such place: operators
+            of the dialect and of ATen, several or one, which ``reference`` computes from the same operands.
         variants: instances to compile ahead of time.
-        op: the dialect operator that the kernel stands for, where it is one operator.
     """
 
     name: str
     launch: Callable[..., Any]
     reference: Callable[..., Any]
     guard: Callable[..., str | None]
+    match: Matcher
     variants: tuple[Variant, ...]
-    op: str | None = None
 
 
 def interpreting() -> bool:

@@ -14,12 +14,15 @@ import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, fx
 
-from tersor.ir.dialect import DIALECT
+from tersor.ir.dialect import DIALECT, is_dialect
 from tersor.ir.dialect.select_tokens import LARGEST as _LARGEST
 from tersor.ir.dialect.select_tokens import kept_count
+from tersor.ir.operands import arguments
 
+from ..match import Match, computed_from, is_read_beside
+from ..patterns import find_norm
 from .kernel import Kernel, Variant, above, dtype_reason, launcher, size_class
 from .operands import inner_contiguous, padding_bytes
 
@@ -302,6 +305,55 @@ def guard(
     return None
 
 
+def match(node: fx.Node) -> Match | None:
+    """``select_tokens`` -> ``gather_tokens`` on dim 1 -> norm, with either end absent; ``node`` is the gather."""
+    if not _gathers_rows(node):
+        return None
+    x, index = _operand(node, 0), _operand(node, 1)
+    norm = find_norm(node)
+    select = index if is_dialect(index, "select_tokens") and _taken_along_by(index) is node else None
+    if norm is None and select is None:
+        return None
+    options: dict[str, Any] = {"gather": norm is None or is_read_beside(node, norm.result)}
+    operands: tuple[Any, ...] = (None, None, index)
+    if select is not None:
+        given = arguments(select)
+        operands = (given["scores"], given["padding"], None)
+        options |= {name: given[name] for name in ("keep_per_mille", "prefix", "last")}
+    if norm is not None:
+        operands += (norm.weight, norm.bias)
+        dtype = norm.result.meta["val"].dtype
+        options |= {"norm": norm.kind, "epsilon": norm.epsilon, "norm_dtype": dtype}
+    results = (select, node if options["gather"] else None, norm.result if norm else None)
+    return Match(results, (x, *operands), options)
+
+
+def _taken_along_by(select: fx.Node) -> fx.Node | None:
+    """A selection goes with one gather: rather with one whose norm it can take along, and never with one that needs
+    the selection for what it gathers."""
+
+    def needs_it(gather: fx.Node) -> bool:
+        norm = find_norm(gather)
+        vectors = (norm.weight, norm.bias) if norm else ()
+        return select in computed_from([_operand(gather, 0), *(v for v in vectors if v is not None)])
+
+    able = [user for user in select.users if _gathers_rows(user) and not needs_it(user)]
+    return min(able, key=lambda gather: find_norm(gather) is None, default=None)
+
+
+def _gathers_rows(node: fx.Node) -> bool:
+    """Whether ``node`` gathers tokens that are rows of channels; positions and masks are gathered by torch."""
+    if not is_dialect(node, "gather_tokens") or node.args[2] != 1:
+        return False
+    value = node.meta["val"]
+    return value.dim() == 3 and value.dtype.is_floating_point  # type: ignore[no-any-return]
+
+
+def _operand(node: fx.Node, number: int) -> fx.Node:
+    """A tensor operand; the dialect's schema makes it one."""
+    return node.args[number]  # type: ignore[return-value]
+
+
 def _variant(
     name: str, dtype: str, block_t: int, block_c: int, config: triton.Config, **absent: Any
 ) -> Variant:
@@ -326,6 +378,7 @@ KERNEL = Kernel(
     launch=select_gather_norm,
     reference=reference,
     guard=guard,
+    match=match,
     variants=(
         _variant("fp16, 257 tokens of 384", "fp16", 512, 512, CONFIGS[0], padding=None),
         _variant("fp16, 512 tokens of 384, padding", "fp16", 512, 512, CONFIGS[0]),
