@@ -26,7 +26,8 @@ def compare_with_model(program: Program, expected: Any, model: Callable[..., Any
     ``expected`` is what the model returned for the example.
 
     Raises:
-        CaptureError: a difference no rounding explains; the message names output, sizes and both magnitudes.
+        CaptureError: a difference no rounding explains, or an output that nests otherwise at the other size; the
+            message names output, sizes and both magnitudes.
     """
     worst = _compare(program, program.example_inputs, expected)
     for inputs in resized(program):
@@ -34,13 +35,29 @@ def compare_with_model(program: Program, expected: Any, model: Callable[..., Any
             expected = model(**inputs)
         except (RuntimeError, ValueError, IndexError):
             continue  # A size that the model itself rejects says nothing about the capture.
+        if not _nests_as(program.structure, expected):
+            raise CaptureError(
+                f"on inputs {_sizes(inputs)} the model returns its tensors in another nest than for the example: make "
+                "its output one for all sizes, or pass dynamic={} to fix them"
+            )
         return max(worst, _compare(program, inputs, expected))
     return worst
 
 
+def _nests_as(structure: Structure, result: Any) -> bool:
+    try:
+        return Structure.of(result) == structure
+    except TypeError:
+        return False
+
+
+def _sizes(inputs: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} {list(t.shape)}" for name, t in inputs.items())
+
+
 def _compare(program: Program, inputs: Mapping[str, Tensor], result: Any) -> float:
     worst = 0.0
-    sizes = ", ".join(f"{name} {list(t.shape)}" for name, t in inputs.items())
+    sizes = _sizes(inputs)
     bound = program.bind(**inputs)
     try:
         actual = program.run(bound)

@@ -64,7 +64,7 @@ def export_program(request: Request) -> Program:
     with torch.no_grad():
         try:
             # On a failure torch prints the whole graph traced so far; the error says what the user needs.
-            with redirect_stderr(StringIO()), flat_outputs(model, request.structure):
+            with redirect_stderr(StringIO()), flat_outputs(model):
                 exported = torch.export.export(
                     model, (), {**inputs, **request.fixed}, dynamic_shapes=shapes, strict=False
                 )

@@ -98,7 +98,7 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
             raise _Refused(f"{entry.filename} is nothing that torch.export.save writes")
         if name in members:
             raise _Refused(f"{entry.filename} comes twice")
-        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or total > size:
+        if entry.compress_type != zipfile.ZIP_STORED or total > size:
             raise _Refused(f"{entry.filename} is packed, and torch.export.save packs nothing")
         members[name] = entry
     return members

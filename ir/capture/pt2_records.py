@@ -52,8 +52,6 @@ _KEYS: dict[str, strings.Check] = {
 }
 # The rest only says where a node came from, some of it by importing.
 _METADATA = {"stack_trace", "nn_module_stack"}
-# PyTorch writes these values into the source of its input checks.
-_IN_SOURCE = {("Graph", "inputs"), ("InputSpec", "constant_input"), ("InputSpec", "user_input")}
 
 
 def checked_program(data: bytes) -> Any:
@@ -104,8 +102,10 @@ class _Reader:
         hints = self.hints[kind]
         if issubclass(kind, _Union) and (len(value) != 1 or not value.keys() <= hints.keys()):
             raise ValueError(f"{field} is of no known kind")
+        # PyTorch writes a graph's inputs that are values into the source of its input checks.
+        inputs = "inputs" if kind is schema.Graph else None
         return {
-            name: self.read(hint, value[name], name, in_source or (kind.__name__, name) in _IN_SOURCE)
+            name: self.read(hint, value[name], name, in_source or name == inputs)
             for name, hint in hints.items()
             if name in value
         }

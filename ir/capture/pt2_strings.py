@@ -200,8 +200,6 @@ def _structure(spec: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(kind, str):
             raise ValueError("a structure's type is no name")
         dotted(kind)
-        if kind == "collections.defaultdict":
-            raise ValueError("a defaultdict names a function to import: give the model a dict")
         if isinstance(context, str) and kind != "collections.namedtuple":
             context = json.dumps(_context(read_json(context)))
         else:

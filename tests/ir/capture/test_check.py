@@ -76,9 +76,10 @@ def test_what_differs_at_another_size_alone_is_found() -> None:
         capture(model, {"x": torch.randn(2, 9, 8)})
 
 
-def test_the_deviation_is_the_largest_over_both_sizes() -> None:
+@pytest.mark.parametrize("deviates", [lambda tokens: tokens == 9, lambda tokens: tokens != 9])
+def test_the_deviation_is_the_largest_over_both_sizes(deviates: Callable[[int], bool]) -> None:
     """What differs by no more than rounding is captured, and told."""
-    model = Exported(lambda x: x * 0 if x.shape[1] == 9 else x * 1e-4)
+    model = Exported(lambda x: x * (1e-4 if deviates(x.shape[1]) else 0))
     program = capture(model, {"x": torch.ones(2, 9, 8)})
     assert program.facts.deviation == pytest.approx(1e-4, rel=0.01)
 

@@ -74,3 +74,32 @@ def test_the_class_of_an_output_is_kept(make: Any, names: list[str], tmp_path: A
 def test_an_output_that_cannot_be_kept_is_named_with_a_mend(make: Any, message: str) -> None:
     with pytest.raises(CaptureError, match=message):
         capture(Returns(make), {"x": torch.randn(2, 5)})
+
+
+class Varies(nn.Module):
+    """Returns what ``make`` says, which is told whether it is exported."""
+
+    def __init__(self, make: Callable[[Tensor, bool], Any]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x: Tensor) -> Any:
+        return self.make(x, torch.compiler.is_exporting())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x, exported: (x,) if exported or len(x) == 3 else {"output": x},
+        lambda x, exported: (x,) if exported or len(x) == 3 else (x, x),
+        lambda x, exported: (x,) if exported or len(x) == 3 else (x, 1),
+    ],
+)
+def test_a_model_that_nests_its_output_otherwise_at_another_size_is_refused(make: Any) -> None:
+    with pytest.raises(CaptureError, match=r"on inputs x \[1, 11\] the model returns"):
+        capture(Varies(make), {"x": torch.randn(3, 5)})
+
+
+def test_a_model_that_returns_other_tensors_while_it_is_exported_is_refused() -> None:
+    with pytest.raises(CaptureError, match="the model returns 2 tensors and the exported graph 1"):
+        capture(Varies(lambda x, exported: (x,) if exported else (x, x * 2)), {"x": torch.randn(3, 5)})

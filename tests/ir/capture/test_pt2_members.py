@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import struct
+import sys
 import warnings
 import zipfile
 from contextlib import suppress
@@ -155,6 +158,49 @@ def test_a_packed_member_is_refused(small, tmp_path):
         for name, data in members(small).items():
             file.writestr(f"small/{name}", data)
     assert "is packed" in refused(path, tmp_path / "canary")
+
+
+def _headers(content: bytes) -> list[int]:
+    """Where the entries of an archive's list of members begin."""
+    return [match.start() for match in re.finditer(rb"PK\x01\x02", content)]
+
+
+def test_members_that_share_their_bytes_are_refused(small, tmp_path):
+    """A small file could take all memory: every member may be as large as the file."""
+    content = bytearray(small.read_bytes())
+    for place in _headers(content):
+        content[place + 20 : place + 28] = struct.pack("<II", *[len(content) // 2] * 2)
+    path = tmp_path / "bad.pt2"
+    path.write_bytes(content)
+    assert "is packed" in refused(path, tmp_path / "canary")
+
+
+def test_an_encrypted_archive_is_one_clear_error(small, tmp_path):
+    content = bytearray(small.read_bytes())
+    for place in _headers(content):
+        content[place + 8] |= 1
+    path = tmp_path / "bad.pt2"
+    path.write_bytes(content)
+    assert "is encrypted" in refused(path, tmp_path / "canary")
+
+
+def test_bytes_in_another_machines_order_are_refused(small, tmp_path):
+    other = {"little": b"big", "big": b"little"}[sys.byteorder]
+    path = write(tmp_path / "bad.pt2", {**members(small), "byteorder": other})
+    assert "byteorder is not this machine's" in refused(path, tmp_path / "canary")
+
+
+def test_names_in_a_nodes_history_are_not_looked_up(small, tmp_path):
+    def remember(held: Any) -> None:
+        for node in held["graph_module"]["graph"]["nodes"]:
+            node["metadata"] |= {"source_fn_stack": "f,torch.hub.load", "custom": "no JSON"}
+
+    found = members(small)
+    found[PROGRAM] = edited(found[PROGRAM], remember)
+    exported = load_archive(write(tmp_path / "history.pt2", found))
+    for node in exported.graph.nodes:
+        assert not {"source_fn_stack", "custom"} & node.meta.keys()
+        assert node.op != "call_function" or "nn_module_stack" in node.meta
 
 
 def test_a_tensor_that_is_said_to_hold_more_than_its_bytes_is_refused(small, tmp_path):

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import sympy
 import torch
+from torch import Tensor, nn
 from torch.utils._sympy.functions import FloorDiv, PowByNatural
 
 from tersor.ir.capture import capture
 from tersor.ir.capture import pt2_strings as strings
+from tersor.ir.capture.archive import load_archive
 from tersor.ir.errors import InputError
 
-from .pt2_files import PROGRAM, edited, members, save_small, write
+from .pt2_files import PROGRAM, edited, members, save, save_small, write
 
 
 @pytest.fixture(scope="module")
@@ -65,15 +67,15 @@ def signature(field: str, value: Any) -> Callable[[bytes], bytes]:
     return program(change)
 
 
-def first_input(run: str) -> Callable[[bytes], bytes]:
-    """A text input: PyTorch checks for it with a line of source."""
+def text_input(checked: str, stated: str) -> Callable[[bytes], bytes]:
+    """A text input, which PyTorch checks with a line of source for what the graph says that it is."""
 
     def change(held: Any) -> None:
         module = held["graph_module"]
-        place = next(i for i, s in enumerate(module["signature"]["input_specs"]) if "user_input" in s)
-        text = {"as_string": f"' or {run} or '"}
-        module["graph"]["inputs"][place] = text
-        module["signature"]["input_specs"][place] = {"constant_input": {"name": "x", "value": text}}
+        specs = module["signature"]["input_specs"]
+        place = next(i for i, s in enumerate(specs) if s.keys() & {"user_input", "constant_input"})
+        module["graph"]["inputs"][place] = {"as_string": checked}
+        specs[place] = {"constant_input": {"name": "mode", "value": {"as_string": stated}}}
 
     return program(change)
 
@@ -101,7 +103,7 @@ ATTACKS = {
     "a tensor's place": (lambda run: everywhere("shift", f'shift") or {run} or ("'), "no place in a module"),
     "a class": (lambda run: everywhere("shift", "__class__.forward"), "no place in a module"),
     "a function": (call_system, "it calls 'torch.os.mkdir'"),
-    "a text input": (first_input, "more than letters"),
+    "a text input": (lambda run: text_input(f"' or {run} or '", "a"), "more than letters"),
     "a condition": (conditions, "no arithmetic on sizes"),
     "an enum": (lambda run: signature("out_spec", spec("builtins.dict", ENUM)), "a type to import"),
     "a default": (lambda run: signature("in_spec", spec("collections.defaultdict", FACTORY)), "to import"),
@@ -130,6 +132,24 @@ def test_no_string_of_an_archive_runs(small, tmp_path, monkeypatch, attack):
         assert not canary.exists()
         assert not imported.exists()
     assert f"{path}: {PROGRAM}: " in str(caught.value)
+
+
+class Told(nn.Module):
+    def forward(self, mode: str, x: Tensor) -> Tensor:
+        return x * 2 if mode == "double" else x
+
+
+def test_what_a_signature_says_of_a_text_input_is_not_run(tmp_path):
+    """PyTorch checks the caller's text against the graph's, the only one that becomes source."""
+    canary = tmp_path / "canary"
+    path = save(Told(), ("double", torch.ones(2, 3)), None, tmp_path / "told.pt2")
+    found = members(path)
+    evil = f"' or __import__('os').mkdir({str(canary)!r}) or '"
+    found[PROGRAM] = text_input("double", evil)(found[PROGRAM])
+    exported = load_archive(write(path, found))
+    assert evil in exported.graph_signature.user_inputs
+    exported.module()("double", torch.ones(2, 3))
+    assert not canary.exists()
 
 
 n = sympy.Symbol("s7", positive=True, integer=True)

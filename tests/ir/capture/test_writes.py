@@ -263,3 +263,21 @@ def test_writes_are_seen_through_every_view(step: Any) -> None:
     program = capture(model, {"x": torch.randn(2, 5, 4)})
     x = torch.randn(3, 7, 4)
     torch.testing.assert_close(program(x), model(x))
+
+
+def filled(m: Any, x: Tensor) -> Tensor:
+    return torch.cat([torch.empty(x.shape[0], 0, 4).fill_(1.0), x], dim=1)
+
+
+def test_a_write_to_an_empty_tensor_is_none_to_another() -> None:
+    """Tensors without elements share the address of no storage."""
+    model = State(filled).eval()
+    model.plain = torch.zeros(0)
+    capture(model, {"x": torch.randn(2, 5, 4)})
+
+
+def test_parameters_that_the_first_call_makes_are_captured() -> None:
+    model = nn.LazyLinear(3)
+    program = capture(model, {"input": torch.randn(2, 5)})
+    x = torch.randn(4, 5)
+    torch.testing.assert_close(program(x), model(x))
