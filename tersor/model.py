@@ -162,7 +162,7 @@ def load(folder: str | os.PathLike[str], *, check: bool = True, **options: Any) 
     """Read what ``OptimizedModel.save`` or ``tersor convert`` wrote.
 
     Args:
-        check: compare every file with its certified hash first (about a second a gigabyte).
+        check: compare every file with its certified hash first (reads all of them once).
         options: options of the target that concern running, such as ``threads=2`` for ONNX.
 
     Raises:

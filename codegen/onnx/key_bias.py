@@ -1,8 +1,8 @@
 """A bias that is the same for all heads and queries, as one more column of keys that queries meet with a one.
 
 Added to the logits it costs a sweep over ``[heads, queries, keys]``, and ``MultiHeadAttention`` wants it written out
-for every query: 12 to 15% of its time at 200 to 1065 keys of 6 x 64, where one more column costs 1 to 3% from 700
-keys on (ONNX Runtime 1.32, fp32, one thread).
+for every query; one more column costs as much as one more entry of every head.  `docs/benchmarks.md` (Operators) has
+the times of both.
 """
 
 from __future__ import annotations

@@ -1,32 +1,8 @@
 """Attention by ONNX Runtime's own operators, for ``ops="ort"``.
 
-Which one is taken follows from what was measured: ONNX Runtime 1.32, fp32, one thread of an AVX-512 VNNI server
-core, CPU time in ms, least of 5 to 15 runs, from ``[batch, tokens, width]`` to the same.
-
-=====================================  ==========  ==========================  ========================
-batch x tokens, heads x head_dim       decomposed  ``Attention`` (opset 23)    ``MultiHeadAttention``
-=====================================  ==========  ==========================  ========================
-1 x 257, 6 x 64                        1.56        1.52                        1.30
-1 x 1370, 6 x 64                       36.0        34.2                        31.7
-4 x 257, 6 x 64                        6.10        6.23                        5.51
-1 x 256, 12 x 32, padding              1.85        1.87                        1.72
-1 x 512, 12 x 32, padding              6.65        6.47                        6.45
-4 x 256, 12 x 32, padding              8.27        8.15                        8.08
-=====================================  ==========  ==========================  ========================
-
-Causal, where ``GroupQueryAttention`` skips the hidden half:
-
-=====================================  ==========  ==========================
-batch x tokens, heads / kv x head_dim  decomposed  ``GroupQueryAttention``
-=====================================  ==========  ==========================
-1 x 64, 4 / 1 x 256, padding           0.25        0.23
-1 x 512, 4 / 1 x 256                   12.9        8.14
-1 x 512, 4 / 1 x 256, padding          12.5        8.45
-1 x 1024, 4 / 1 x 256, padding         57.3        31.4
-1 x 1024, the same, window 512         57.0        30.8
-1 x 512, 8 / 2 x 64, padding           7.49        7.53
-2 x 256, 12 / 12 x 64, padding         6.58        6.42
-=====================================  ==========  ==========================
+``GroupQueryAttention`` where attention is causal, because it skips the half that is hidden; else
+``MultiHeadAttention``; written out where neither fits.  The standard's ``Attention`` (opset 23) is not used.
+`docs/benchmarks.md` (Operators) has the times of all of them side by side; `benchmarks.operators` measures them.
 """
 
 from __future__ import annotations

@@ -100,9 +100,8 @@ def inverted(x: ir.Value) -> ir.Value | None:
 def keep_sum_apart(x: ir.Value) -> None:
     """Let the float32 ``Add`` that made ``x`` be a ``Sum``, which ONNX Runtime does not fuse with a norm behind it.
 
-    Its ``SkipLayerNormalization`` takes six times as long as what it replaces, bias included: 202 instead of 33 us for
-    132 x 384, 388 instead of 60 us for 256 x 384 and 2079 instead of 337 us for 1370 x 384 (1.32, one thread of an
-    AVX-512 server core).
+    Its ``SkipLayerNormalization`` takes longer than what it replaces, bias included: `docs/benchmarks.md` (Operators)
+    has the times of both.
     """
     node = x.producer()
     if node is not None and node.op_type == "Add" and not node.domain and x.dtype == ir.DataType.FLOAT:

@@ -126,7 +126,7 @@ def _opened(path: Path, model: str | bytes, options: Any, providers: list[str]) 
 def trial_session(path: Path) -> Any:
     """A session that runs a file once to see what it computes, for little time and memory.
 
-    Fusions and packed weights pay over many runs; here they would cost twice the time and half as much memory again.
+    Fusions and packed weights pay over many runs; for one run they cost time and memory.
 
     Raises:
         ArtifactError: the file is damaged, or ONNX Runtime does not know its operators.

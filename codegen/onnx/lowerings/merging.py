@@ -86,7 +86,7 @@ def _match_rows(
     even = e.op("Xor", free, odd)
     low = e.const(float("-inf"), torch.float32)
     similarity = e.op("MatMul", unit, e.op("Transpose", unit, perm=[0, 2, 1]))
-    # Added to a row of keys: choosing at each of [tokens, tokens] entries takes ONNX Runtime three times as long.
+    # Added to a row of keys: choosing at each of [tokens, tokens] entries takes ONNX Runtime longer.
     hidden = e.op("Where", even, e.const(0, torch.float32), low)
     similarity = e.op("Add", similarity, e.op("Unsqueeze", hidden, e.ints([1])))
     partner = e.op("ArgMax", similarity, axis=2, keepdims=0)
