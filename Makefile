@@ -4,7 +4,7 @@
 #   make test          the quick tests            make test ALL=1     slow ones too
 #   make fuzz          the property tests on examples drawn anew; `make test` draws the same ones every time
 #   make lint types    ruff, mypy --strict        make format         rewrite in place
-#   make bench         every table of docs/benchmarks.md again; an hour, on a machine with nothing else to do
+#   make bench         every table of docs/benchmarks.md again; takes long, on a machine with nothing else to do
 #
 # Variables: PYTHON (which interpreter makes .venv), ARGS (passed on to pytest or the demo), JOBS (pytest workers;
 # tests that compare times want the machine for themselves, so the default is none).
@@ -45,8 +45,9 @@ demo: $(STAMP)
 
 bench: $(STAMP)
 	$(PY) -m benchmarks.compile
-	$(PY) -m benchmarks.speed
-	$(PY) -m benchmarks.quality
+	$(PY) -m benchmarks.operators
+	$(PY) -m benchmarks.speed --seconds 10
+	$(PY) -m benchmarks.quality --threads 1
 
 test: $(STAMP)
 	$(PY) -m pytest $(if $(ALL),-m "") $(if $(filter-out 0,$(JOBS)),-n $(JOBS)) $(ARGS)

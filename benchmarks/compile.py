@@ -3,8 +3,9 @@
     python -m benchmarks.compile                              writes the section `compile` of docs/benchmarks.md
     python -m benchmarks.compile --model vit --runs 1 --print    a quick look that writes nothing
 
-Every measurement is a process of its own, the two sides in turn.  Each process first compiles a small model of the
-same kind, so that imports count on neither side, and then measures time, and memory above what it held until then.
+Every measurement is a process of its own, the two sides in turn.  *Warm* processes first compile a small model of the
+same kind, and then measure time, and memory above what they held until then.  *Cold* ones compile nothing first: what
+a side imports counts, beyond PyTorch and the model's library, which made the model.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -26,21 +28,24 @@ from torch import Tensor, nn
 
 from examples.real_data import photographs
 from examples.real_models import dinov2_vits14
-from tersor.ir.capture import capture
-from tersor.onnx_file import export_checked
-from tersor.passes import pipeline
 
-from .exporter import Dims, export_untouched
 from .page import provenance, table, write_section
 from .peak import PeakMemory
+
+if TYPE_CHECKING:
+    from .exporter import Dims
 
 _BATCH, _TOKENS = {0: "batch"}, {0: "batch", 1: "tokens"}
 _SMALL = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
 _INTRODUCTION = """\
-Seconds from the model in memory to the ONNX file: median (smallest to largest) of fresh processes that take turns.
-Tersor's side captures, rewrites, checks the promise, writes, and runs the file to compare it with the Program; the
-exporter's writes the untouched model and checks nothing. *Peak*: the most memory above what the process held before
-the model was made, the model included, over the size of its weights."""
+Seconds from the model in memory to the ONNX file: median (smallest to largest) of {runs} processes of each side and
+kind, which take turns. *Warm*: each process has compiled a small model of the same kind before, so that imports and
+what is done once a process count on neither side. *Cold*: the first thing that a new process compiles; it imports
+PyTorch and makes the model before the clock starts, and what else a side imports counts. Tersor's side captures,
+rewrites, checks the promise, writes, and runs the file to compare it with the Program; the exporter's writes the
+untouched model and checks nothing. *Stages* are of the warm process whose time is the median. *Peak*, in warm
+processes: the most memory above what the process held before the model was made, the model included, over the size of
+its weights."""
 _console = Console(stderr=True)
 Made = tuple[nn.Module, dict[str, Tensor]]
 
@@ -121,11 +126,18 @@ MEMORY_LIMIT = 3.0  # peak over the weights
 
 @dataclass(frozen=True)
 class Result:
-    """One process: seconds by stage, and bytes at the peak above those held before, and of the weights."""
+    """One warm process, and a cold one beside it.
+
+    Attributes:
+        stages: seconds of the warm process.
+        peak, weights: bytes at its peak above those held before, and of the weights.
+        cold: seconds of the cold process, all stages together; 0 where none ran.
+    """
 
     stages: dict[str, float]
     peak: int
     weights: int
+    cold: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -136,11 +148,12 @@ class Result:
         return self.peak / self.weights
 
 
-def measure(side: str, subject: Subject, folder: Path) -> Result:
-    """Compile ``subject`` here and now."""
+def measure(side: str, subject: Subject, folder: Path, *, warm: bool) -> Result:
+    """Compile ``subject`` here and now; ``warm``: after a small model of its kind."""
     torch.manual_seed(0)
     work = _WORK[side]
-    work(*subject.make(True), subject.dims, subject.passes, folder / "small.onnx")
+    if warm:
+        work(*subject.make(True), subject.dims, subject.passes, folder / "small.onnx")
     with PeakMemory() as memory:
         model, inputs = subject.make(False)
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -152,6 +165,11 @@ def _ours(
     model: nn.Module, inputs: dict[str, Tensor], dims: Dims, passes: Sequence[str], path: Path
 ) -> dict[str, float]:
     started = time.perf_counter()
+    # Here, so that a cold process counts what this side imports, and nothing of it counts on the other.
+    from tersor.ir.capture import capture
+    from tersor.onnx_file import export_checked
+    from tersor.passes import pipeline
+
     program = capture(model, inputs, dims)
     captured = time.perf_counter()
     program, report = pipeline.run(program, passes)
@@ -165,6 +183,8 @@ def _theirs(
     model: nn.Module, inputs: dict[str, Tensor], dims: Dims, _: Sequence[str], path: Path
 ) -> dict[str, float]:
     started = time.perf_counter()
+    from .exporter import export_untouched
+
     export_untouched(model, inputs, dims, path)
     return {"export": time.perf_counter() - started}
 
@@ -172,19 +192,26 @@ def _theirs(
 _WORK = {"tersor": _ours, "exporter": _theirs}
 
 
-def in_fresh_process(side: str, name: str) -> Result:
-    """:func:`measure` in a process of its own.
+def in_new_processes(side: str, name: str) -> Result:
+    """:func:`measure` in a cold process and then in a warm one.
 
     Raises:
-        subprocess.CalledProcessError: it failed; what it said went to our own standard error.
+        subprocess.CalledProcessError: one failed; what it said went to our own standard error.
     """
+    cold, warm = (_in_new_process(side, name, state) for state in ("cold", "warm"))
+    result = replace(warm, cold=cold.seconds)
+    _console.print(
+        f"{name} {side}: {result.seconds:.1f} s, cold {result.cold:.1f} s, {result.memory:.2f} times the weights"
+    )
+    return result
+
+
+def _in_new_process(side: str, name: str, state: str) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "result.json"
-        command = [sys.executable, "-m", "benchmarks.compile", "--child", side, name, str(answer)]
+        command = [sys.executable, "-m", "benchmarks.compile", "--child", side, name, state, str(answer)]
         subprocess.run(command, check=True, stdout=sys.stderr, cwd=Path(__file__).parents[1])
-        result = Result(**json.loads(answer.read_text()))
-    _console.print(f"{name} {side}: {result.seconds:.1f} s, {result.memory:.2f} times the weights")
-    return result
+        return Result(**json.loads(answer.read_text()))
 
 
 def section(results: dict[str, dict[str, list[Result]]]) -> str:
@@ -192,41 +219,54 @@ def section(results: dict[str, dict[str, list[Result]]]) -> str:
     rows, verdicts = [], []
     for name, sides in results.items():
         subject = SUBJECTS[name]
-        ours, theirs = (median(r.seconds for r in sides[side]) for side in ("tersor", "exporter"))
         for side, runs in sides.items():
             # The run whose time is the median, so that its stages add up to it.
             middle = sorted(runs, key=lambda r: r.seconds)[len(runs) // 2]
-            stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in middle.stages.items())
-            low, high = (pick(r.seconds for r in runs) for pick in (min, max))
             rows.append(
                 [
                     f"{subject.title}, {side}",
-                    f"{middle.seconds:.1f} ({low:.1f} to {high:.1f})",
-                    stages,
-                    f"{median(r.memory for r in runs):.2f}",
+                    _spread([r.seconds for r in runs], ".1f"),
+                    ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in middle.stages.items()),
+                    _spread([r.cold for r in runs], ".1f"),
+                    _spread([r.memory for r in runs], ".2f"),
                 ]
             )
-        memory = max(r.memory for r in sides["tersor"])
-        seconds = "" if subject.seconds is None else f" {ours:.1f} s (limit {subject.seconds:g});"
-        verdicts.append(
-            f"- {subject.title}, `{' '.join(subject.passes)}`:{seconds} {ours / theirs:.2f} of the exporter's time "
-            f"(limit {subject.ratio:g}); peak {memory:.2f} times the weights (limit {MEMORY_LIMIT:g})."
-        )
-    header = ["model and side", "seconds", "stages", "peak / weights"]
-    return "\n".join([provenance("compile"), "", _INTRODUCTION, "", table(header, rows), "", *verdicts])
+        verdicts.append(_verdict(subject, sides["tersor"], sides["exporter"]))
+    header = ["model and side", "warm seconds", "stages", "cold seconds", "peak / weights"]
+    runs = len(next(iter(next(iter(results.values())).values())))
+    introduction = _INTRODUCTION.format(runs=runs)
+    return "\n".join([provenance("compile"), "", introduction, "", table(header, rows), "", *verdicts])
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def _verdict(subject: Subject, ours: Sequence[Result], theirs: Sequence[Result]) -> str:
+    """Medians against the limits of time, which are of warm processes; the largest peak against that of memory."""
+    warm, cold = median(r.seconds for r in ours), median(r.cold for r in ours)
+    seconds = "" if subject.seconds is None else f" {warm:.1f} s (limit {subject.seconds:g});"
+    return (
+        f"- {subject.title}, `{' '.join(subject.passes)}`:{seconds} "
+        f"{warm / median(r.seconds for r in theirs):.2f} of the exporter's time (limit {subject.ratio:g}), "
+        f"{cold / median(r.cold for r in theirs):.2f} of it cold; "
+        f"peak at most {max(r.memory for r in ours):.2f} times the weights (limit {MEMORY_LIMIT:g})."
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.compile", description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=int, default=3, help="processes for each model and side")
+    parser.add_argument("--runs", type=int, default=3, help="processes of each model, side and state")
     parser.add_argument("--model", choices=SUBJECTS, action="append", help="only this one; writes nothing")
     parser.add_argument("--print", action="store_true", help="print the section and write nothing")
-    parser.add_argument("--child", nargs=3, metavar=("SIDE", "MODEL", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--child", nargs=4, metavar=("SIDE", "MODEL", "STATE", "FILE"), help=argparse.SUPPRESS
+    )
     options = parser.parse_args()
     if options.child:
-        side, name, answer = options.child
+        side, name, state, answer = options.child
         with tempfile.TemporaryDirectory() as folder:
-            result = measure(side, SUBJECTS[name], Path(folder))
+            result = measure(side, SUBJECTS[name], Path(folder), warm=state == "warm")
         Path(answer).write_text(json.dumps(asdict(result)))
         return
     results: dict[str, dict[str, list[Result]]] = {}
@@ -235,7 +275,7 @@ def main() -> None:
         sides = results.setdefault(name, {side: [] for side in _WORK})
         for _ in range(options.runs):
             for side, runs in sides.items():
-                runs.append(in_fresh_process(side, name))
+                runs.append(in_new_processes(side, name))
     text = section(results)
     if options.print or options.model:
         print(text)

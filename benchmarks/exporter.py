@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from tersor.ir.program import Program
+if TYPE_CHECKING:
+    from tersor.ir.program import Program
 
 Dims = Mapping[str, Mapping[int, str]]
 

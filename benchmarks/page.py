@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -37,7 +38,7 @@ def provenance(module: str) -> str:
     """When, where, with what and by which command a section was made."""
     facts = machine_facts()
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    command = " ".join(["python -m", f"benchmarks.{module}", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
     return "\n".join(
         [
             f"Made by `{command}` on {datetime.now(UTC):%Y-%m-%d}.",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections import defaultdict
 from importlib import import_module
 from pathlib import Path
 from string import Formatter
+from typing import Any
 
 import pytest
 
 import benchmarks
-from benchmarks.page import PAGE, table, write_section
+from benchmarks.page import PAGE, provenance, table, write_section
 
 BENCHMARKS = [
     path.stem
@@ -56,6 +59,31 @@ def test_the_real_page_says_what_its_benchmark_says_now(name: str) -> None:
     parts = Formatter().parse(import_module(f"benchmarks.{name}")._INTRODUCTION)
     pattern = "".join(re.escape(text) + (r"[^ ]+" if setting else "") for text, setting, *_ in parts)
     assert re.search(f"\n{pattern}\n", section)
+
+
+def bench_commands() -> set[str]:
+    """What `make bench` runs, as a section says it."""
+    target = (PAGE.parents[1] / "Makefile").read_text().split("\nbench:")[1].split("\n\n")[0]
+    return {line.strip().replace("$(PY)", "python") for line in target.splitlines()[1:]}
+
+
+def test_every_section_was_made_by_what_make_bench_runs() -> None:
+    made = re.findall(r"^Made by `(.*)` on ", PAGE.read_text(), re.MULTILINE)
+    assert made
+    assert set(made) <= bench_commands()
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_make_bench_runs_every_benchmark(name: str) -> None:
+    assert [command for command in bench_commands() if command.split()[2] == f"benchmarks.{name}"]
+
+
+def test_a_section_says_the_command_as_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = defaultdict[str, Any](str, versions={}, instruction_sets=[])
+    monkeypatch.setattr("benchmarks.page.machine_facts", lambda: facts)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/speed.py", "--seconds", "10", "--method", "tome:a b"])
+    said = provenance("speed").splitlines()[0]
+    assert said.startswith("Made by `python -m benchmarks.speed --seconds 10 --method 'tome:a b'` on ")
 
 
 def test_table_is_markdown_with_numbers_to_the_right() -> None:
