@@ -9,7 +9,7 @@ import torch
 
 from tersor.ir.analyses.hiding import hides_nothing
 from tersor.ir.operands import find_operand
-from tersor.ir.shapes import expression
+from tersor.ir.shapes import expression, same_size
 
 from .emitter import Emitter
 
@@ -18,8 +18,8 @@ from .emitter import Emitter
 class Sight:
     """The operands of an attention that decide visibility; equal ones give one and the same mask.
 
-    ``queries`` and ``keys`` are the values whose dim 2 counts them; ``weighs`` says that the mask is proven to hide
-    nothing.
+    Dim 2 of ``query`` and ``key`` counts them, and ``square`` says that they are as many; ``weighs`` says that the
+    mask is proven to hide nothing.
     """
 
     query: ir.Value
@@ -30,7 +30,8 @@ class Sight:
     key_positions: ir.Value | None
     causal: bool
     window: int
-    weighs: bool = False
+    square: bool
+    weighs: bool
 
     @classmethod
     def of(
@@ -51,7 +52,8 @@ class Sight:
             mask = _with_four_dims(e, mask)
             written = find_operand(e.node, "mask") if e.node is not None else None
             weighs = written is not None and hides_nothing(written)
-        return cls(query, key, mask, padding, query_positions, key_positions, causal, window, weighs)
+        square = same_size(e.fake(query).shape[2], e.fake(key).shape[2])
+        return cls(query, key, mask, padding, query_positions, key_positions, causal, window, square, weighs)
 
     @property
     def tokens(self) -> Sight:
@@ -67,7 +69,8 @@ class Sight:
     def may_be_blind(self) -> bool:
         """Whether some query may see no key at all."""
         placed = self.query_positions is not None or self.key_positions is not None
-        ordered = placed and (self.causal or self.window > 0)
+        # By index, a causal query sees the first key; a window holds the query's own index, if a key has it.
+        ordered = (placed and self.causal) or (self.window > 0 and (placed or not self.square))
         return ordered or self.padding is not None or (self.mask is not None and not self.weighs)
 
 

@@ -46,3 +46,15 @@ def test_every_weight_starts_a_page_and_is_whole(tmp_path: Path) -> None:
         assert stored[name]["location"] == data.name
         ends.append(offset + length)
     assert len(content) == max(ends)
+
+
+def test_the_name_of_a_weights_file_holds_all_of_its_weights(tmp_path: Path) -> None:
+    """Two models that differ in any one weight may stand in one folder without reading each other's."""
+    names = set()
+    for changed in (None, *range(4)):
+        model = Odd()
+        if changed is not None:
+            model.weights[changed].data[0] += 1
+        _, data = export(capture(model, torch.randn(2, 8)), tmp_path / "model.onnx", limit=1 << 10)
+        names.add(data.name)
+    assert len(names) == 5
