@@ -121,3 +121,58 @@ def test_only_a_program_that_chooses_may_be_as_far_off_as_rounding_moves_it() ->
         check_agreement(Altered(program, half_as_much_again), program, [program.example_inputs], "test")
     program = capture(CancelsAndChooses(), torch.randn(4, 8))
     check_agreement(Altered(program, half_as_much_again), program, [program.example_inputs], "test")
+
+
+class Responds(torch.nn.Module):
+    """Chooses, and is moved by some hundredths of ``shift`` where its weights are rounded."""
+
+    def __init__(self, shift: float = 1.0) -> None:
+        super().__init__()
+        self.plus, self.minus = torch.nn.Parameter(torch.ones(8)), torch.nn.Parameter(torch.ones(8))
+        self.shift = shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = 0.0 * (x * self.plus).argmax(-1, keepdim=True)
+        return (x * self.plus - x * self.minus) * 1e5 + x * self.shift + chosen
+
+
+def test_a_program_that_chooses_is_moved_by_rounding_and_no_more() -> None:
+    program = capture(Responds(), torch.randn(4, 8))
+    check_agreement(Altered(program, lambda t: 1.01 * t), program, [program.example_inputs], "test")
+    with pytest.raises(LoweringError, match="differs by"):
+        check_agreement(Altered(program, lambda t: 1.5 * t), program, [program.example_inputs], "test")
+
+
+@pytest.mark.parametrize(
+    ("shift", "change", "message"),
+    [
+        (1.0, lambda t: t[:, :-1], "missing or has another shape"),
+        # Of nothing, every difference is infinitely much.
+        (0.0, lambda t: t * torch.nan, "not finite"),
+        (0.0, lambda t: t + torch.inf, "not finite"),
+    ],
+)
+def test_no_choice_explains_an_output_that_is_not_there(shift: float, change: Change, message: str) -> None:
+    program = capture(Responds(shift=shift), torch.randn(4, 8))
+    with pytest.raises(LoweringError, match=message):
+        check_agreement(Altered(program, change), program, [program.example_inputs], "test")
+
+
+class Tied(torch.nn.Module):
+    """The row whose score is larger, of two scores that are the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = torch.nn.Parameter(torch.eye(2, 8))
+        self.scores = torch.nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.embedding((x * self.scores).argmax(-1), self.rows)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_whichever_of_two_equals_rounding_favours(sign: float) -> None:
+    """One move of the weights leaves the first in front for one sign, and the second for the other."""
+    program = capture(Tied(), torch.ones(4, 2))
+    inputs = {"x": sign * torch.arange(1.0, 9.0)[:, None].expand(8, 2)}
+    check_agreement(Altered(program, _some_rows(lambda t: t.roll(1, -1))), program, [inputs], "test")
