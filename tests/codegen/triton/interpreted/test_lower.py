@@ -88,6 +88,19 @@ class SelectionReadEarly(nn.Module):
         return self.norm(gather(self.linear(x), index)), early
 
 
+class NormOfTheSecond(nn.Module):
+    """One selection, two gathers, of which only the later one is normed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(12)
+
+    def forward(self, x: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        index = pick(scores)
+        plain = gather(x, index) * 2
+        return plain, self.norm(gather(x + 1, index))
+
+
 def program_of(model: nn.Module, dtype: torch.dtype = torch.float32) -> Program:
     inputs = {"x": torch.randn(2, 11, 12, dtype=dtype), "scores": torch.randn(2, 11)}
     return capture(model.to(dtype).eval(), inputs, {name: {0: "batch", 1: "tokens"} for name in inputs})
@@ -145,6 +158,13 @@ def test_a_second_gather_takes_only_its_norm_along() -> None:
     executable = lowered_and_compared(program_of(TwoStreams()))
     assert executable.kernels == SELECT_GATHER_NORM * 2
     assert "layer_norm" not in targets(executable).replace("norm: layer", "")
+
+
+def test_a_selection_goes_with_the_gather_that_is_normed() -> None:
+    executable = lowered_and_compared(program_of(NormOfTheSecond()))
+    assert executable.kernels == SELECT_GATHER_NORM
+    left = targets(executable)
+    assert ("tersor.select_tokens" in left, left.count("tersor.gather_tokens")) == (False, 1)
 
 
 def test_a_selection_that_the_gathered_value_needs_stays_where_it_is() -> None:
