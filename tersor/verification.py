@@ -337,8 +337,6 @@ def _compare(name: str, found: Deviation | None, recorded: Deviation | None, pro
 def _worse(found: OutputDeviation, recorded: OutputDeviation | None, allowance: float) -> str:
     if recorded is None:
         return f"output {found.name!r} was not measured"
-    if not found.finite and recorded.finite:
-        return f"output {found.name!r} is not finite"
     slack: Mapping[str, tuple[float, Callable[[OutputDeviation], float]]] = {
         "cosine distance": (_DIRECTION_SHARE * allowance, lambda output: output.cosine_distance),
         "relative distance": (allowance, lambda output: output.relative_l2),

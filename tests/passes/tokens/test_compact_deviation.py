@@ -100,7 +100,9 @@ def test_a_spoiled_compact_output_is_seen_and_spoiled_padding_is_not(
     assert not reference.compare_outputs([spoiled]).finite
 
 
-@pytest.mark.parametrize("index", [torch.full((2, 6), 99), torch.zeros(2, 5, dtype=torch.int64)])
+@pytest.mark.parametrize(
+    "index", [torch.full((2, 6), 99), torch.full((2, 6), -1), torch.zeros(2, 5, dtype=torch.int64)]
+)
 def test_an_index_that_fits_neither_output_leaves_nothing_to_compare(
     captured: Captured, index: Tensor
 ) -> None:
