@@ -208,6 +208,8 @@ def gated() -> Iterator[str]:
     [
         (Traits(Role.MOVES, content=("y",)), "speak of y; it takes no such argument"),
         (Traits(Role.MOVES, content=("x",), index="at"), "speak of at; it takes no such argument"),
+        (Traits(Role.MOVES, content=("x",), dim="axis"), "speak of axis; it takes no such argument"),
+        (Traits(Role.MOVES, content=("x",), onto="base"), "speak of base; it takes no such argument"),
         (Traits(attends=Attends(window="near")), "speak of near; it takes no such argument"),
         (Traits(Role.ATTENDS, content=("index", "x")), "do not name its first three operands"),
         (Traits(attends=Attends(lines_up={"x": (Dim.QUERIES, Dim.KEYS)})), "without a batch in front"),
