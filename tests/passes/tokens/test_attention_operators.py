@@ -34,6 +34,8 @@ ATTENTION = DIALECT["attention"]
 POSITIONS = {"query_positions": "rows", "key_positions": "columns"}
 RENAMED = {"mask": "bias", "padding": "real", **POSITIONS}
 OPERANDS = "Tensor? bias=None, Tensor? real=None, Tensor? rows=None, Tensor? columns=None"
+GROUPS = torch.arange(7)[None] % 3
+TOGETHER = (GROUPS[:, :, None] == GROUPS[:, None, :])[:, None]
 WITHOUT_MASK = "Tensor? real=None, Tensor? rows=None, Tensor? columns=None"
 
 
@@ -190,6 +192,20 @@ def test_a_mask_of_another_name_weighs_keys(declare: Declare) -> None:
         assert_equal(dropped(own, spec), dropped(plain, spec), config)
 
 
+def test_weights_of_keys_join_a_mask_of_another_name(declare: Declare) -> None:
+    name = declare(f"{OPERANDS}, *, float scale", Attends(**RENAMED, harmless=("scale",)), renamed)
+    config = Config(layers=3, dynamic=False)
+
+    def masked(g: Builder, node: fx.Node) -> fx.Node:
+        return g.op("attention", *node.args[:3], g.weight("mask", TOGETHER), scale=arguments(node)["scale"])
+
+    plain = rewritten(build(config), masked)
+    own = spelled(plain, name, bias="mask", scale="scale")
+    inputs = inputs_of(plain, config, batch=2, tokens=7)
+    found, expected = (dropped(p, "method=tome,layers=0").run(inputs) for p in (own, plain))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
 def without_mask(declare: Declare) -> str:
     attends = Attends(padding="real", **POSITIONS, harmless=("scale",))
     return declare(f"{WITHOUT_MASK}, *, float scale", attends, renamed)
@@ -282,10 +298,6 @@ def test_what_traits_leave_out_is_refused_at_the_site_and_behind_it(declare: Dec
             f"the traits of {name} do not say what its near and past_only mean for tokens"
         )
         assert "declare that where the operator is defined" in reason
-
-
-GROUPS = torch.arange(7)[None] % 3
-TOGETHER = (GROUPS[:, :, None] == GROUPS[:, None, :])[:, None]
 
 
 def grouped(declare: Declare, attends: Attends) -> tuple[Program, Program, Config]:
