@@ -85,14 +85,12 @@ class _Reads(Located):
     Attributes:
         runs: the tokens that a value holds along its token dims, in order.
         blurred: values that hold tokens of which the positions are lost, and perhaps the dims.
-        counts: how many tokens values hold.
     """
 
     def __init__(self, stack: Layers) -> None:
         super().__init__(TokenAxis(), stack.end, stack.token_dim)
         self.runs = {stack.end: Run.whole(stack.tokens)}
         self.blurred: set[fx.Node] = set()
-        self.counts = {expression(stack.tokens)}
         self.found_reads: list[Read] = []
 
     def step(self, program: Program, node: fx.Node) -> None:
@@ -118,7 +116,7 @@ class _Reads(Located):
         if len(sources) == 1 and len(self.dims(sources[0])) == 1 and sources[0] not in self.blurred:
             if packet in _REDUCTIONS:
                 return NONE
-            if packet in _PRODUCTS and not any(map(self._may_hold, _value(node).shape)):
+            if packet in _PRODUCTS and not self._may_hold(node, sources[0]):
                 return NONE
         self.blurred.add(node)
         if packet in _IN_PLACE:
@@ -156,7 +154,6 @@ class _Reads(Located):
             if self.runs[value] == Run.whole(_value(value).shape[dim]):
                 result = _value(node)
                 size = (result if isinstance(result, torch.Tensor) else result[0]).shape[dim]
-                self.counts.add(expression(size))
                 self.runs[node] = Run.whole(size)
                 return
         self.blurred.add(node)
@@ -225,9 +222,11 @@ class _Reads(Located):
                 )
         return dim in dims and source not in self.blurred
 
-    def _may_hold(self, size: Any) -> bool:
-        size = expression(size)
-        return size in self.counts or any(size.free_symbols & count.free_symbols for count in self.counts)
+    def _may_hold(self, product: fx.Node, source: fx.Node) -> bool:
+        """Whether the token dim of ``source`` may be a dim of ``product`` too: a product's dims are its operands'."""
+        (dim,) = self.dims(source)
+        size = _value(source).shape[dim]
+        return any(same_size(size, own) for own in _value(product).shape)
 
     def _piece(self, node: fx.Node, split: fx.Node) -> bool:
         """Whether ``node`` is a part of tokens that were split by position, and its reading is noted."""
@@ -264,7 +263,6 @@ class _Reads(Located):
             raise NotTokenwise(by, "reads tokens between positions that are counted from opposite ends")
         self.found_reads.append(Read(by, *around))
         self.found[node] = self.dims(source)
-        self.counts.add(expression(_value(node).shape[dim]))
         if self.fold(source) is None and len(self.dims(source)) == 1:
             self.runs[node] = run
         else:
@@ -350,10 +348,8 @@ def _within(position: Any, size: Any) -> Any:
 
 
 def _numbers(program: Program, index: fx.Node) -> list[int] | None:
-    """Every position that a constant index holds, perhaps more; None where it is computed."""
+    """The positions that a constant index holds; None where it is computed."""
     held = origin(index)
-    while getattr(held.target, "overloadpacket", None) in (aten.slice, aten.select):
-        held = origin(held.args[0])  # type: ignore[arg-type]
     if any(node.op == "placeholder" for node in sources_of([held])):
         return None
     values = evaluate(program, [held], {})[held]

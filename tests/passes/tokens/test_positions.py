@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import hypothesis.strategies as st
+import pytest
 import torch
 from hypothesis import assume, given, settings
-from token_streams import BATCH, TOKENS, WIDTH, graph_of
+from token_streams import BATCH, TOKENS, WIDTH, Case, call, graph_of
 from torch import Tensor, fx
 
 from tersor.ir.analyses.layers import Layer, Layers
@@ -127,3 +128,100 @@ def test_tokens_that_may_be_dropped_change_places_unnoticed(
 
 def _chosen(value: Tensor) -> Tensor:
     return value.flatten().sort().values
+
+
+def protected(head: Case, dynamic: bool) -> tuple[int, int]:
+    """Tokens at each end that hold every one that ``head`` reads by position."""
+    program, stream, _ = graph_of(head, dynamic)
+    layer = Layer(0, (), program.find("x"), stream, stream, "")
+    reads = positions_read(program, Layers((layer,), (stream,), (), 1))
+    return max((read.ahead for read in reads), default=0), max((read.behind for read in reads), default=0)
+
+
+def then(*cases: Case) -> Case:
+    def written(g: Builder, x: fx.Node) -> fx.Node:
+        for case in cases:
+            x = case(g, x)
+        return x
+
+    return written
+
+
+def select(dim: int, index: int) -> Case:
+    return call(aten.select.int, dim, index)
+
+
+def tokens(start: int, stop: int) -> Case:
+    return call(aten.slice.Tensor, 1, start, stop)
+
+
+def product(equation: str) -> Case:
+    return lambda g, x: g.call(aten.einsum.default, equation, [x, g.weight("w", torch.randn(WIDTH, 5))])
+
+
+def at(*places: Tensor | None) -> Case:
+    """Entries by a table for each dim, which may be one of truth values for several dims."""
+    return lambda g, x: g.call(
+        aten.index.Tensor, x, [place if place is None else g.weight("places", place) for place in places]
+    )
+
+
+def part_of_a_table(g: Builder, x: fx.Node) -> fx.Node:
+    table = g.weight("places", torch.tensor([0, 1, 2, 3]))
+    return g.call(aten.index_select.default, x, 1, g.call(aten.slice.Tensor, table, 0, 1, 3))
+
+
+folded = call(aten.reshape.default, [-1, WIDTH])
+transposed = call(aten.transpose.int, 1, 2)
+whole_rows = torch.ones(BATCH, TOKENS, dtype=torch.bool)
+channels = torch.zeros(BATCH, WIDTH, dtype=torch.bool).index_fill(1, torch.tensor(3), True)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(
+    ("head", "ends"),
+    [
+        # One token beside many is broadcast to them: token 2 is still at place 2.
+        (then(lambda g, x: g.call(aten.add.Tensor, x, tokens(0, 1)(g, x)), select(1, 2)), (3, 0)),
+        # In another order, and yet no dim but theirs holds tokens.
+        (then(call(aten.flip.default, [1]), select(2, 0)), (0, 0)),
+        (then(call(aten.roll.default, [1], [1]), select(2, 0)), (0, 0)),
+        # Entry 0 of a sum over all tokens is no token.
+        (then(transposed, lambda g, x: g.call(aten.einsum.default, "...f->...", [x]), select(1, 0)), (0, 0)),
+        # A table of truth values for two dims moves those behind it by two.
+        (then(transposed, at(channels, torch.tensor([1]))), (2, 0)),
+        # Of the places in a table, those that are taken from it.
+        (then(part_of_a_table, select(1, 0)), (3, 0)),
+    ],
+    ids=["broadcast", "flip", "roll", "sum", "truth values", "part of a table"],
+)  # fmt: skip
+def test_no_more_is_protected_than_is_read(head: Case, ends: tuple[int, int], dynamic: bool) -> None:
+    assert protected(head, dynamic) == ends
+
+
+def test_a_start_before_the_first_entry_is_the_first_entry() -> None:
+    """Of the tokens 1 to 4, token 1 is read."""
+    assert protected(then(tokens(1, TOKENS), tokens(-99, 4), select(1, 0)), dynamic=False) == (2, 1)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        # Entry 7 is token 1 of row 1.
+        (then(folded, select(0, TOKENS + 1)), "folded together"),
+        # Two neighbours in one entry.
+        (
+            then(lambda g, x: g.call(aten.add.Tensor, tokens(1, 3)(g, x), tokens(0, 2)(g, x)), select(1, 0)),
+            "was not followed",
+        ),
+        # Equations without their result, whose last dim is the tokens, and rows folded with them.
+        (then(product("bte,ef"), select(2, 0)), "was not followed"),
+        (then(folded, product("te,ef"), select(1, TOKENS + 1)), "was not followed"),
+        (at(whole_rows), "not known before the model runs"),
+    ],
+    ids=["folded", "neighbours", "product", "folded product", "truth values"],
+)
+def test_what_cannot_be_followed_is_refused_where_it_is_read(head: Case, reason: str, dynamic: bool) -> None:
+    with pytest.raises(NotTokenwise, match=reason):
+        protected(head, dynamic)
