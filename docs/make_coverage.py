@@ -22,7 +22,8 @@ Small random models of each architecture, captured without example inputs where 
 "Attention" is the number of `tersor.attention` nodes over the number of attention layers that the configuration
 states.  Both deviations are the largest difference from the untouched model on inputs of another batch
 ({BATCH}) and other lengths ({", ".join(map(str, LENGTHS))} tokens, padded), padding left out: of the Program run by
-PyTorch, and of ONNX Runtime on CPU.  0 means equal to the last bit.
+PyTorch, and of the portable ONNX file that clean-up and export make of it, run by ONNX Runtime on CPU.  0 means equal
+to the last bit.
 
 | Architecture | Kind | Attention | Dynamic | Program | ONNX | Fails because |
 |---|---|---|---|---|---|---|
