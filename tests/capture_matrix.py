@@ -74,7 +74,7 @@ def measure(architecture: Architecture, onnx: bool) -> Row:
         cleaned, _ = run(program, [])
         differences = {
             "the ONNX file": largest_difference(expected, run_as_file(cleaned, inputs), inputs),
-            "ONNX Runtime's own operators": largest_difference(
+            "a session with ONNX Runtime's own operators": largest_difference(
                 expected, find_target("onnx").lower(cleaned, ops="ort").run(inputs), inputs
             ),
         }
