@@ -43,18 +43,17 @@ def solve_flops(
     full = program.analysis(cost).at(**sizes).flops
     trial = fix_sizes(program, sizes)
     without_choosing = forecast(program, chosen, sizes)
+    choosing = _foretold_choosing(program, trial, chosen, without_choosing, share, least_keep, rewrite)
     tried: dict[int, float] = {}
     best = (float("inf"), least_keep)
     results: dict[int, Program] = {}
     while len(tried) < _STEPS:
-        choosing = _line([(k, found - without_choosing(k)) for k, found in tried.items()][-2:])
         keep = _largest(partial(_fits, share, without_choosing, choosing), least_keep)
         if keep in tried:
             break
-        # What choosing costs changes little with what is kept, so the second try is as a rule the last: it is made
-        # on the Program itself, the others where sizes are numbers.
-        reduced = rewrite(program if len(tried) == 1 else trial, dict.fromkeys(chosen, keep))
-        if len(tried) == 1:
+        # The first try is as a rule the last: it is made on the Program itself, the others where sizes are numbers.
+        reduced = rewrite(trial if tried else program, dict.fromkeys(chosen, keep))
+        if not tried:
             results[keep] = reduced
         tried[keep] = cost(reduced).at(**(sizes if keep in results else {})).flops / full
         error = abs(tried[keep] - share)
@@ -66,6 +65,7 @@ def solve_flops(
                 f"flops={share:g} is out of reach at layers {'+'.join(map(str, chosen))}: keeping {keep / 10:g}% of "
                 f"the tokens there still costs {tried[keep]:.3f}; name earlier layers"
             )
+        choosing = _line([(k, found - without_choosing(k)) for k, found in tried.items()][-2:])
     keep = best[1]
     return results[keep] if keep in results else rewrite(program, dict.fromkeys(chosen, keep))
 
@@ -87,14 +87,35 @@ def forecast(program: Program, chosen: Collection[int], sizes: dict[str, int]) -
     return lambda keep: sum(flops * (keep / 1000) ** power for power, flops in by_power.items()) / total
 
 
+def _foretold_choosing(
+    program: Program,
+    trial: Program,
+    chosen: Collection[int],
+    without_choosing: Share,
+    share: float,
+    least_keep: int,
+    rewrite: Callable[[Program, dict[int, int]], Program],
+) -> Share:
+    """The share of its FLOPs that choosing adds, from what it costs at the first site alone.
+
+    Methods compare tokens in pairs, so choosing at a later site costs the square of the share that is left there.
+
+    Args:
+        trial: ``program`` at its example's sizes.
+    """
+    sizes, first = program.sizes(), min(chosen)
+    keep = _largest(partial(_fits, share, without_choosing, lambda _: 0.0), least_keep)
+    full, reduced = (cost(p).at().flops for p in (trial, rewrite(trial, {first: keep})))
+    once = reduced / full - forecast(program, [first], sizes)(keep)
+    return lambda kept: once * sum((kept / 1000) ** (2 * site) for site in range(len(chosen)))
+
+
 def _fits(share: float, without_choosing: Share, choosing: Share, keep: int) -> bool:
     return without_choosing(keep) + choosing(keep) <= share
 
 
 def _line(points: list[tuple[int, float]]) -> Share:
-    """The straight line through up to two points; level where there is one, zero where there is none."""
-    if not points:
-        return lambda _: 0.0
+    """The straight line through up to two points; level where there is one."""
     (left, low), (right, high) = points[0], points[-1]
     slope = (high - low) / (right - left) if right != left else 0.0
     return lambda keep: low + slope * (keep - left)
