@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tersor.ir.analyses.real_tokens import real_tokens, take_real
-from tersor.ir.capture.check import ROUNDING
+from tersor.ir.analyses.rounding import rounding_allowances
 from tersor.ir.program import Program
 
 from .contract import KEPT_INDEX
@@ -34,8 +34,8 @@ class OutputDeviation:
         cosine_distance: mean of ``1 - cos`` over positions; of integer outputs the share that differs.
         relative_l2: ``|got - want| / |want|`` over the whole output.
         max_abs: largest absolute difference.
-        rounding: largest absolute difference over the largest magnitude and the dtype's allowance for reordered
-            sums; at most 1 when the outputs agree to rounding.
+        rounding: largest absolute difference over the largest magnitude and the allowance for reordered sums of the
+            coarsest dtype that the reference computes the output in; at most 1 when the outputs agree to rounding.
         kl: mean divergence of the predicted distribution from the reference's, in nats; logits only.
         top1_agreement: share of positions with the same most likely token; logits only.
         finite: whether every value is finite wherever the reference is.
@@ -113,6 +113,7 @@ class Reference:
     def _compared(self, outputs: Sequence[Outputs]) -> Deviation:
         compared: list[OutputDeviation] = []
         missing: list[str] = []
+        allowances = rounding_allowances(self.program)
         for spec in self.program.outputs:
             rows = [
                 _lined_up(spec.name, want, got, real.get(spec.name))
@@ -122,7 +123,8 @@ class Reference:
             if len(known) < len(rows):
                 missing.append(spec.name)
             else:
-                compared.append(_compare(spec.name, known, is_logits(self.program, spec.name)))
+                logits = is_logits(self.program, spec.name)
+                compared.append(_compare(spec.name, known, logits, allowances[spec.name]))
         return Deviation(tuple(compared), len(self.samples), tuple(missing))
 
     @property
@@ -207,7 +209,9 @@ def _chunks(rows: Tensor) -> tuple[Tensor, ...]:
     return torch.split(rows, max(1, _CHUNK // max(1, rows.shape[-1])))
 
 
-def _compare(name: str, rows: Iterable[tuple[Tensor, Tensor]], logits: bool) -> OutputDeviation:
+def _compare(
+    name: str, rows: Iterable[tuple[Tensor, Tensor]], logits: bool, allowance: float
+) -> OutputDeviation:
     parts = [
         _Sums.of(*chunk, logits)
         for want, got in rows
@@ -216,7 +220,6 @@ def _compare(name: str, rows: Iterable[tuple[Tensor, Tensor]], logits: bool) -> 
     count = sum(p.rows for p in parts) or 1
     scale = max((p.scale for p in parts), default=0.0)
     max_abs = max((p.max_abs for p in parts), default=0.0)
-    allowance = scale * max((p.allowance for p in parts), default=0.0)
     norm = math.sqrt(sum(p.norm_squared for p in parts))
     gap = math.sqrt(sum(p.gap_squared for p in parts))
     return OutputDeviation(
@@ -224,7 +227,7 @@ def _compare(name: str, rows: Iterable[tuple[Tensor, Tensor]], logits: bool) -> 
         cosine_distance=sum(p.cosine_distance for p in parts) / count,
         relative_l2=_ratio(gap, norm),
         max_abs=max_abs,
-        rounding=_ratio(max_abs, allowance),
+        rounding=_ratio(max_abs, scale * allowance),
         kl=sum(p.kl for p in parts) / count if logits else None,
         top1_agreement=sum(p.agreeing for p in parts) / count if logits else None,
         finite=all(p.finite for p in parts),
@@ -247,7 +250,6 @@ class _Sums:
     gap_squared: float
     max_abs: float
     scale: float
-    allowance: float
     kl: float
     agreeing: float
     finite: bool
@@ -255,9 +257,8 @@ class _Sums:
     @staticmethod
     def of(want: Tensor, got: Tensor, logits: bool) -> _Sums:
         # Logits are hundreds of megabytes: every sweep over them that is left out here is seen in the compile time.
-        allowance = ROUNDING.get(want.dtype, 0.0)
         if torch.equal(want, got):
-            return _Sums._of_equal(want, allowance, logits)
+            return _Sums._of_equal(want, logits)
         exact = not want.is_floating_point()
         agreeing = float(_same_top(want, got).sum()) if logits else 0.0
         plain = _within(want, _FILLER) and _within(got, _FILLER)
@@ -293,14 +294,13 @@ class _Sums:
             gap_squared=float(torch.linalg.vecdot(gap, gap).sum()),
             max_abs=_magnitude(gap),
             scale=_magnitude(kept_want),
-            allowance=allowance,
             kl=kl,
             agreeing=agreeing,
             finite=finite,
         )
 
     @staticmethod
-    def _of_equal(values: Tensor, allowance: float, logits: bool) -> _Sums:
+    def _of_equal(values: Tensor, logits: bool) -> _Sums:
         # The common case of exact passes, without the dozen sweeps that a difference takes.
         known = values.double()
         if not _within(values, _FILLER):
@@ -312,7 +312,6 @@ class _Sums:
             gap_squared=0.0,
             max_abs=0.0,
             scale=_magnitude(known),
-            allowance=allowance,
             kl=0.0,
             agreeing=float(values.shape[0]) if logits else 0.0,
             finite=True,

@@ -16,9 +16,9 @@ from .calibration import batches_hash, load_batches
 from .certificate import changed_files, read_certificate
 from .ir import archive
 from .ir.analyses.cost import Totals
+from .ir.analyses.rounding import rounding_allowances
 from .ir.archive import weights_hash
 from .ir.capture import capture
-from .ir.capture.check import ROUNDING
 from .ir.capture.sources import find_source
 from .ir.errors import (
     ArtifactError,
@@ -321,11 +321,10 @@ def _compare(name: str, found: Deviation | None, recorded: Deviation | None, pro
     if recorded is None or found is None:
         return Check(name, found is recorded, "the certificate holds no measurement")
     told = f"deviates by {found.overall:.6g}, certified {recorded.overall:.6g}"
-    dtypes = {spec.name: spec.dtype for spec in program.outputs}
+    allowances = rounding_allowances(program)
     before = {output.name: output for output in recorded.outputs}
     for output in found.outputs:
-        allowance = ROUNDING.get(dtypes.get(output.name), 0.0)  # type: ignore[arg-type]
-        worse = _worse(output, before.get(output.name), allowance)
+        worse = _worse(output, before.get(output.name), allowances.get(output.name, 0.0))
         if worse:
             return Check(name, False, f"{told}; {worse}")
     missing = sorted(set(found.not_compared) - set(recorded.not_compared))

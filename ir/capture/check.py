@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ..analyses.real_tokens import real_tokens, take_real
+from ..analyses.rounding import rounding_allowances
 from ..errors import CaptureError
 from ..program import Program
 from ..structure import Structure
 from .dims import resized
 
-# Largest difference that reordered sums may leave, relative to the largest magnitude of what differs.
-ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+# Epsilons that are left where terms near one cancel.
 _CANCELLED = 8
 
 
@@ -70,13 +70,14 @@ def _compare(program: Program, inputs: Mapping[str, Tensor], result: Any) -> flo
     # What a model computes at padding is nobody's result: a row that sees nothing is a mean in one kernel and zero
     # in another.
     real = real_tokens(program, bound)
+    allowances = rounding_allowances(program)
     for spec, want, got in zip(program.outputs, Structure.flatten(result), actual, strict=True):
         # The model's own result may have another shape, which no mask fits.
         if want.shape == got.shape:
             want, got = (take_real(value, real.get(spec.name)) for value in (want, got))
         difference, scale = _difference(want, got)
         worst = max(worst, difference)
-        if not _is_rounding(difference, scale, want.dtype):
+        if not _is_rounding(difference, scale, want.dtype, allowances[spec.name]):
             raise CaptureError(
                 f"output {spec.name!r} of the captured graph differs from the model by {difference:.3g} (where they "
                 f"differ, its values reach {scale:.3g}) on inputs {sizes}: the model's result depends on state, chance "
@@ -86,13 +87,17 @@ def _compare(program: Program, inputs: Mapping[str, Tensor], result: Any) -> flo
     return worst
 
 
-def _is_rounding(difference: float, scale: float, dtype: torch.dtype) -> bool:
-    """Whether reordered sums explain a difference; where terms near one cancel, they leave some epsilons."""
+def _is_rounding(difference: float, scale: float, dtype: torch.dtype, allowance: float) -> bool:
+    """Whether reordered sums explain a difference in an output of ``dtype``.
+
+    Where terms near one cancel, they leave some epsilons: those of ``dtype``.  Of a coarser one that the output was
+    computed in, they would be more than most probabilities are.
+    """
     if difference == 0.0:
         return True
     if not math.isfinite(difference):
         return False
-    return difference <= ROUNDING.get(dtype, 0.0) * scale + _CANCELLED * torch.finfo(dtype).eps
+    return difference <= allowance * scale + _CANCELLED * torch.finfo(dtype).eps
 
 
 def _difference(want: Tensor, got: Tensor) -> tuple[float, float]:

@@ -160,3 +160,41 @@ def test_a_reference_with_nan_knows_it() -> None:
     name = "layers.0.mlp.up.weight"
     spoiled = replace(program, weights={**program.weights, name: program.weights[name] * math.nan})
     assert not Reference(spoiled, [program.example_inputs]).finite
+
+
+class Mixed(nn.Module):
+    """Computed in one dtype, returned in another."""
+
+    def __init__(self, body: torch.dtype, returned: torch.dtype) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8).to(body)
+        self.body, self.returned = body, returned
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.to(self.body)).to(self.returned)
+
+
+@pytest.mark.parametrize("returned", [torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("body", "share"),
+    [(torch.bfloat16, 1e-1), (torch.float16, 2e-2), (torch.float32, 2e-4), (torch.float64, 1e-9)],
+    ids=str,
+)
+def test_rounding_goes_by_the_coarsest_dtype_and_hides_nothing_larger(
+    body: torch.dtype, returned: torch.dtype, share: float
+) -> None:
+    share = max(share, {torch.float16: 2e-2, torch.float32: 2e-4, torch.float64: 1e-9}[returned])
+    program = capture(Mixed(body, returned), torch.randn(2, 7, 8))
+    reference = Reference(program, [program.example_inputs])
+    want = reference.outputs[0]["output"].double()
+    largest = float(want.abs().max())
+
+    def is_rounding(part: float) -> bool:
+        """With one entry off by some part of the share that rounding has."""
+        got = want.clone()
+        got[1, 3, 5] += part * share * largest
+        return reference.compare_outputs([{"output": got}]).is_rounding
+
+    assert is_rounding(0.9)
+    assert not is_rounding(1.1)
+    assert not is_rounding(20)

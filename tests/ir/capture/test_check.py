@@ -89,3 +89,52 @@ def test_a_difference_is_rounding_up_to_a_small_part_of_the_values() -> None:
     capture(Exported(lambda x: x * 1e-4), {"x": x})
     with pytest.raises(CaptureError, match="differs from the model"):
         capture(Exported(lambda x: x * 4e-4), {"x": x})
+
+
+class Mixed(nn.Module):
+    """Computed in one dtype and returned in another; ``share`` is added of it where it is not exported."""
+
+    def __init__(self, body: torch.dtype, returned: torch.dtype, share: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8).to(body)
+        self.body, self.returned, self.share = body, returned, share
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x.to(self.body)).to(self.returned)
+        return y if torch.compiler.is_exporting() else y + y * self.share
+
+
+@pytest.mark.parametrize(
+    ("body", "returned", "rounding", "error"),
+    [
+        (torch.float32, torch.float64, 1e-4, 1e-3),
+        (torch.float16, torch.float32, 1e-2, 3e-2),
+        (torch.float32, torch.float32, 1e-4, 1e-3),
+        (torch.float64, torch.float32, 1e-4, 1e-3),
+    ],
+    ids=str,
+)
+def test_rounding_goes_by_the_coarsest_dtype_on_the_way(
+    body: torch.dtype, returned: torch.dtype, rounding: float, error: float
+) -> None:
+    given = {"x": torch.randn(2, 9, 8)}
+    capture(Mixed(body, returned, rounding), given)
+    with pytest.raises(CaptureError, match="differs from the model"):
+        capture(Mixed(body, returned, error), given)
+
+
+def test_a_model_in_single_precision_may_return_double() -> None:
+    layer = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True, norm_first=True)
+    body = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+    model = nn.Sequential(body, nn.Softmax(-1)).eval()
+    model[1].forward = lambda x: torch.softmax(x, -1, dtype=torch.float64)  # type: ignore[method-assign]
+    assert 0 < (capture(model, {"input": torch.randn(2, 20, 64)}).facts.deviation or 0) < 1e-6
+
+
+def test_small_values_of_a_model_in_half_precision_are_compared() -> None:
+    """By the epsilons of half precision that a sum of larger terms may leave, they would be nothing."""
+    model = Mixed(torch.float16, torch.float32, 3e-2)
+    for parameter in model.parameters():
+        parameter.data *= 1e-3
+    with pytest.raises(CaptureError, match="differs from the model"):
+        capture(model, {"x": torch.randn(2, 9, 8)})
