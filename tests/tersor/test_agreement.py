@@ -176,3 +176,28 @@ def test_whichever_of_two_equals_rounding_favours(sign: float) -> None:
     program = capture(Tied(), torch.ones(4, 2))
     inputs = {"x": sign * torch.arange(1.0, 9.0)[:, None].expand(8, 2)}
     check_agreement(Altered(program, _some_rows(lambda t: t.roll(1, -1))), program, [inputs], "test")
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_lone_tie_may_always_fall_the_other_way(sign: float, seed: int) -> None:
+    """The Program's own choice is one side: a move of its weights that favours it too shows nothing."""
+    model = Tied()
+    noise = torch.Generator().manual_seed(seed)
+    model.rows.data = torch.randn(2, 8 + seed, generator=noise)
+    program = capture(model, torch.ones(4, 2))
+    first, second = program.weights["rows"]
+    other = lambda t: torch.where((t == first).all(-1, keepdim=True), second, first)  # noqa: E731
+    check_agreement(Altered(program, other), program, [{"x": sign * torch.ones(1, 2)}], "test")
+
+
+@pytest.mark.parametrize(("part", "passes"), [(0.0, True), (0.1, True), (1.0, False)])
+def test_of_an_output_of_zeros_not_every_difference_is_a_choice(part: float, passes: bool) -> None:
+    program = capture(Responds(shift=0.0), torch.randn(4, 8))
+    altered = Altered(program, lambda t: t + part)
+    assert not any(output.any() for output in program.run(program.example_inputs))
+    if passes:
+        check_agreement(altered, program, [program.example_inputs], "test")
+    else:
+        with pytest.raises(LoweringError, match="differs by"):
+            check_agreement(altered, program, [program.example_inputs], "test")
