@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 Place = tuple[str, int]
 
@@ -52,17 +53,47 @@ def guards_of(exported: ExportedProgram) -> list[Guard]:
     Raises:
         UnreadableGuard: a guard holds anything but arithmetic on sizes.  Nothing of it has been run.
     """
-    order = list(exported.graph_signature.user_inputs)
-    found = [_read(str(line), order) for line in getattr(exported, "_guards_code", None) or ()]
+    lines = [str(line) for line in getattr(exported, "_guards_code", None) or ()]
+    if not lines:
+        return []
+    inputs = _inputs_by_text(exported)
+    found = [_read(line, inputs) for line in lines]
     return [guard for guard in found if guard.places]
 
 
-def _read(line: str, order: list[Any]) -> Guard:
+def _inputs_by_text(exported: ExportedProgram) -> dict[str, str]:
+    """The placeholder of every input, by what a guard calls it: ``L['d']['x-y']`` is ``d_x_y``.
+
+    Names alone do not tell: the exporter writes them in small letters, with ``_`` for all that is no letter or digit,
+    and numbers those that are then equal.
+    """
+    order = [str(name) for name in exported.graph_signature.user_inputs]
+    found = {f"L['flat_args'][{index}]": name for index, name in enumerate(order)}
+    signature = exported.module_call_graph[0].signature
+    if exported.example_inputs is None or signature is None:
+        return found
+    arguments = list(signature.forward_arg_names or ())
+    paths, _ = pytree.tree_flatten_with_path(exported.example_inputs)
+    spread: dict[str, str] = {}
+    for (path, _leaf), name in zip(paths, order, strict=True):
+        place, rest = path[1], pytree.keystr(path[2:])
+        if isinstance(place, pytree.MappingKey):
+            found[f"L[{place.key!r}]{rest}"] = name
+        elif isinstance(place, pytree.SequenceKey) and place.idx < len(arguments):
+            argument = arguments[place.idx]
+            found[f"L[{argument!r}]{rest}"] = name
+            # Of ``*xs`` the signature has the names xs_0, xs_1; guards have ``L['xs'][0]``.
+            if several := re.fullmatch(r"(.+)_(\d+)", argument):
+                spread[f"L[{several[1]!r}][{several[2]}]{rest}"] = name
+    return spread | found
+
+
+def _read(line: str, inputs: Mapping[str, str]) -> Guard:
     try:
         tree = ast.parse(line.strip(), mode="eval")
     except (SyntaxError, RecursionError, MemoryError) as error:
         raise UnreadableGuard(line) from error
-    reader = _Sizes(line, order)
+    reader = _Sizes(line, inputs)
     body = reader.visit(tree.body)
     if reader.ignored:
         return Guard(line, (), lambda: True)
@@ -92,8 +123,8 @@ def _read(line: str, order: list[Any]) -> Guard:
 class _Sizes(ast.NodeTransformer):
     """Puts a variable where a guard reads a size, and refuses all that is no arithmetic."""
 
-    def __init__(self, line: str, order: list[Any]) -> None:
-        self.line, self.order = line, order
+    def __init__(self, line: str, inputs: Mapping[str, str]) -> None:
+        self.line, self.inputs = line, inputs
         self.names: dict[Place, str] = {}
         self.ignored = False
 
@@ -147,16 +178,11 @@ class _Sizes(ast.NodeTransformer):
         return ast.Name(variable, ast.Load())
 
     def _input(self, node: ast.AST) -> str:
-        """The placeholder that ``L['d']['a']`` stands for: ``d_a``."""
-        keys: list[Any] = []
-        while isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
-            keys.insert(0, node.slice.value)
-            node = node.value
-        if not isinstance(node, ast.Name) or node.id != "L" or not keys:
+        """The placeholder that ``L['d']['a']`` stands for."""
+        name = self.inputs.get(ast.unparse(node))
+        if name is None:
             raise UnreadableGuard(self.line)
-        if keys[0] == "flat_args" and len(keys) == 2 and keys[1] in range(len(self.order)):
-            return str(self.order[keys[1]])
-        return "_".join(str(key) for key in keys)
+        return name
 
 
 def _plain_text(line: str) -> str:

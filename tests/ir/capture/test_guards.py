@@ -204,3 +204,33 @@ def test_a_size_that_becomes_a_number_is_fixed_and_noted(number):
     program = capture(Number(), {"x": torch.randn(2, 10, 4)})
     assert program.inputs[0].shape == ("batch", 10, 4)
     assert "dim 1 of 'x' is fixed at 10" in program.notes["capture"][0]
+
+
+class Named(nn.Module):
+    """Keys that are no names, and two inputs whose joined names are one."""
+
+    def forward(self, b: dict[str, Tensor], b_c: Tensor) -> Tensor:
+        x = b["x-y"] * 2 if b["x-y"].shape[1] < 30 else b["x-y"]
+        return x.sum() + b["c"].sum() + (b_c * 3 if b_c.shape[1] > 5 else b_c)
+
+
+def test_conditions_of_an_archive_are_those_of_the_inputs_whatever_their_keys(tmp_path):
+    inputs = ({"c": torch.randn(2, 3, 4), "x-y": torch.randn(2, 12, 4)}, torch.randn(2, 9, 4))
+    exported = torch.export.export(Named(), inputs, dynamic_shapes=({"c": FREE, "x-y": FREE}, FREE))
+    torch.export.save(exported, tmp_path / "model.pt2")
+    program = capture(tmp_path / "model.pt2")
+    assert not program.notes
+    c, xy, after = (program.ranges[spec.shape[1]] for spec in program.inputs)
+    assert (c, xy, after) == ((1, None), (1, 29), (6, None))
+    assert all(dim.isidentifier() for dim in program.ranges)
+
+
+def test_an_input_in_capitals_varies():
+    class Capital(nn.Module):
+        def forward(self, X: Tensor) -> Tensor:
+            return X * 2 if X.shape[1] < 30 else X
+
+    program = capture(Capital(), {"X": torch.randn(2, 12, 4)})
+    assert program.inputs[0].shape == ("batch", "tokens", 4)
+    assert program.ranges["tokens"] == (1, 29)
+    assert not program.notes
