@@ -18,6 +18,7 @@ from ..shapes import expression
 from .dims import Dims, dynamic_dims
 from .export import convert
 from .guards import UnreadableGuard, guards_of
+from .inline import refuse_regions
 from .outputs import structure_of
 from .pt2_members import safe_copy
 
@@ -58,6 +59,7 @@ def import_archive(exported: ExportedProgram, facts: ModelFacts) -> tuple[Progra
             f"{facts.source} holds a condition on its inputs that is no arithmetic on sizes, running it could run any "
             f"code: {str(error)[:200]}"
         ) from error
+    refuse_regions(exported.graph_module, facts.source)
     module = _module(exported, facts.source)
 
     def call(**values: Tensor) -> Any:

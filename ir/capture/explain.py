@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
 import torch
-from torch import nn
+from torch import fx, nn
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in .*\n\s*(.*)')
 
 
 def locate(error: BaseException, model: nn.Module) -> str:
@@ -26,6 +29,29 @@ def locate(error: BaseException, model: nn.Module) -> str:
     lines = [text for text in str(error).strip().splitlines() if text.strip()]
     reason = lines[0].strip().rstrip(".") if lines else type(error).__name__
     return f"{reason}, raised{module_text}{place}" if module_text or place else reason
+
+
+def innermost(error: BaseException, model: nn.Module) -> nn.Module | None:
+    """The module of ``model`` in which ``error`` was raised."""
+    held = {id(module) for module in model.modules()}
+    owners = [frame.f_locals.get("self") for frame, _ in _frames(error)]
+    return next((owner for owner in reversed(owners) if id(owner) in held), None)
+
+
+def place_of(node: fx.Node) -> str:
+    """`` at FILE:LINE (code)`` for the user's line that made an exported node; nothing where it is not known."""
+    frames = [match.groups() for match in _FRAME.finditer(str(node.meta.get("stack_trace", "")))]
+    own = [frame for frame in frames if not is_foreign(frame[0])]
+    return f" at {own[-1][0]}:{own[-1][1]} ({own[-1][2].strip()})" if own else ""
+
+
+def layer_of(node: fx.Node) -> str:
+    """The path of the module that an exported node is of; empty for the model itself."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return ""
+    path, _ = list(stack.values())[-1]
+    return str(path)
 
 
 def is_foreign(file: str) -> bool:

@@ -20,10 +20,11 @@ from ..program import ModelFacts, Program, TensorSpec
 from ..shapes import SymbolTable, expression, size_text
 from ..structure import Structure
 from .conditions import Conditions, conditions_of, intersect
-from .explain import locate
+from .explain import innermost, layer_of, locate
 from .functional import InPlaceError, make_functional
-from .inline import inline_regions
+from .inline import inline_regions, refuse_regions
 from .outputs import flat_outputs, structure_of
+from .sources import SCRIPTED
 from .writes import constants_guarded, explain_writes
 
 aten = torch.ops.aten
@@ -70,11 +71,18 @@ def export_program(request: Request) -> Program:
                 )
         except Exception as error:
             raise CaptureError(
-                f"cannot capture {type(model).__name__}: {locate(error, model)}. Control flow and sizes that depend on "
-                "tensor values cannot be traced: replace them by torch.where or by fixed sizes, or pass dynamic={} "
-                "when only changing sizes stand in the way"
+                f"cannot capture {type(model).__name__}: {locate(error, model)}. {_way_out(error, model)}"
             ) from error
     return convert(exported, request.structure, inputs, request.dynamic, request.facts, request.may_fix)
+
+
+def _way_out(error: Exception, model: nn.Module) -> str:
+    if isinstance(innermost(error, model), torch.jit.ScriptModule):
+        return f"{SCRIPTED}: put the nn.Module that it was made of in its place"
+    return (
+        "Control flow and sizes that depend on tensor values cannot be traced: replace them by torch.where or by fixed "
+        "sizes, or pass dynamic={} when only changing sizes stand in the way"
+    )
 
 
 def run_model(
@@ -111,7 +119,14 @@ def convert(
     facts: ModelFacts,
     may_fix: bool = True,
 ) -> Program:
-    """``program_of``, with PyTorch's own functionalization where writes through several views need it."""
+    """``program_of``, with PyTorch's own functionalization where vmap or writes through several views need it.
+
+    Raises:
+        CaptureError: the graph cannot be a Program; the message names the operator and what to do.
+    """
+    refuse_regions(exported.graph_module, facts.family)
+    if any(_is_level(node) for node in exported.graph.nodes):
+        exported = _without_levels(exported, facts.family)
     try:
         return program_of(exported, structure, example_inputs, dynamic, facts, may_fix)
     except InPlaceError as error:
@@ -120,6 +135,22 @@ def convert(
         except Exception:
             raise error from None
         return program_of(functional, structure, example_inputs, dynamic, facts, may_fix)
+
+
+def _is_level(node: fx.Node) -> bool:
+    """Whether a node begins or ends what the exporter leaves of ``torch.vmap`` and the like."""
+    return getattr(node.target, "__module__", None) == "torch._functorch.predispatch"
+
+
+def _without_levels(exported: ExportedProgram, family: str) -> ExportedProgram:
+    try:
+        return exported.run_decompositions({})
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise CaptureError(
+            f"cannot capture {family}: PyTorch cannot resolve its torch.vmap or torch.func ({text[:300]}): write it "
+            "with operators on whole tensors"
+        ) from error
 
 
 def program_of(
@@ -167,7 +198,7 @@ def program_of(
         else:
             new = graph.node_copy(node, lambda n: mapping[n])
         new.meta = {k: v for k, v in node.meta.items() if k in ("val", "stack_trace")}
-        new.meta["layer"] = _layer(node)
+        new.meta["layer"] = layer_of(node)
         mapping[node] = new
     inline_regions(graph, exported.graph_module)
     make_functional(graph)
@@ -277,11 +308,3 @@ def retrace(
                 "the dims of that name separate names, or pass dynamic={} to fix all sizes"
             )
     return table.names, bounds
-
-
-def _layer(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return ""
-    path, _ = list(stack.values())[-1]
-    return str(path)

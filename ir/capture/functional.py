@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from ..errors import CaptureError
-from .writes import place_of
+from .explain import place_of
 
 aten = torch.ops.aten
 

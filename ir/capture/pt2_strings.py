@@ -25,7 +25,15 @@ _PLAIN_TEXT = re.compile(r"[\w .,:;/@+*=<>()\[\]-]*")
 _GUARD = re.compile(r"[\w .,()\[\]'+*/%<>=!&|~^-]*")
 _NUMBER_WORDS = {"Infinity", "-Infinity", "NaN"}
 _OPERATOR = re.compile(r"torch\.ops\.(\w+)\.(\w+)\.(\w+)")
-_CONTROL_FLOW = {"cond", "while_loop"}
+# Refused once they are read, with the line that calls them: nothing runs before that.
+_CONTROL_FLOW = {"cond", "while_loop", "map_impl", "scan"}
+_VMAP = {
+    f"torch._functorch.predispatch.{name}"
+    for name in (
+        "lazy_load_decompositions", "_vmap_increment_nesting", "_vmap_decrement_nesting", "_add_batch_dim",
+        "_remove_batch_dim",
+    )
+}  # fmt: skip
 
 _FUNCTIONS = {
     "Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Mod", "Max", "Min", "Abs", "And", "Or", "Not",
@@ -91,13 +99,15 @@ def guard(text: str) -> str:
 
 
 def operator(text: str) -> str:
-    """An operator of the IR, in place or not, a region of it, or arithmetic on sizes."""
+    """An operator of the IR, in place or not, a region of it, a step of vmap, or arithmetic on sizes."""
     region = text.removeprefix("torch.ops.higher_order.")
     if region != text:
         if region in TRANSPARENT | _CONTROL_FLOW:
             return text
         raise ValueError(f"it calls {_short(text)}, a higher-order operator that Tersor does not run")
     match = _OPERATOR.fullmatch(text)
+    if text in _VMAP:
+        return text
     if match is None:
         try:
             find_target(

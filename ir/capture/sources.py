@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.export import ExportedProgram
 
 from ..errors import InputError
 from ..program import ModelFacts
 from .huggingface import config_of, is_huggingface
+
+SCRIPTED = "TorchScript modules, of torch.jit.script, trace or load, are not captured"
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,10 @@ def find_source(model_or_path: Any) -> Source:
 
 
 def _of_module(model: nn.Module, source: str, tokenizer_files: dict[str, str] | None = None) -> Source:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            f"{source or 'the model'} is a {type(model).__name__}. {SCRIPTED}: give the nn.Module that it was made of"
+        )
     config = config_of(model)
     route = "module"
     if is_huggingface(model):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -30,19 +30,19 @@ def inference_state(model: nn.Module) -> Iterator[None]:
     buffers = [_values(module) for module in found.modules]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     detect = getattr(transformer, _DETECT, None)
-    try:
+    # Each is put back, whatever happens when another is.
+    with ExitStack() as stack:
+        for module, values in zip(found.modules, buffers, strict=True):
+            for name, (buffer, before) in values.items():
+                stack.callback(_put_back, module, name, buffer, before)
+        stack.callback(found.restore)
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
         if detect is not None:
+            stack.callback(setattr, transformer, _DETECT, detect)
             setattr(transformer, _DETECT, lambda mask, is_causal=None, size=None: is_causal is True)
         model.eval()
         torch.backends.mha.set_fastpath_enabled(False)
         yield
-    finally:
-        if detect is not None:
-            setattr(transformer, _DETECT, detect)
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-        found.restore()
-        for module, values in zip(found.modules, buffers, strict=True):
-            _put_back(module, values)
 
 
 class Snapshot:
@@ -115,9 +115,15 @@ def _values(module: nn.Module) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _put_back(module: nn.Module, values: dict[str, tuple[Any, Any]]) -> None:
-    for name, (buffer, before) in values.items():
-        if before is not None:
-            module._buffers[name] = buffer
-            if not torch.equal(buffer, before):
-                buffer.copy_(before)
+def _put_back(module: nn.Module, name: str, buffer: Any, before: Any) -> None:
+    if before is not None:
+        module._buffers[name] = buffer
+        if not _equal(buffer, before):
+            buffer.copy_(before)
+
+
+def _equal(left: Tensor, right: Tensor) -> bool:
+    try:
+        return torch.equal(left, right)
+    except (NotImplementedError, RuntimeError):
+        return False  # Sparse tensors and those without values cannot be compared.

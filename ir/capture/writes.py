@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
+from torch._ops import HigherOrderOperator
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ..errors import CaptureError
-from .explain import is_foreign, locate
+from .explain import locate, place_of
+from .inline import call_of, way_out
 
-_FRAME = re.compile(r'File "([^"]+)", line (\d+), in .*\n\s*(.*)')
 _MEND = (
     "a Program is a function of its inputs. Compute a new tensor in place of the write, or make the state an input and "
     "an output of forward"
@@ -57,7 +59,7 @@ def explain_writes(
             notes.append(
                 f"the model writes to its input {inputs[name]!r}; the Program leaves the caller's tensor as it is"
             )
-        elif tensors[name].untyped_storage().data_ptr() in read:
+        elif _has_storage(tensors[name]) and tensors[name].untyped_storage().data_ptr() in read:
             raise CaptureError(
                 f"cannot capture {family}: it writes to {name!r}{place_of(written)} and what it returns depends on "
                 f"what {name!r} held before, so that every call changes the next; {_MEND}"
@@ -69,33 +71,34 @@ def explain_writes(
     return notes
 
 
-def place_of(node: Any) -> str:
-    """`` at FILE:LINE (code)`` for the user's line that made an exported node; nothing where it is not known."""
-    frames = [match.groups() for match in _FRAME.finditer(str(node.meta.get("stack_trace", "")))]
-    own = [frame for frame in frames if not is_foreign(frame[0])]
-    return f" at {own[-1][0]}:{own[-1][1]} ({own[-1][2].strip()})" if own else ""
-
-
 @contextmanager
 def constants_guarded(model: nn.Module) -> Iterator[None]:
     """Within the block, a write to a parameter of ``model`` is a CaptureError, before anything is written.
 
-    So is one to a tensor that is an attribute and no buffer: the exporter takes both for constants.
+    So is one to a tensor that is an attribute and no buffer: the exporter takes both for constants.  And so is what no
+    Program can hold: a sparse weight, and an operator that calls Python functions, such as ``torch.cond``.
     """
     guard = _Guard(model)
     try:
-        with guard:
+        # A function that is compiled under the guard would be left uncompiled ever after, torch.cond's own too.
+        with torch.compiler.set_stance("force_eager"), guard:
             yield
     except Exception as error:
-        if guard.written is None:
+        if not guard.way_out:
             raise
         raise CaptureError(
-            f"cannot capture {type(model).__name__}: {locate(error, model)}; {_MEND}"
+            f"cannot capture {type(model).__name__}: {locate(error, model)}; {guard.way_out}"
         ) from error
 
 
 class _Guard(TorchDispatchMode):
-    """Raises where an operator is about to write to a parameter or attribute, and keeps its name."""
+    """Raises where an operator is about to write to a parameter or attribute, reads a sparse one or calls functions.
+
+    Attributes:
+        way_out: what to do about the operator that was refused; empty until one is.
+    """
+
+    supports_higher_order_operators = True
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -106,12 +109,23 @@ class _Guard(TorchDispatchMode):
         self._names = {
             value.untyped_storage().data_ptr(): name
             for name, value in held
-            if isinstance(value, Tensor) and not is_lazy(value) and value.numel()
+            if isinstance(value, Tensor) and not is_lazy(value) and _has_storage(value) and value.numel()
         }
-        self.written: str | None = None
+        held += [(f"the buffer {name!r}", value) for name, value in model.named_buffers()]
+        self._sparse = {
+            id(value): name for name, value in held if isinstance(value, Tensor) and not _has_storage(value)
+        }
+        self.way_out = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            self.way_out = way_out(func)
+            raise CaptureError(call_of(func))
+        for value in tree_leaves((args, kwargs)) if self._sparse else ():
+            if id(value) in self._sparse:
+                self.way_out = "a Program holds dense weights: store it dense, as .to_dense() gives it"
+                raise CaptureError(f"{self._sparse[id(value)]} is sparse ({value.layout})")
         if func._schema.is_mutable:
             for argument, value in [*zip(func._schema.arguments, args, strict=False), *_named(func, kwargs)]:
                 if argument.is_write and isinstance(value, Tensor):
@@ -119,10 +133,15 @@ class _Guard(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _check(self, value: Tensor) -> None:
-        name = self._names.get(value.untyped_storage().data_ptr())
+        name = self._names.get(value.untyped_storage().data_ptr()) if _has_storage(value) else None
         if name is not None:
-            self.written = name
+            self.way_out = _MEND
             raise CaptureError(f"it writes to {name}")
+
+
+def _has_storage(value: Tensor) -> bool:
+    """Whether ``value`` lies in one piece of memory; a sparse tensor is several tensors."""
+    return value.layout is torch.strided
 
 
 def _named(func: Any, kwargs: Mapping[str, Any]) -> list[tuple[Any, Any]]:

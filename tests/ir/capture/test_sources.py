@@ -201,3 +201,9 @@ def test_a_zip_of_something_else_is_one_error(tmp_path):
         file.writestr("hello.txt", "hello")
     with pytest.raises(InputError, match=r"holds no models/model.json"):
         capture(path)
+
+
+@pytest.mark.parametrize("make", [torch.jit.script, lambda model: torch.jit.trace(model, torch.ones(2, 4))])
+def test_a_torchscript_module_is_refused_with_what_to_give_instead(make):
+    with pytest.raises(InputError, match=r"TorchScript modules.* are not captured: give the nn\.Module"):
+        capture(make(nn.Linear(4, 4)), {"input": torch.randn(2, 4)})

@@ -281,3 +281,17 @@ def test_parameters_that_the_first_call_makes_are_captured() -> None:
     program = capture(model, {"input": torch.randn(2, 5)})
     x = torch.randn(4, 5)
     torch.testing.assert_close(program(x), model(x))
+
+
+def test_a_function_that_the_model_compiles_is_compiled_after_the_capture_too() -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model = State(torch.compile(lambda m, x: x * m.running + 1, backend=backend)).eval()
+    capture(model, {"x": torch.randn(2, 5, 4)})
+    graphs.clear()
+    model(torch.randn(2, 5, 4))
+    assert graphs
