@@ -74,6 +74,7 @@ def facts(program: Program, sizes: dict[str, int]) -> dict[str, Any]:
         "inputs": [_spec(spec) for spec in program.inputs],
         "outputs": [_spec(spec) for spec in program.outputs],
         "dimensions": {name: {"low": low, "high": high} for name, (low, high) in program.ranges.items()},
+        "notes": [str(note) for note in program.notes.get("capture", ())],
         "layers": [
             {
                 "index": layer.index,
@@ -159,6 +160,7 @@ def _text(data: dict[str, Any]) -> Group:
         f"{data['family']}, captured as {data['captured_by']}",
         f"  inputs   {signature(data['inputs'])}",
         f"  outputs  {signature(data['outputs'])}",
+        *(f"  note: {note}" for note in data["notes"]),
         "",
         f"{len(data['layers'])} layers",
     ]

@@ -136,6 +136,20 @@ def test_a_family_of_ones_own_is_listed_and_inspected_like_any(tersor: Any, mode
     assert entry["reason"] == "nothing here can be fused"
 
 
+def test_inspect_says_which_sizes_were_fixed_and_why(tersor: Any, tmp_path: Path) -> None:
+    class Groups(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows, tokens, width = x.shape
+            return x.reshape(rows, tokens // 4, 4, width).sum(2)
+
+    free = {0: torch.export.Dim.AUTO, 1: 4 * torch.export.Dim("groups")}
+    exported = torch.export.export(Groups(), (torch.randn(2, 12, 16),), dynamic_shapes=(free,))
+    torch.export.save(exported, tmp_path / "groups.pt2")
+    (note,) = tersor("inspect", tmp_path / "groups.pt2", "--json").json["notes"]
+    assert note.startswith("dim 1 of 'x' is fixed at 12: the model branches on ")
+    assert "note: dim 1 of 'x' is fixed at 12" in tersor("inspect", tmp_path / "groups.pt2").stdout
+
+
 def test_inspect_says_why_a_family_is_illegal(
     tersor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
