@@ -20,6 +20,7 @@ def bind_inputs(
     ranges: Mapping[str, tuple[int, int | None]],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
+    least: Mapping[str, str] | None = None,
 ) -> dict[str, Tensor]:
     """Match positional and named arguments, or one mapping such as a tokenizer's result, to ``specs``.
 
@@ -27,6 +28,7 @@ def bind_inputs(
 
     Args:
         ranges: smallest and largest size of every dimension that may vary.
+        least: why a dimension may be no smaller, where the model itself takes less.
 
     Raises:
         InputError: an input is missing, unknown, given twice, no numbers, of the wrong dtype, or of a size that is not
@@ -40,7 +42,7 @@ def bind_inputs(
         if value.dtype.is_floating_point != spec.dtype.is_floating_point:
             raise InputError(f"input {spec.name!r} is {value.dtype}, the program takes {spec.dtype}")
         bound[spec.name] = value.to(spec.dtype)
-    _check_sizes(specs, ranges, bound)
+    _check_sizes(specs, ranges, bound, least or {})
     return bound
 
 
@@ -83,7 +85,10 @@ def _tensor(spec: TensorSpec, value: Any) -> Tensor:
 
 
 def _check_sizes(
-    specs: Sequence[TensorSpec], ranges: Mapping[str, tuple[int, int | None]], bound: Mapping[str, Tensor]
+    specs: Sequence[TensorSpec],
+    ranges: Mapping[str, tuple[int, int | None]],
+    bound: Mapping[str, Tensor],
+    least: Mapping[str, str],
 ) -> None:
     sizes: dict[str, tuple[int, str]] = {}
     for spec in specs:
@@ -102,6 +107,10 @@ def _check_sizes(
                 )
     for name, (size, where) in sizes.items():
         low, high = ranges.get(name, (0, None))
+        if size < low and name in least:
+            raise InputError(
+                f"input {where!r} has {name} = {size}; {low} to {high or 'any'} are taken: {least[name]}"
+            )
         if size < low or (high is not None and size > high):
             raise InputError(f"input {where!r} has {name} = {size}; the model takes {low} to {high or 'any'}")
 

@@ -95,7 +95,7 @@ class Program:
 
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Match call arguments to input names and check them; see :func:`bind_inputs`."""
-        return bind_inputs(self.inputs, self.ranges, args, kwargs)
+        return bind_inputs(self.inputs, self.ranges, args, kwargs, self.notes.get("least"))
 
     def sizes(self, inputs: Mapping[str, Tensor] | None = None) -> dict[str, int]:
         """The size of every named dimension in ``inputs``, in the example where none are given."""

@@ -99,7 +99,11 @@ class _Pipeline:
             program, step, reference = self._apply(instance, program, reference)
             steps.append(replace(step, seconds=time.perf_counter() - started))
         final = self.original.compare_outputs(reference.outputs)
-        notes = tuple(map(str, program.notes.get("capture", ())))
+        least = program.notes.get("least", {})
+        notes = (
+            *map(str, program.notes.get("capture", ())),
+            *(f"{name}: {why}" for name, why in least.items()),
+        )
         return program, Report(tuple(steps), self.sizes, len(self.original.samples), final, notes)
 
     def _apply(

@@ -21,11 +21,13 @@ class Session:
         executable: what runs.
         structure: the nesting of the model's output.
         ranges: smallest and largest size of every dimension that may vary.
+        least: why a dimension may be no smaller, where the model itself takes less.
     """
 
     executable: Executable
     structure: Structure
     ranges: Mapping[str, tuple[int, int | None]]
+    least: Mapping[str, str] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on positional or named inputs, or on one mapping such as a tokenizer's result.
@@ -44,4 +46,4 @@ class Session:
 
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Match arguments to input names and check them."""
-        return bind_inputs(self.executable.inputs, self.ranges, args, kwargs)
+        return bind_inputs(self.executable.inputs, self.ranges, args, kwargs, self.least)

@@ -116,7 +116,7 @@ def optimize_model(
         calibrated=bool(batches),
         imports=_outside_modules(instances),
     )
-    session = Session(executable, rewritten.structure, rewritten.ranges)
+    session = Session(executable, rewritten.structure, rewritten.ranges, rewritten.notes.get("least"))
     return OptimizedModel(session, manifest, report, samples, program=rewritten, source=source)
 
 

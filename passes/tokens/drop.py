@@ -158,9 +158,7 @@ class TokenDrop(Pass):
         full = stack[min(keep)].after_attention
         if outputs is not None:
             leave_compact(work, cut, outputs, full)
-        work.ranges = _at_least(
-            work, full.meta["val"].shape[cut.token_dim], protection.prefix + protection.last
-        )
+        _require_protected(work, full.meta["val"].shape[cut.token_dim], protection)
         work.notes.setdefault("token-drop", []).append(_note(self, work, keep, cut))
         return work.finished()
 
@@ -233,13 +231,23 @@ def _named(node: fx.Node, reason: str | None) -> Refusal | None:
     return Refusal(reason, node.name) if reason else None
 
 
-def _at_least(program: Program, size: Size, tokens: int) -> dict[str, tuple[int, int | None]]:
-    """The ranges of the dimensions: a sequence is at least as long as the tokens that always stay."""
+def _require_protected(program: Program, size: Size, protection: Protection) -> None:
+    """Let a sequence be at least as long as the tokens that always stay, and note why.
+
+    A count that is right for shorter ones as well needs a maximum, and names the count before it twice: after six
+    layers such sizes take sympy half a minute.
+    """
     name = program.symbols.get(str(expression(size)))
     if name is None:
-        return program.ranges
-    low, high = program.ranges.get(name, (1, None))
-    return program.ranges | {name: (max(low, tokens), high)}
+        return
+    (low, high), tokens = program.ranges.get(name, (1, None)), protection.prefix + protection.last
+    if tokens <= low:
+        return
+    program.ranges = program.ranges | {name: (tokens, high)}
+    program.notes.setdefault("least", {})[name] = (
+        f"token-drop always keeps the first {protection.prefix} and the last {protection.last} tokens, so inputs have "
+        f"{tokens} or more, where the model takes {low}; its options prefix and last lower that"
+    )
 
 
 def _note(drop: TokenDrop, program: Program, keep: dict[int, int], cut: Cut) -> dict[str, Any]:

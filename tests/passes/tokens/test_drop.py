@@ -15,9 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tersor.ir.dialect import DIALECT, is_dialect
+from tersor.ir.errors import InputError
 from tersor.ir.program import GraphInterpreter, Program
 from tersor.ir.verifier import verify
 from tersor.passes.contract import Refusal
+from tersor.passes.pipeline import run
 from tersor.passes.registry import find_methods
 from tersor.passes.spec import parse_spec
 from tersor.passes.tokens.method import TokenMethod
@@ -201,3 +203,14 @@ def test_notes_say_what_was_kept(captured: Captured, dropped: Drop) -> None:
     assert note["tokens"] == {"0": "9", "2": "5"}
     (note,) = dropped(captured("bert"), "token-drop:method=random,keep=0.5,layers=1").notes["token-drop"]
     assert "tokens" in note["tokens"]["1"], "a symbolic count is in the dimension's own name"
+
+
+def test_an_input_shorter_than_the_protected_tokens_is_refused_with_who_asks_for_more(
+    captured: Captured,
+) -> None:
+    program, report = run(captured("bert"), ["token-drop:method=norm,keep=0.6,layers=1"])
+    inputs = {name: value[:, :1] for name, value in program.example_inputs.items()}
+    why = "token-drop always keeps the first 1 and the last 1 tokens, so inputs have 2 or more"
+    with pytest.raises(InputError, match=f"tokens = 1; 2 to .* are taken: {why}.* prefix and last lower that"):
+        program(**inputs)
+    assert any(why in note for note in report.to_json()["notes"])
