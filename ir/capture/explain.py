@@ -41,7 +41,8 @@ def innermost(error: BaseException, model: nn.Module) -> nn.Module | None:
 def place_of(node: fx.Node) -> str:
     """`` at FILE:LINE (code)`` for the user's line that made an exported node; nothing where it is not known."""
     frames = [match.groups() for match in _FRAME.finditer(str(node.meta.get("stack_trace", "")))]
-    own = [frame for frame in frames if not is_foreign(frame[0])]
+    # Code that was made while tracing is in no file.
+    own = [frame for frame in frames if Path(frame[0]).is_file() and not is_foreign(frame[0])]
     return f" at {own[-1][0]}:{own[-1][1]} ({own[-1][2].strip()})" if own else ""
 
 

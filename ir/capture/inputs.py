@@ -50,7 +50,9 @@ def bind_example(model: nn.Module, given: Any) -> tuple[dict[str, Tensor], dict[
     elif isinstance(given, Sequence) and not isinstance(given, str):
         names = list(parameters)
         if len(given) > len(names):
-            raise InputError(f"{len(given)} inputs given, {_signature_text(model)} takes {len(names)}")
+            raise InputError(
+                f"{len(given)} inputs given, {_signature_text(model)} takes {len(names)}{_advice(model)}"
+            )
         values = dict(zip(names, given, strict=False))
     else:
         raise InputError(
@@ -59,7 +61,7 @@ def bind_example(model: nn.Module, given: Any) -> tuple[dict[str, Tensor], dict[
     takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values())
     unknown = [name for name in values if name not in parameters and not takes_any]
     if unknown:
-        raise InputError(f"{_signature_text(model)} has no input {unknown[0]!r}")
+        raise InputError(f"{_signature_text(model)} has no input {unknown[0]!r}{_advice(model)}")
     unwritable = [name for name in values if not name.isidentifier() or iskeyword(name)]
     if unwritable:
         raise InputError(
@@ -224,9 +226,21 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def _parameters(model: nn.Module) -> dict[str, inspect.Parameter]:
-    """Parameters of ``forward`` that can be given by name, in order."""
+    """Parameters of ``forward`` that have a name of their own, in order."""
     named = inspect.signature(model.forward).parameters
-    return {n: p for n, p in named.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return {n: p for n, p in named.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+
+
+def _advice(model: nn.Module) -> str:
+    """What to do where ``forward`` does not name its inputs; nothing where it does."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return ": give the model that it wraps, its .module"
+    kinds = {p.kind for p in inspect.signature(model.forward).parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return " by position: give a mapping of names to tensors"
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return " by name, and the others have none: wrap the model in a module whose forward names its inputs"
+    return ""
 
 
 def _signature_text(model: nn.Module) -> str:

@@ -1,13 +1,17 @@
-"""Inputs that a model's own configuration asks for."""
+"""Inputs that a model's own configuration asks for, and how given ones find their names."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from tersor.ir.capture import capture
 from tersor.ir.capture.dims import dynamic_dims
 from tersor.ir.capture.inputs import suggested_inputs
+from tersor.ir.errors import InputError
 
 
 def huggingface(config_name: str, model_name: str, **config: object) -> nn.Module:
@@ -83,3 +87,58 @@ def test_sizes_that_differ_have_names_of_their_own():
     assert dims["x"] == {0: "batch", 1: "tokens"}
     assert dims["memory"] == {0: "batch", 1: "memory_tokens"}
     assert dims["mask"] == {0: "tokens", 1: "memory_tokens"}
+
+
+class ByPosition(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, mask: Tensor, /, scale: float = 1.0) -> Tensor:
+        return self.linear(x) * mask * scale
+
+
+class Starred(ByPosition):
+    def forward(self, *args: Tensor) -> Tensor:  # type: ignore[override]
+        return self.linear(args[0])
+
+
+class Keywords(ByPosition):
+    def forward(self, **kwargs: Tensor) -> Tensor:  # type: ignore[override]
+        return self.linear(kwargs["x"])
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_inputs_that_are_taken_by_position_only_keep_their_names(by_name: bool) -> None:
+    model = ByPosition().eval()
+    values = {"x": torch.randn(2, 5, 4), "mask": torch.rand(2, 5, 1)}
+    given = values | {"scale": 2.0} if by_name else tuple(values.values())
+    program = capture(model, given)
+    assert [spec.name for spec in program.inputs] == ["x", "mask"]
+    assert program.inputs[0].shape == ("batch", "tokens", 4)
+    x, mask = torch.randn(3, 7, 4), torch.rand(3, 7, 1)
+    torch.testing.assert_close(program(x, mask), model(x, mask, 2.0 if by_name else 1.0))
+    assert "forward" not in vars(model)
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "advice"),
+    [
+        (Starred(), (torch.randn(2, 5, 4),), "wrap the model in a module whose forward names its inputs"),
+        (
+            Starred(),
+            {"x": torch.randn(2, 5, 4)},
+            "wrap the model in a module whose forward names its inputs",
+        ),
+        (Keywords(), (torch.randn(2, 5, 4),), "give a mapping of names to tensors"),
+        (
+            nn.DataParallel(ByPosition()),
+            (torch.randn(2, 5, 4),),
+            r"give the model that it wraps, its \.module",
+        ),
+    ],
+    ids=["args", "args by name", "kwargs", "data parallel"],
+)
+def test_a_forward_that_names_no_inputs_is_told_what_to_do(model: nn.Module, given: Any, advice: str) -> None:
+    with pytest.raises(InputError, match=advice):
+        capture(model, given)
