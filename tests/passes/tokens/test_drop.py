@@ -211,6 +211,8 @@ def test_an_input_shorter_than_the_protected_tokens_is_refused_with_who_asks_for
     program, report = run(captured("bert"), ["token-drop:method=norm,keep=0.6,layers=1"])
     inputs = {name: value[:, :1] for name, value in program.example_inputs.items()}
     why = "token-drop always keeps the first 1 and the last 1 tokens, so inputs have 2 or more"
-    with pytest.raises(InputError, match=f"tokens = 1; 2 to .* are taken: {why}.* prefix and last lower that"):
+    with pytest.raises(
+        InputError, match=f"tokens = 1; 2 to .* are taken: {why}.* prefix and last lower that"
+    ):
         program(**inputs)
     assert any(why in note for note in report.to_json()["notes"])
