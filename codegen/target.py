@@ -50,6 +50,22 @@ class Executable(ABC):
     def compute(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """What :meth:`run` returns, for inputs within their domains."""
 
+    def run_into(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """What :meth:`run` returns, with the results named in ``into`` written to the tensors given there.
+
+        Such a tensor may be an input too, of the same shape: a state that is kept between runs.
+        """
+        check_inputs(inputs, self.domains)
+        return self.compute_into(inputs, into)
+
+    def compute_into(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """What :meth:`run_into` does, for inputs within their domains; targets that can write in place do so."""
+        results = self.compute(inputs)
+        return tuple(
+            into[spec.name].copy_(result) if spec.name in into else result
+            for spec, result in zip(self.outputs, results, strict=True)
+        )
+
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write this target's own files into ``folder``, which exists."""

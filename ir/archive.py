@@ -21,6 +21,7 @@ from .graph_json import decode_graph, encode_graph
 from .inference import inference_of
 from .program import ModelFacts, Program, TensorSpec
 from .shapes import SymbolTable, dtype_text
+from .stepping import Stepping
 from .structure import Structure
 from .verifier import verify
 
@@ -107,11 +108,13 @@ def _header(program: Program, layouts: Mapping[str, list[int]], ties: Mapping[st
     return {
         "tersor": VERSION,
         "torch": torch.__version__,
-        "inputs": [_encode_spec(spec) for spec in program.inputs],
-        "outputs": [_encode_spec(spec) for spec in program.outputs],
+        "inputs": [spec.to_json() for spec in program.inputs],
+        "outputs": [spec.to_json() for spec in program.outputs],
         "structure": program.structure.to_json(),
         "ranges": {name: list(bounds) for name, bounds in program.ranges.items()},
         "domains": {name: list(bounds) for name, bounds in program.domains.items()},
+        "least": program.least,
+        "stepping": None if program.stepping is None else program.stepping.to_json(),
         "facts": asdict(program.facts),
         "notes": program.notes,
         "weights": list(program.weights),
@@ -123,7 +126,7 @@ def _header(program: Program, layouts: Mapping[str, list[int]], ties: Mapping[st
 
 
 def _program(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Program:
-    inputs = tuple(map(_decode_spec, header["inputs"]))
+    inputs = tuple(map(TensorSpec.from_json, header["inputs"]))
     examples = {k.removeprefix(_EXAMPLE): v for k, v in tensors.items() if k.startswith(_EXAMPLE)}
     weights = {
         name: _restored(tensors[_WEIGHT + name], header["layouts"].get(name))
@@ -139,7 +142,7 @@ def _program(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Progra
         graph=graph,
         weights=weights,
         inputs=inputs,
-        outputs=tuple(map(_decode_spec, header["outputs"])),
+        outputs=tuple(map(TensorSpec.from_json, header["outputs"])),
         structure=Structure.from_json(header["structure"]),
         symbols=table.names,
         ranges={
@@ -150,6 +153,8 @@ def _program(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Progra
         facts=ModelFacts(**{**facts, "unraised": tuple((name, why) for name, why in facts["unraised"])}),
         notes=dict(header["notes"]),
         domains=_decode_domains(header["domains"], inputs),
+        least={str(name): str(why) for name, why in header["least"].items()},
+        stepping=None if header["stepping"] is None else Stepping.from_json(header["stepping"]),
     )
 
 
@@ -241,10 +246,6 @@ def _replace(path: Path, write: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _encode_spec(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "shape": list(spec.shape), "dtype": str(spec.dtype).removeprefix("torch.")}
-
-
 def _decode_domains(
     data: Mapping[str, Any], inputs: Iterable[TensorSpec]
 ) -> dict[str, tuple[int | None, int | None]]:
@@ -254,11 +255,3 @@ def _decode_domains(
     for name, (low, high) in data.items():
         domains[name] = (None if low is None else int(low), None if high is None else int(high))
     return domains
-
-
-def _decode_spec(data: Mapping[str, Any]) -> TensorSpec:
-    dtype = getattr(torch, str(data["dtype"]), None)
-    shape = tuple(data["shape"])
-    if not isinstance(dtype, torch.dtype) or not all(isinstance(size, int | str) for size in shape):
-        raise ValueError(f"{data['name']!r} has no valid type")
-    return TensorSpec(str(data["name"]), shape, dtype)

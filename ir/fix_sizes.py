@@ -1,4 +1,4 @@
-"""A Program for one size of every dimension: what it computes is the same, and its shapes are numbers."""
+"""A Program for one size of some dimensions: what it computes is the same, and those shapes are numbers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from dataclasses import replace
 
 from torch import fx
 
+from .boundary import spec_of
 from .inference import inference_of
 from .program import Program, TensorSpec
 from .shapes import SymbolTable
 
+# Of free dimensions: far from sizes that are written into models.
+_HINT = 1021
+
 
 def fix_sizes(program: Program, sizes: Mapping[str, int]) -> Program:
-    """``program`` with every named dimension at its size in ``sizes``.
+    """``program`` with every dimension named in ``sizes`` at its size there; the others stay free.
 
-    Shapes that are numbers are inferred many times faster than expressions, which is what this is for.
+    Shapes that are numbers are inferred many times faster than expressions, and targets may choose by them.
 
     Raises:
         VerifierError: an operator rejects these sizes; the message names the node.
@@ -27,22 +31,24 @@ def fix_sizes(program: Program, sizes: Mapping[str, int]) -> Program:
     for node in list(fixed.graph.nodes):
         if node.op == "placeholder":
             spec = specs[str(node.target)]
-            node.meta["val"] = table.tensor([int(size) for size in spec.shape], spec.dtype)
+            free = [table.symbol(size, _HINT) if isinstance(size, str) else size for size in spec.shape]
+            node.meta["val"] = table.tensor(free, spec.dtype)
         elif node.op == "get_attr":
             node.meta["val"] = table.constant(fixed.weights[str(node.target)])
         elif node.op == "call_function":
             node.meta["val"] = infer(node)
             _replace_by_number(node)
-    results = next(iter(reversed(fixed.graph.nodes))).args[0]
+    results = fixed.output_node.args[0]
     outputs = tuple(
-        replace(spec, shape=tuple(int(size) for size in result.meta["val"].shape))
-        for spec, result in zip(program.outputs, results, strict=True)
+        spec_of(result, spec.name, table.names)
+        for spec, result in zip(program.outputs, results, strict=True)  # type: ignore[arg-type]
     )
-    return replace(fixed, inputs=tuple(specs.values()), outputs=outputs, symbols={}, ranges={})
+    ranges = {name: bounds for name, bounds in program.ranges.items() if name not in sizes}
+    return replace(fixed, inputs=tuple(specs.values()), outputs=outputs, symbols=table.names, ranges=ranges)
 
 
 def _fixed(spec: TensorSpec, sizes: Mapping[str, int]) -> TensorSpec:
-    return replace(spec, shape=tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape))
+    return replace(spec, shape=tuple(sizes.get(str(dim), dim) for dim in spec.shape))
 
 
 def replace_numbers(graph: fx.Graph) -> None:

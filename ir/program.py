@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from .binding import bind_inputs
+from .stepping import Stepping, run_in_steps
 from .structure import Structure
 
 
@@ -29,6 +30,26 @@ class TensorSpec:
     @property
     def dynamic(self) -> tuple[str, ...]:
         return tuple(dim for dim in self.shape if isinstance(dim, str))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> TensorSpec:
+        """What :meth:`to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        dtype = getattr(torch, str(data["dtype"]), None)
+        shape = tuple(data["shape"])
+        if not isinstance(dtype, torch.dtype) or not all(isinstance(size, int | str) for size in shape):
+            raise ValueError(f"{data['name']!r} has no valid type")
+        return TensorSpec(str(data["name"]), shape, dtype)
 
 
 @dataclass(frozen=True)
@@ -67,6 +88,11 @@ class Program:
     largest size (None where nothing bounds it).  ``domains`` maps an input of integers to the smallest and largest
     number for which the graph means what the model does; an input that is not in it may hold any.
 
+    ``least`` says why a dimension may be no smaller, where the model itself takes less.
+
+    With ``stepping`` it is a Program that is run in steps: inputs and outputs then hold its states too, which
+    ``structure`` leaves out, and a call with the caller's inputs alone drives it over whole rows.
+
     A Program is never changed in place: a rewrite works on ``program.edit()`` and returns that, ``finished()``.
     """
 
@@ -81,6 +107,8 @@ class Program:
     facts: ModelFacts = field(default_factory=ModelFacts)
     notes: dict[str, Any] = field(default_factory=dict)
     domains: dict[str, tuple[int | None, int | None]] = field(default_factory=dict)
+    least: dict[str, str] = field(default_factory=dict)
+    stepping: Stepping | None = None
     _analyses: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _analysed: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
 
@@ -89,23 +117,55 @@ class Program:
         return self.structure.pack(self.run(self.bind(*args, **kwargs)))
 
     def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Outputs as a flat tuple in the order of ``outputs``; ``inputs`` by name."""
+        """Outputs as a flat tuple in the order of ``outputs``; ``inputs`` by name.
+
+        Of a Program that is run in steps, the outputs without its states, for whole rows.
+        """
+        if self.stepping is not None:
+            return run_in_steps(self.stepping, self.inputs, self.outputs, self.step, inputs)
+        return self.step(inputs)
+
+    def step(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """One run of the graph, every input given and every output returned."""
         with torch.no_grad():
             return GraphInterpreter(self).run(*(inputs[spec.name] for spec in self.inputs))  # type: ignore[no-any-return]
 
+    @property
+    def called_with(self) -> tuple[TensorSpec, ...]:
+        """The inputs that a caller gives: all but what drives a Program that is run in steps."""
+        driven = self.stepping.driven if self.stepping is not None else ()
+        return tuple(spec for spec in self.inputs if spec.name not in driven)
+
+    @property
+    def returned(self) -> tuple[TensorSpec, ...]:
+        """The outputs that a caller gets: all but states."""
+        states = self.stepping.results if self.stepping is not None else ()
+        return tuple(spec for spec in self.outputs if spec.name not in states)
+
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Match call arguments to input names and check them; see :func:`bind_inputs`."""
-        return bind_inputs(self.inputs, self.ranges, args, kwargs, self.notes.get("least"))
+        return bind_inputs(self.called_with, self.ranges, args, kwargs, self.least)
 
     def sizes(self, inputs: Mapping[str, Tensor] | None = None) -> dict[str, int]:
         """The size of every named dimension in ``inputs``, in the example where none are given."""
         inputs = self.example_inputs if inputs is None else inputs
         return {
             dim: int(size)
-            for spec in self.inputs
+            for spec in self.called_with
             for dim, size in zip(spec.shape, inputs[spec.name].shape, strict=True)
             if isinstance(dim, str)
         }
+
+    def step_sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """``sizes`` with those that no caller gives: what they are in one step over whole rows."""
+        if self.stepping is None:
+            return dict(sizes)
+        specs = {spec.name: spec for spec in self.inputs}
+        tokens = specs[self.stepping.ids].shape[1]
+        count = sizes[tokens] if isinstance(tokens, str) else tokens
+        wanted = specs[self.stepping.wanted].shape[1]
+        driven = (wanted, *(slots.capacity for slots in self.stepping.slots))
+        return {**{str(name): count for name in driven}, **sizes}
 
     def edit(self) -> Program:
         """A copy whose graph may be changed; weights are shared until replaced."""

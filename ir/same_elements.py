@@ -1,4 +1,4 @@
-"""Operators whose result holds the elements of their first operand and no others; packets, for every overload."""
+"""Operators whose result holds the elements of their first operand and no others, or none of them; as packets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ aten = ops.aten
 COPIES = (
     aten.to, aten._to_copy, aten.type_as, aten.clone, aten.contiguous, aten.detach, aten.alias, aten.lift_fresh,
     aten.lift_fresh_copy,
+)  # fmt: skip
+# None of its elements: they read the shape of their first operand alone.
+SHAPE_ONLY = (
+    aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.new_zeros, aten.new_ones, aten.new_full,
+    aten.new_empty,
 )  # fmt: skip
 # In another shape or order, perhaps several times.
 MOVES = (

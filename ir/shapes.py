@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import sympy
@@ -11,6 +13,7 @@ from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental import _config as config
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from .errors import VerifierError
@@ -71,13 +74,17 @@ def fake_call(node: fx.Node) -> Any:
     """What ``node`` returns for the fake values of its operands; call inside the program's fake mode."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
     try:
-        # Without the Python dispatcher some operators (baddbmm) refuse symbolic sizes.
-        with enable_python_dispatcher():
+        # Without the Python dispatcher some operators (baddbmm) refuse symbolic sizes.  A size that is computed, such
+        # as how many tokens stay, may be 1 for the sizes of the example: that is no fact of all sizes.
+        # What torch prints of a failure is in the error.
+        oblivious = config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+        with redirect_stderr(StringIO()), enable_python_dispatcher(), oblivious:
             return node.target(*args, **kwargs)  # type: ignore[operator]
     except Exception as error:
         where = node.meta.get("layer", "")
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise VerifierError(
-            f"{node.name} ({node.target}{', in ' + where if where else ''}) rejects its operands: {error}; "
+            f"{node.name} ({node.target}{', in ' + where if where else ''}) rejects its operands: {reason}; "
             f"operands {[describe(a) for a in args]}"
         ) from error
 
@@ -94,7 +101,7 @@ def same_size(left: Size, right: Size) -> bool:
     return bool(sympy.simplify(expression(left) - expression(right)) == 0)
 
 
-def size_text(size: Size, symbols: dict[str, str]) -> str:
+def size_text(size: Size, symbols: Mapping[str, str]) -> str:
     """A size with the program's own dimension names, such as ``batch`` or ``(7*tokens + 9)//10``."""
     expr = expression(size)
     named = expr.xreplace(

@@ -73,6 +73,11 @@ def _boundary(program: Program) -> Iterator[str]:
     names = [spec.name for spec in program.inputs]
     if placeholders != names:
         yield f"placeholders {placeholders} are not the inputs {names}"
+    if program.stepping is not None:
+        unknown = program.stepping.driven - set(names)
+        unknown |= program.stepping.results - {spec.name for spec in program.outputs}
+        if unknown:
+            yield f"it is driven by {', '.join(sorted(unknown))}, which it does not have"
     environment = fake_mode(program).shape_env
     if environment is None:
         return
@@ -123,8 +128,10 @@ def _outputs_match(program: Program, node: fx.Node) -> str | None:
         return "the output is not a flat tuple of nodes"
     if len(results) != len(program.outputs):
         return f"{len(results)} results, but {len(program.outputs)} outputs are declared"
-    if len(program.structure.names()) != len(results):
-        return f"{len(results)} results, but the structure has {len(program.structure.names())} tensors"
+    if len(program.structure.names()) != len(program.returned):
+        return (
+            f"{len(program.returned)} results, but the structure has {len(program.structure.names())} tensors"
+        )
     pairs = zip(program.outputs, results, strict=True)
     return next((why for spec, r in pairs if (why := _differs(program, spec, r))), None)
 

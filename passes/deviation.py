@@ -114,7 +114,7 @@ class Reference:
         compared: list[OutputDeviation] = []
         missing: list[str] = []
         allowances = rounding_allowances(self.program)
-        for spec in self.program.outputs:
+        for spec in self.program.returned:
             rows = [
                 _lined_up(spec.name, want, got, real.get(spec.name))
                 for want, got, real in zip(self.outputs, outputs, self._real, strict=True)
@@ -161,7 +161,7 @@ def is_logits(program: Program, output: str) -> bool:
 
 
 def _named_outputs(program: Program, sample: Inputs) -> dict[str, Tensor]:
-    return dict(zip((spec.name for spec in program.outputs), program.run(sample), strict=True))
+    return dict(zip((spec.name for spec in program.returned), program.run(sample), strict=True))
 
 
 def _lined_up(name: str, want: Outputs, got: Outputs, real: Tensor | None) -> tuple[Tensor, Tensor] | None:

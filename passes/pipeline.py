@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from tersor.ir.errors import InputError, PromiseError, RefusedError, VerifierError
+from tersor.ir.other_sizes import verify_other_sizes
 from tersor.ir.program import Program
 from tersor.ir.verifier import verify
 
@@ -99,10 +100,9 @@ class _Pipeline:
             program, step, reference = self._apply(instance, program, reference)
             steps.append(replace(step, seconds=time.perf_counter() - started))
         final = self.original.compare_outputs(reference.outputs)
-        least = program.notes.get("least", {})
         notes = (
             *map(str, program.notes.get("capture", ())),
-            *(f"{name}: {why}" for name, why in least.items()),
+            *(f"{name}: {why}" for name, why in program.least.items()),
         )
         return program, Report(tuple(steps), self.sizes, len(self.original.samples), final, notes)
 
@@ -216,4 +216,5 @@ def _rewritten(instance: Pass, program: Program, sites: list[Site]) -> Program:
     cleanup = Cleanup()
     after = cleanup.rewrite(after, cleanup.legality(after))
     verify(after)
+    verify_other_sizes(after)
     return after

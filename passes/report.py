@@ -132,6 +132,7 @@ class Report:
 def totals_at(program: Program, sizes: Mapping[str, int]) -> Totals | None:
     """What ``program`` costs at these sizes of its dimensions; None where a size depends on data."""
     total = program.analysis(cost)
+    sizes = program.step_sizes(sizes)
     if set(total.dims) - sizes.keys():
         return None
     return total.at(**{name: sizes[name] for name in total.dims})  # type: ignore[no-any-return]

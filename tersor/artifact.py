@@ -18,6 +18,7 @@ from typing import Any
 from .agreement import measure
 from .calibration import Batch, save_batches
 from .certificate import changed_files, read_certificate, write_certificate
+from .codegen.stepped import called_whole
 from .codegen.target import Executable, find_target
 from .folders import MANIFEST, check_output, whole_folder
 from .ir import archive
@@ -57,7 +58,7 @@ def write(
         _write_json(folder / REPORT, report.to_json())
         _write_json(folder / MANIFEST, manifest.to_json(executable, report))
         # What is certified is what was saved, not what was in memory.
-        saved = find_target(manifest.target).executable.load(folder)
+        saved = called_whole(find_target(manifest.target).executable.load(folder), manifest.stepping)
         write_certificate(
             folder,
             source=source,
@@ -88,7 +89,7 @@ def read_session(folder: Path, manifest: Manifest, options: Mapping[str, Any]) -
     except InputError as error:
         raise ArtifactError(f"{folder / MANIFEST} is damaged ({error}): convert the model again") from error
     target, given = target_with_options(manifest.target, options)
-    executable = target.executable.load(folder, **given)
+    executable = called_whole(target.executable.load(folder, **given), manifest.stepping)
     leaves, outputs = len(manifest.structure.names()), len(executable.outputs)
     unbounded = {dim for spec in executable.inputs for dim in spec.dynamic} - set(manifest.ranges)
     if leaves != outputs or unbounded:
@@ -96,7 +97,7 @@ def read_session(folder: Path, manifest: Manifest, options: Mapping[str, Any]) -
         raise ArtifactError(
             f"{folder / MANIFEST} does not describe this artifact ({what}): convert the model again"
         )
-    return Session(executable, manifest.structure, manifest.ranges)
+    return Session(executable, manifest.structure, manifest.ranges, manifest.least)
 
 
 def read_saved_report(folder: Path) -> Report:

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from .codegen.stepped import called_whole
 from .codegen.target import Executable, Target, find_target
 from .ir.errors import InputError
 from .ir.program import Program
@@ -58,4 +59,4 @@ def lower(program: Program, name: str, options: Mapping[str, Any]) -> Executable
         LoweringError: the target has no form for an operator of the program.
     """
     target, given = target_with_options(name, options)
-    return target.lower(program, **given)
+    return called_whole(target.lower(program, **given), program.stepping)

@@ -13,6 +13,7 @@ from .codegen.target import Executable, target_names
 from .folders import KIND, MANIFEST
 from .ir.errors import ArtifactError, InputError
 from .ir.program import Program, TensorSpec
+from .ir.stepping import Stepping
 from .ir.structure import Structure
 from .json_shape import Each, check_shape
 from .passes.report import Report
@@ -26,6 +27,8 @@ _SHAPE = {
     "inputs": _SPECS,
     "outputs": _SPECS,
     "dimensions": Each([int | None]),
+    "least": Each(str),
+    "stepping": dict | None,
     "structure": dict,
 }
 
@@ -42,6 +45,8 @@ class Manifest:
     options: Mapping[str, Any]
     structure: Structure
     ranges: Mapping[str, tuple[int, int | None]]
+    least: Mapping[str, str]
+    stepping: Stepping | None
     calibrated: bool
     imports: tuple[str, ...] = ()
 
@@ -56,9 +61,11 @@ class Manifest:
             "passes": [step.spec for step in report.kept],
             "imports": list(self.imports),
             "calibrated": self.calibrated,
-            "inputs": _specs(interface.inputs),
-            "outputs": _specs(interface.outputs),
+            "inputs": _specs(interface.called_with if isinstance(interface, Program) else interface.inputs),
+            "outputs": _specs(interface.returned if isinstance(interface, Program) else interface.outputs),
             "dimensions": {name: list(bounds) for name, bounds in self.ranges.items()},
+            "least": dict(self.least),
+            "stepping": None if self.stepping is None else self.stepping.to_json(),
             "structure": self.structure.to_json(),
         }
 
@@ -102,12 +109,18 @@ def check_interface(folder: Path, executable: Executable, program: Program, repo
     the values are.
     """
     described = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    actual = replace(read_manifest(folder), structure=program.structure, ranges=program.ranges)
+    actual = replace(
+        read_manifest(folder),
+        structure=program.structure,
+        ranges=program.ranges,
+        least=program.least,
+        stepping=program.stepping,
+    )
     expected = json.loads(json.dumps(actual.to_json(program, report)))  # lists for tuples, as in the file
-    for key in ("inputs", "outputs", "dimensions", "structure", "passes"):
+    for key in ("inputs", "outputs", "dimensions", "least", "stepping", "structure", "passes"):
         if described.get(key) != expected[key]:
             return f"the manifest says otherwise than the Program and the report what its {key} should be"
-    if (executable.inputs, executable.outputs) != (program.inputs, program.outputs):
+    if (executable.inputs, executable.outputs) != (program.called_with, program.returned):
         return "the inputs and outputs of the target's files are not those of the Program"
     return ""
 
@@ -124,12 +137,12 @@ def _from_json(data: Mapping[str, Any]) -> Manifest:
         options=data["options"],
         structure=Structure.from_json(data["structure"]),
         ranges={name: (low, high) for name, (low, high) in data["dimensions"].items()},
+        least=data["least"],
+        stepping=None if data["stepping"] is None else Stepping.from_json(data["stepping"]),
         calibrated=data["calibrated"],
         imports=tuple(imports),
     )
 
 
 def _specs(values: Sequence[TensorSpec]) -> list[dict[str, Any]]:
-    return [
-        {"name": v.name, "shape": list(v.shape), "dtype": str(v.dtype).removeprefix("torch.")} for v in values
-    ]
+    return [value.to_json() for value in values]

@@ -113,10 +113,12 @@ def optimize_model(
         lowering,
         rewritten.structure,
         rewritten.ranges,
+        rewritten.least,
+        rewritten.stepping,
         calibrated=bool(batches),
         imports=_outside_modules(instances),
     )
-    session = Session(executable, rewritten.structure, rewritten.ranges, rewritten.notes.get("least"))
+    session = Session(executable, rewritten.structure, rewritten.ranges, rewritten.least)
     return OptimizedModel(session, manifest, report, samples, program=rewritten, source=source)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .calibration import Batch
+from .codegen.stepped import called_whole
 from .codegen.target import Executable, Target
 from .ir.program import Program
 from .runtime.paired import PairedTiming, time_pair
@@ -47,7 +48,7 @@ class Profit:
         for known, executable in self._lowered:
             if known is program:
                 return executable
-        executable = self.target.lower(program, **self.options)
+        executable = called_whole(self.target.lower(program, **self.options), program.stepping)
         # What follows is compared with one of these two: the pass is kept, or it is reverted.
         self._lowered = [*self._lowered[-1:], (program, executable)]
         return executable

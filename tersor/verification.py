@@ -250,6 +250,7 @@ def _compare_interface(program: Program, rewritten: Program) -> Check:
     values: dict[str, tuple[Any, Any]] = {
         "inputs": (program.inputs, rewritten.inputs),
         "dimensions": (program.ranges, rewritten.ranges),
+        "reasons for dimensions": (program.least, rewritten.least),
         "outputs": (program.outputs, rewritten.outputs),
     }
     if not _same_structure(program.structure, rewritten.structure):

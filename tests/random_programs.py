@@ -10,8 +10,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, fx
 
+from tersor.ir.boundary import spec_of
 from tersor.ir.builder import Builder
-from tersor.ir.capture.export import spec_of
 from tersor.ir.program import ModelFacts, Program
 from tersor.ir.shapes import SymbolTable
 from tersor.ir.structure import Structure

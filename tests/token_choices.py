@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from tersor.codegen.target import Executable, find_target
-from tersor.ir.capture.export import spec_of
+from tersor.ir.boundary import spec_of
 from tersor.ir.dialect import is_dialect
 from tersor.ir.program import GraphInterpreter, Program
 

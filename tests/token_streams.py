@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from tersor.ir.boundary import spec_of
 from tersor.ir.builder import Builder
-from tersor.ir.capture.export import spec_of
 from tersor.ir.program import Program
 from tersor.ir.shapes import SymbolTable
 from tersor.ir.structure import Structure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .checks import assert_dynamic, check_model, compare
+from .checks import assert_dynamic, check_model
 from .executable import OnnxExecutable
 from .export import build, export
 from .registry import lowers
@@ -14,7 +14,6 @@ __all__ = [
     "assert_dynamic",
     "build",
     "check_model",
-    "compare",
     "export",
     "lowers",
 ]

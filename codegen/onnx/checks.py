@@ -1,15 +1,10 @@
-"""What is checked before a model is handed over: it is valid ONNX, still dynamic, and computes the same."""
+"""What is checked of a model before it is run: it is valid ONNX, and as dynamic as its Program."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
-import torch
-from torch import Tensor
 
-from tersor.codegen.target import Executable
 from tersor.ir.errors import LoweringError
 from tersor.ir.program import Program, TensorSpec
 
@@ -61,32 +56,3 @@ def _same_dims(value: ir.Value, spec: TensorSpec) -> None:
                 f"dim {position} of {value.name!r} is {want} in the program and {have} in the model: a dynamic size "
                 "was specialised, which is a defect of the lowering"
             )
-
-
-def compare(program: Program, executable: Executable, inputs: Mapping[str, Tensor]) -> float:
-    """Largest absolute difference between the Program and its executable on ``inputs``, over all float outputs.
-
-    Raises:
-        LoweringError: shapes or dtypes differ, one has NaN where the other has not, or an integer output differs.
-    """
-    deviation = 0.0
-    pairs = zip(program.run(inputs), executable.run(inputs), program.outputs, strict=True)
-    for expected, actual, spec in pairs:
-        if expected.shape != actual.shape or expected.dtype != actual.dtype:
-            raise LoweringError(
-                f"output {spec.name!r} is {list(actual.shape)} {actual.dtype} where the program gives "
-                f"{list(expected.shape)} {expected.dtype}"
-            )
-        if not expected.dtype.is_floating_point:
-            if not torch.equal(expected, actual):
-                raise LoweringError(f"integer output {spec.name!r} differs from the program's")
-            continue
-        finite = torch.isfinite(expected)
-        if not torch.equal(expected[~finite].nan_to_num(), actual[~finite].nan_to_num()) or not torch.equal(
-            finite, torch.isfinite(actual)
-        ):
-            raise LoweringError(f"output {spec.name!r} has NaN or infinity where the program's differs")
-        if finite.any():
-            difference = (expected[finite].double() - actual[finite].double()).abs().max()
-            deviation = max(deviation, float(difference))
-    return deviation

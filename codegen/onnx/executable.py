@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 from tersor.codegen.input_domains import InputDomain, decode_domains, encode_domains, input_domains
@@ -16,6 +15,7 @@ from tersor.codegen.target import Executable
 from tersor.ir.errors import ArtifactError
 from tersor.ir.program import Program, TensorSpec
 
+from .bound_run import BoundRun
 from .emitter import Ops
 from .export import build, export
 from .file import replacing, weights_beside
@@ -45,6 +45,7 @@ class OnnxExecutable(Executable):
         self._inputs, self._outputs = inputs, outputs
         self._program, self._path = program, path
         self._domains = domains
+        self._bound: BoundRun | None = None
 
     @classmethod
     def of(
@@ -84,6 +85,11 @@ class OnnxExecutable(Executable):
     def compute(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return run(self.session, {spec.name: inputs[spec.name] for spec in self._inputs})
 
+    def compute_into(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        if self._bound is None or not self._bound.serves(into):
+            self._bound = BoundRun(self.session, self._inputs, self._outputs, into)
+        return self._bound.run(inputs)
+
     def save(self, folder: Path) -> None:
         """Write ``model.onnx`` (and its weights beside it above 2 GB) and ``onnx.json``."""
         target = folder / MODEL_FILE
@@ -94,8 +100,8 @@ class OnnxExecutable(Executable):
                 shutil.copyfile(source, folder / source.name)
         settings = {
             "ops": self.ops,
-            "inputs": _encode(self._inputs),
-            "outputs": _encode(self._outputs),
+            "inputs": [spec.to_json() for spec in self._inputs],
+            "outputs": [spec.to_json() for spec in self._outputs],
             "domains": encode_domains(self._domains),
         }
         with replacing(folder / SETTINGS_FILE) as stream:
@@ -107,26 +113,13 @@ class OnnxExecutable(Executable):
         path = folder / SETTINGS_FILE
         try:
             settings = json.loads(path.read_text())
-            ops, inputs, outputs = settings["ops"], _decode(settings["inputs"]), _decode(settings["outputs"])
+            ops = settings["ops"]
+            inputs, outputs = (
+                tuple(map(TensorSpec.from_json, settings[key])) for key in ("inputs", "outputs")
+            )
             domains = decode_domains(settings["domains"], inputs)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{path} is missing or damaged ({error}); save the artifact again") from error
         providers = chosen_providers(options.get("providers"))
         session = session_from_file(folder / MODEL_FILE, session_options(options.get("threads")), providers)
         return cls(session, inputs, outputs, ops=ops, path=folder / MODEL_FILE, domains=domains)
-
-
-def _encode(specs: tuple[TensorSpec, ...]) -> list[dict[str, Any]]:
-    return [
-        {"name": s.name, "shape": list(s.shape), "dtype": str(s.dtype).removeprefix("torch.")} for s in specs
-    ]
-
-
-def _decode(data: Any) -> tuple[TensorSpec, ...]:
-    specs = []
-    for item in data:
-        dtype = getattr(torch, item["dtype"])
-        if not isinstance(dtype, torch.dtype):
-            raise TypeError(f"{item['dtype']!r} is no dtype")
-        specs.append(TensorSpec(str(item["name"]), tuple(item["shape"]), dtype))
-    return tuple(specs)

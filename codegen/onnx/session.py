@@ -73,7 +73,7 @@ def session_from_model(model: ir.Model, options: Any, providers: list[str]) -> A
     """
     ort = runtime()
     proto, weights = split_weights(model)
-    held = [_to_runtime(w.tensor) for w in weights]
+    held = [to_runtime(w.tensor) for w in weights]
     options.add_external_initializers([w.name for w in weights], held)
     matrices = _read_as_stored(model)
     for weight, value in zip(weights, held, strict=True):
@@ -150,13 +150,13 @@ def run(session: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         ExecutionError: ONNX Runtime fails; the message names the node and the inputs.
     """
     try:
-        feeds = {name: _to_runtime(value.detach().cpu()) for name, value in inputs.items()}
-        return tuple(_to_torch(value) for value in session.run_with_ort_values(None, feeds))
+        feeds = {name: to_runtime(value.detach().cpu()) for name, value in inputs.items()}
+        return tuple(to_torch(value) for value in session.run_with_ort_values(None, feeds))
     except Exception as error:
         raise run_failure(error, inputs) from error
 
 
-def _to_runtime(value: Tensor) -> Any:
+def to_runtime(value: Tensor) -> Any:
     """An OrtValue of a CPU tensor; up to 1.30 at least, ONNX Runtime's DLPack knows no bool, which goes by NumPy."""
     ort = runtime()
     if value.dtype == torch.bool:
@@ -164,7 +164,7 @@ def _to_runtime(value: Tensor) -> Any:
     return ort.OrtValue.from_dlpack(value.contiguous())
 
 
-def _to_torch(value: Any) -> Tensor:
+def to_torch(value: Any) -> Tensor:
     """A tensor over an OrtValue; where ONNX Runtime hands bool over as uint8, it is bool again."""
     tensor = from_dlpack(value)
     if tensor.dtype == torch.uint8 and value.data_type() == "tensor(bool)":

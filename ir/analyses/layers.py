@@ -18,9 +18,9 @@ from torch import fx
 from ..dialect import Role, traits_of
 from ..operands import arguments
 from ..program import Program
+from ..same_elements import SHAPE_ONLY
 from ..shapes import Size
 from .stream_layout import token_dim
-from .token_axis import SHAPE_ONLY
 
 aten = torch.ops.aten
 # These take entries of their first operand; the others say which.
@@ -199,7 +199,10 @@ def _stream(program: Program, flow: nx.DiGraph) -> list[fx.Node]:
     backwards = flow.reverse(copy=True)
     # A result that no attention has a part in leaves the model before the stack and is no part of the stream.
     attended = {n for a in program.graph.nodes if is_attention(a) for n in nx.descendants(flow, a)}
-    results = [r for r in flow.predecessors(output) if r in attended]
+    states = program.stepping.results if program.stepping is not None else ()
+    returned: Any = output.args[0]
+    kept = {r for r, spec in zip(returned, program.outputs, strict=True) if spec.name in states}
+    results = [r for r in flow.predecessors(output) if r in attended and r not in kept]
     # Nor is a result of numbers, such as which tokens were kept, beside one that holds content.
     results = [r for r in results if _is_continuous(r)] or results
     backwards.remove_edges_from([(output, r) for r in flow.predecessors(output) if r not in results])

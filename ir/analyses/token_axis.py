@@ -21,15 +21,11 @@ from torch import fx
 from ..errors import RefusedError
 from ..evaluate import sources_of
 from ..program import Program
+from ..same_elements import SHAPE_ONLY
 from ..shapes import expression
 from .folds import WHOLE, Fold
 
 aten = torch.ops.aten
-# These read the shape of their first operand, never its values.
-SHAPE_ONLY = {
-    aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like,
-    aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty,
-}  # fmt: skip
 
 Dims = frozenset[int]
 NONE: Dims = frozenset()

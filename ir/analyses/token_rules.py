@@ -93,6 +93,13 @@ def linear(context: Context, node: fx.Node) -> Dims:
     return keep_unless(context, node, {rank_of(node.args[0]) - 1})
 
 
+@rule(aten.embedding)
+def embedding(context: Context, node: fx.Node) -> Dims:
+    if context.inside(node.args[0]):
+        raise NotTokenwise(node, "looks up in a table that is computed from the tokens")
+    return context.dims(node.args[1])
+
+
 @rule(aten.layer_norm, aten.rms_norm)
 def layer_norm(context: Context, node: fx.Node) -> Dims:
     rank = rank_of(node.args[0])

@@ -76,6 +76,12 @@ def _compare(program: Program, inputs: Mapping[str, Tensor], result: Any) -> flo
         if want.shape == got.shape:
             want, got = (take_real(value, real.get(spec.name)) for value in (want, got))
         difference, scale = _difference(want, got)
+        if math.isnan(difference) and bool(want.isnan().any()):
+            raise CaptureError(
+                f"output {spec.name!r} of the model itself holds NaN on inputs {sizes}, so that nothing can be "
+                "compared with it: a query whose mask hides every key from softmax gives NaN, and so do weights "
+                "and inputs that are not finite"
+            )
         worst = max(worst, difference)
         if not _is_rounding(difference, scale, want.dtype, allowances[spec.name]):
             raise CaptureError(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from ..boundary import spec_of
 from ..dialect import is_dialect
 from ..program import Program
 from ..shapes import expression
 from .dims import BATCH
-from .export import spec_of
 
 TOKENS = "tokens"
 

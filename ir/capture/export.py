@@ -13,11 +13,12 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import OutputKind
 
-from ..errors import CaptureError, InputError
+from ..boundary import spec_of
+from ..errors import CaptureError, InputError, VerifierError
 from ..fix_sizes import replace_numbers
 from ..inference import propagate
-from ..program import ModelFacts, Program, TensorSpec
-from ..shapes import SymbolTable, expression, size_text
+from ..program import ModelFacts, Program
+from ..shapes import SymbolTable, expression
 from ..structure import Structure
 from .conditions import Conditions, conditions_of, intersect
 from .explain import innermost, layer_of, locate
@@ -131,7 +132,7 @@ def convert(
         return program_of(exported, structure, example_inputs, dynamic, facts, may_fix)
     except InPlaceError as error:
         try:
-            functional = exported.run_decompositions({})
+            functional = _decomposed(exported)
         except Exception:
             raise error from None
         return program_of(functional, structure, example_inputs, dynamic, facts, may_fix)
@@ -142,9 +143,15 @@ def _is_level(node: fx.Node) -> bool:
     return getattr(node.target, "__module__", None) == "torch._functorch.predispatch"
 
 
+def _decomposed(exported: ExportedProgram) -> ExportedProgram:
+    # On a failure torch prints a traceback of its own; the error says what the user needs.
+    with redirect_stderr(StringIO()):
+        return exported.run_decompositions({})
+
+
 def _without_levels(exported: ExportedProgram, family: str) -> ExportedProgram:
     try:
-        return exported.run_decompositions({})
+        return _decomposed(exported)
     except Exception as error:
         text = " ".join(str(error).split())
         raise CaptureError(
@@ -221,7 +228,13 @@ def program_of(
         if may_fix and example_inputs[name].shape[dim] != 1
     ]
     conditions = conditions_of(exported, inputs, example_inputs, varying, may_fix)
-    symbols, ranges = retrace(graph, weights, conditions, exported.range_constraints)
+    try:
+        symbols, ranges = retrace(graph, weights, conditions, exported.range_constraints)
+    except VerifierError as error:
+        raise CaptureError(
+            f"cannot capture {facts.family}: {error}. Where a size is computed from the numbers in an input, no "
+            "shape is known before the model runs: take it from a tensor's shape, or make it a number"
+        ) from error
     specs = tuple(
         spec_of(node, str(node.target), symbols) for node in graph.nodes if node.op == "placeholder"
     )
@@ -244,18 +257,6 @@ def program_of(
         facts=facts,
         notes={"capture": notes} if (notes := [*left_out, *numbers, *conditions.notes]) else {},
     )
-
-
-def spec_of(node: fx.Node, name: str, symbols: dict[str, str]) -> TensorSpec:
-    """The boundary spec of a node, with symbolic sizes under their names."""
-    value = node.meta["val"]
-    shape = tuple(_dim(size, symbols) for size in value.shape)
-    return TensorSpec(name, shape, value.dtype)
-
-
-def _dim(size: Any, symbols: dict[str, str]) -> int | str:
-    expr = expression(size)
-    return int(expr) if expr.is_Integer else size_text(size, symbols)
 
 
 def retrace(

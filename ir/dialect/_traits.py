@@ -66,6 +66,10 @@ class Attends:
             padding is none of them, but ``mask`` or ``padding``.
         numbers: what holds numbers of tokens, which name others once tokens are gone: refused where it is given.
         harmless: what says nothing of tokens, such as a scale or a softcap.
+        rows_by: the operator that gives the probabilities of some queries, by the same names of arguments; None where
+            there is none.
+        importance_by: the operator that computes the same, and importance beside it, from ``query_weights`` behind
+            the value and otherwise the same arguments; None where there is none.
     """
 
     mask: str | None = None
@@ -78,6 +82,8 @@ class Attends:
     lines_up: Mapping[str, Layout] = field(default_factory=dict)
     numbers: tuple[str, ...] = ()
     harmless: tuple[str, ...] = ()
+    rows_by: str | None = None
+    importance_by: str | None = None
 
     def operand(self, meaning: Meaning) -> str | None:
         """What the schema calls the operand of a meaning; None where the operator takes none."""

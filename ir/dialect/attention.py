@@ -24,6 +24,8 @@ ATTENDS = Attends(
     causal="causal",
     window="window",
     harmless=("scale", "softcap"),
+    rows_by="attention_weights",
+    importance_by="attention_importance",
 )
 
 

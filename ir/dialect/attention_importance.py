@@ -29,6 +29,7 @@ _ATTENDS = replace(
     ATTENDS,
     lines_up={"query_weights": (Dim.BATCH, Dim.OTHER, Dim.QUERIES)},
     harmless=(*ATTENDS.harmless, "iterations"),
+    importance_by=None,
 )
 
 

@@ -11,16 +11,12 @@ import torch
 from torch import Tensor, fx
 
 from ..program import Program
+from ..same_elements import SHAPE_ONLY
 from ..shapes import expression
 from ._pattern import calls
 
 aten = torch.ops.aten
 
-# These read the shape of their first operand, never its values.
-_SHAPE_ONLY = (
-    aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like,
-    aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty,
-)  # fmt: skip
 _LIMIT = 200
 
 
@@ -71,7 +67,7 @@ class Cone:
                 inputs.add(node)
             literals |= {n for n in _leaves(node) if isinstance(n, int) and not isinstance(n, bool)}
             operands = list(node.all_input_nodes)
-            if calls(node, *_SHAPE_ONLY):
+            if calls(node, *SHAPE_ONLY):
                 operands = [n for n in operands if n is not node.args[0]]
             pending += operands
         order = {node: i for i, node in enumerate(program.graph.nodes)}

@@ -66,7 +66,7 @@ def find_scores(program: Program, node: Any, depth: int = 0) -> Scores | WhyNot 
         return find_scores(program, node.args[0], depth + 1)
     if calls(node, aten.mul, aten.div):
         return _scaled(program, node, depth)
-    if calls(node, aten.add.Tensor) and arguments(node)["alpha"] == 1:
+    if calls(node, aten.add.Tensor, aten.sub.Tensor):
         return _summed(program, node, rank, depth)
     if calls(node, aten.masked_fill):
         inner, mask, low = node.args[:3]
@@ -94,15 +94,20 @@ def _scaled(program: Program, node: fx.Node, depth: int) -> Scores | WhyNot | No
 
 def _summed(program: Program, node: fx.Node, rank: int, depth: int) -> Scores | WhyNot | None:
     left, right = node.args[:2]
+    factor = float(arguments(node)["alpha"])
+    subtracted = calls(node, aten.sub.Tensor)
     # Disentangled attention adds products to products; the plain one is the first that was written.
     for inner, other in ((left, right), (right, left)):
         scores = find_scores(program, inner, depth + 1)
-        if isinstance(scores, Scores):
-            if isinstance(other, fx.Node):
-                return scores.with_term(Bias(other, rank))
-            return scores
         if isinstance(scores, WhyNot):
             return scores
+        if not isinstance(scores, Scores):
+            continue
+        if inner is right and (subtracted or factor != 1):
+            return WhyNot(node, "the scores are subtracted, or added several times")
+        if isinstance(other, fx.Node):
+            return scores.with_term(Bias(other, rank, -factor if subtracted else factor))
+        return scores
     return None
 
 

@@ -185,7 +185,8 @@ def _without_padding(
         values = torch.full((batch, columns), value, dtype=padding.meta["val"].dtype)
         visible = _visibility(cone.run(trial, {padding: values}), batch, rows, columns, inverted)
         pattern = None if visible is None else _band(visible[0])
-        if pattern is None:
+        # Where every token sees itself alone, nothing is hidden from a real one, and so nothing tells which are real.
+        if pattern is None or pattern[1] == 1:
             continue
         for operator, number in readings(padding):
             if bool(operator(values, number).all()):

@@ -10,6 +10,7 @@ from torch import fx
 
 from ..builder import Builder
 from ..operands import arguments
+from ..program import Program
 from ..shapes import expression, same_size
 from ._pattern import Pattern, WhyNot, calls, sizes, skip_noops
 from ._product import weighted_value
@@ -51,7 +52,7 @@ class SoftmaxAttention(Pattern[HandWritten]):
         rank = len(sizes(node))
         scores = find_scores(self.program, node.args[0])
         if scores is None:
-            return _resembles(node)
+            return _resembles(self.program, node)
         if isinstance(scores, WhyNot):
             return scores
         if int(arguments(node)["dim"]) % rank != rank - 1:
@@ -126,25 +127,41 @@ class SoftmaxAttention(Pattern[HandWritten]):
         g.program.graph.erase_node(match.result)
 
 
-def _resembles(node: fx.Node) -> WhyNot | None:
+def _resembles(program: Program, node: fx.Node) -> WhyNot | None:
     """WhyNot where a product of the softmax's own shape lies a few operations above it, as in talking heads."""
+    reader: dict[fx.Node, fx.Node] = {}
     level = [node]
     for _ in range(_NEARBY):
-        level = [n for inner in level for n in inner.all_input_nodes if n.op == "call_function"]
-        for found in level:
+        above = []
+        for inner in level:
+            for source in inner.all_input_nodes:
+                if source.op == "call_function" and source not in reader:
+                    reader[source] = inner
+                    above.append(source)
+        for found in above:
             if not calls(found, aten.matmul.default, aten.bmm.default, aten.einsum.default):
                 continue
             one, two = sizes(found), sizes(node)
             if len(one) == len(two) and all(same_size(a, b) for a, b in zip(one, two, strict=True)):
-                blocker = node.all_input_nodes[0]
-                while (
-                    calls(blocker, aten.permute.default, aten.transpose.int) and blocker.args[0] is not found
-                ):
-                    blocker = blocker.all_input_nodes[0]
+                blocker = _blocker(program, found, node, reader)
                 return WhyNot(
-                    blocker, f"between product and softmax lies {blocker.target}, which mixes the scores"
+                    blocker,
+                    f"between product and softmax lies {blocker.target}, which does more with the scores than scale, "
+                    "add to or hide them",
                 )
+        level = above
     return None
+
+
+def _blocker(program: Program, product: fx.Node, softmax: fx.Node, reader: dict[fx.Node, fx.Node]) -> fx.Node:
+    """The first node on the way from product to softmax that does not hold scores."""
+    way = [product]
+    while reader[way[-1]] is not softmax:
+        way.append(reader[way[-1]])
+    for node in way[1:]:
+        if not isinstance(find_scores(program, node), Scores):
+            return node
+    return way[-1]
 
 
 def _passes_weights(node: fx.Node) -> bool:

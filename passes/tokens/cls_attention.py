@@ -10,14 +10,12 @@ from torch import fx
 
 from tersor.ir.analyses.attention_facts import is_causal
 from tersor.ir.builder import Builder
-from tersor.ir.dialect import is_dialect
 from tersor.ir.errors import RefusedError
 
 from .method import Reduction, Scorer, TokenSite, drop, select
 
 aten = torch.ops.aten
-# What attention_weights takes beside the operands, under the same names as these operators.
-_HAVE_ROWS = ("attention", "attention_importance")
+# What attention takes beside the operands and gives on to the operator that computes single rows of it.
 _SETTINGS = ("scale", "causal", "window", "softcap")
 _LEAST = 1e-6  # keeps a mean of tokens that nothing attends to a mean
 
@@ -59,9 +57,9 @@ def no_class_token(site: TokenSite) -> str | None:
 
 
 def _why_no_rows(site: TokenSite) -> str | None:
-    if is_dialect(site.attention, *_HAVE_ROWS):
+    if site.attends.rows_by is not None:
         return None
-    return f"{site.attention.name} is {site.operator}, and only of attention can single rows be had"
+    return f"{site.attention.name} is {site.operator}, of which single rows cannot be had"
 
 
 def class_rows(g: Builder, site: TokenSite) -> fx.Node:
@@ -85,8 +83,10 @@ def class_rows(g: Builder, site: TokenSite) -> fx.Node:
         mask = _first_row(g, mask, row, 2)
     positions = row if positions is None else _first_row(g, positions, row, 1)
     settings = {name: value for name, value in site.attention.kwargs.items() if name in _SETTINGS}
+    rows_by = site.attends.rows_by
+    assert rows_by is not None
     rows = g.op(
-        "attention_weights", query, site.key, mask, site.padding, positions, site.operand("key_positions"),
+        rows_by, query, site.key, mask, site.padding, positions, site.operand("key_positions"),
         site.operand("sinks"), **settings,
     )  # fmt: skip
     rows = g.call(aten.select.int, rows, 2, 0)

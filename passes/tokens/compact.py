@@ -7,14 +7,15 @@ from typing import Any
 from torch import fx
 
 from tersor.ir.analyses.token_axis import TokenAxis
+from tersor.ir.boundary import spec_of
 from tersor.ir.builder import Builder
-from tersor.ir.capture.export import spec_of
 from tersor.ir.inference import infer_shapes
 from tersor.ir.program import Program
 from tersor.ir.structure import Structure
 
 from ..contract import KEPT_INDEX
-from .rewrite import Cut, reduce_along
+from ..fewer_tokens import reduce_along
+from .rewrite import Cut
 
 
 def leave_compact(program: Program, cut: Cut, axis: TokenAxis, full: fx.Node) -> None:

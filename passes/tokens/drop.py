@@ -14,6 +14,7 @@ from tersor.ir.errors import RefusedError
 from tersor.ir.program import Program
 from tersor.ir.shapes import Size, expression, size_text
 
+from ..attention_stack import no_stack
 from ..contract import Pass, Promise, Refusal, Site
 from . import stand_in
 from .compact import leave_compact
@@ -85,6 +86,8 @@ class TokenDrop(Pass):
 
     def legality(self, program: Program) -> list[Site] | Refusal:
         stack = program.analysis(layers)
+        if not len(stack):
+            return no_stack(program, stack)
         chosen = self._chosen(stack)
         if isinstance(chosen, Refusal):
             return chosen
@@ -116,9 +119,6 @@ class TokenDrop(Pass):
 
     def _chosen(self, stack: Layers) -> dict[int, int] | Refusal:
         """Share to keep, in thousandths, by layer."""
-        if not len(stack):
-            node, reason = stack.outside[0] if stack.outside else (None, "no attention was found")
-            return Refusal(f"no stack of attention layers: {reason}", node.name if node else "")
         free = free_layers(stack)
         if not free and not self.layers:
             return Refusal("no layer is left after which tokens could be reduced", stack.end.name)
@@ -244,10 +244,11 @@ def _require_protected(program: Program, size: Size, protection: Protection) -> 
     if tokens <= low:
         return
     program.ranges = program.ranges | {name: (tokens, high)}
-    program.notes.setdefault("least", {})[name] = (
+    why = (
         f"token-drop always keeps the first {protection.prefix} and the last {protection.last} tokens, so inputs have "
         f"{tokens} or more, where the model takes {low}; its options prefix and last lower that"
     )
+    program.least = program.least | {name: why}
 
 
 def _note(drop: TokenDrop, program: Program, keep: dict[int, int], cut: Cut) -> dict[str, Any]:

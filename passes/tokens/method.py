@@ -12,7 +12,7 @@ from torch import fx
 
 from tersor.ir.analyses import attention_facts
 from tersor.ir.builder import Builder
-from tersor.ir.dialect import Meaning, dialect_of
+from tersor.ir.dialect import Attends, Meaning, dialect_of, traits_of
 from tersor.ir.errors import RefusedError
 from tersor.ir.shapes import Size
 
@@ -78,6 +78,11 @@ class TokenSite:
         assert op is not None
         return op.name
 
+    @property
+    def attends(self) -> Attends:
+        """What the operator's file says of its arguments and of its other forms."""
+        return traits_of(self.attention).attends
+
     def operand(self, meaning: Meaning) -> fx.Node | None:
         """An optional tensor operand of the attention: mask, padding, query_positions, key_positions, sinks."""
         return attention_facts.operand(self.attention, meaning)
@@ -103,11 +108,11 @@ class TokenSite:
 
     def why_no_importance(self) -> str | None:
         """Why ``importance`` cannot be had here, or None."""
-        if self.operator == "attention":
+        if self.attends.importance_by is not None:
             return None
-        if self.operator == "attention_importance":
-            return "it already yields importance for another pass; put one of them elsewhere"
-        return f"it is {self.operator}, and only of attention is there a form that yields importance"
+        if isinstance(self.attention.meta["val"], tuple):
+            return f"it is {self.operator}, which yields something for another pass already; put one of them elsewhere"
+        return f"it is {self.operator}, of which no form yields importance"
 
     def importance(
         self, g: Builder, query_weights: Callable[[Builder], fx.Node], iterations: int = 1
@@ -122,10 +127,12 @@ class TokenSite:
         old = self.attention
         if (reason := self.why_no_importance()) is not None:
             raise RefusedError(f"{old.name}: {reason}")
+        form = self.attends.importance_by
+        assert form is not None
         with g.at(old):
             weights = query_weights(g)
             both = g.op(
-                "attention_importance",
+                form,
                 *old.args[:3],
                 weights,
                 *old.args[3:],

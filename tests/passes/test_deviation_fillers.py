@@ -46,3 +46,11 @@ def test_a_filler_that_is_no_longer_there_counts() -> None:
     moved = want.clone()
     want[0, 0, 0] = -1e9
     assert not reference.compare_outputs([{"output": moved}]).is_rounding
+
+
+def test_large_values_that_differ_are_no_filler() -> None:
+    program = build(Config(layers=1))
+    reference = Reference(program, [program.example_inputs])
+    want = reference.outputs[0]["output"]
+    want.mul_(1e6 / want.abs().amin())
+    assert reference.compare_outputs([{"output": -want}]).outputs[0].cosine_distance == pytest.approx(2.0)

@@ -41,8 +41,8 @@ def attention(
             return microsoft.group_query(e, sight, value, sinks, scale, softcap)
         if microsoft.takes_multi_head(e, sight, value, sinks, softcap):
             return microsoft.multi_head(e, sight, value, scale)
-    rows = _probabilities(e, sight, sinks, scale, softcap)
-    return zero_blind(e, sight, _times_values(e, rows, query, value))
+    rows = probabilities(e, sight, sinks, scale, softcap)
+    return zero_blind(e, sight, times_values(e, rows, query, value))
 
 
 @lowers(DIALECT["attention_importance"].overload)
@@ -66,8 +66,8 @@ def attention_importance(
 ) -> tuple[ir.Value, ir.Value]:
     """The probabilities are computed once, for the output and for every iteration of the importance."""
     sight = Sight.of(e, query, key, mask, padding, query_positions, key_positions, causal, window)
-    rows = _probabilities(e, sight, sinks, scale, softcap)
-    output = zero_blind(e, sight, _times_values(e, rows, query, value))
+    rows = probabilities(e, sight, sinks, scale, softcap)
+    output = zero_blind(e, sight, times_values(e, rows, query, value))
     rows = e.cast(_known(rows, e.fake(query).dtype), torch.float32)
     weights = e.op("Expand", e.cast(query_weights, torch.float32), e.shape(e.fake(query).shape[:3]))
     importance = e.op("Unsqueeze", weights, e.ints([2]))
@@ -98,12 +98,10 @@ def attention_weights(
     softcap: float = 0.0,
 ) -> ir.Value:
     sight = Sight.of(e, query, key, mask, padding, query_positions, key_positions, causal, window)
-    return zero_blind(e, sight, _probabilities(e, sight, sinks, scale, softcap))
+    return zero_blind(e, sight, probabilities(e, sight, sinks, scale, softcap))
 
 
-def _probabilities(
-    e: Emitter, sight: Sight, sinks: ir.Value | None, scale: float, softcap: float
-) -> ir.Value:
+def probabilities(e: Emitter, sight: Sight, sinks: ir.Value | None, scale: float, softcap: float) -> ir.Value:
     """Softmax rows ``[batch, heads, queries, keys]``; the row of a query that sees nothing is uniform."""
     q, k = e.fake(sight.query), e.fake(sight.key)
     dtype = q.dtype
@@ -138,7 +136,7 @@ def _probabilities(
     )
 
 
-def _times_values(e: Emitter, rows: ir.Value, query: ir.Value, value: ir.Value) -> ir.Value:
+def times_values(e: Emitter, rows: ir.Value, query: ir.Value, value: ir.Value) -> ir.Value:
     q, v = e.fake(query), e.fake(value)
     if int(q.shape[1]) == int(v.shape[1]):
         return e.op("MatMul", rows, value)

@@ -9,8 +9,9 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from onnx_difference import difference
 
-from tersor.codegen.onnx import OnnxExecutable, assert_dynamic, build, compare, export
+from tersor.codegen.onnx import OnnxExecutable, assert_dynamic, build, export
 from tersor.codegen.onnx.checks import check_model
 from tersor.codegen.onnx.session import run, session_from_file, session_options
 from tersor.codegen.target import find_target
@@ -125,9 +126,9 @@ def test_an_executable_survives_saving(bert: Program, tmp_path: Path, target: st
     twice = find_target(target).executable.load(again)
     for batch, tokens in ((1, 4), (3, 9)):
         inputs = padded(batch, tokens)
-        assert compare(bert, executable, inputs) < 1e-5
-        assert compare(bert, loaded, inputs) < 1e-5
-        assert compare(bert, twice, inputs) < 1e-5
+        assert difference(bert, executable, inputs) < 1e-5
+        assert difference(bert, loaded, inputs) < 1e-5
+        assert difference(bert, twice, inputs) < 1e-5
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
@@ -176,4 +177,4 @@ def test_the_comparison_sees_a_changed_weight(bert: Program) -> None:
     changed = bert.edit()
     name = next(n for n in changed.weights if n.endswith("word_embeddings.weight"))
     changed.weights[name] = torch.randn_like(changed.weights[name])
-    assert compare(changed, executable, padded(2, 6)) > 1e-2
+    assert difference(changed, executable, padded(2, 6)) > 1e-2

@@ -41,6 +41,7 @@ SCALES = {
     "distance": lambda n: abs(12 - n),
     "rounded": lambda n: round(n / 4),
     "remainder of a negative": lambda n: (3 - n) % 4,
+    "floor of a negative": lambda n: (3 - n) // 4,
     "largest": lambda n: torch.sym_max(n, 20),
 }
 

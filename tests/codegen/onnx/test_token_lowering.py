@@ -158,6 +158,17 @@ def test_merging_nothing_is_the_identity_of_every_row(agree: Any, padded: bool, 
         assert torch.equal(program.run(inputs)[0], inputs["x"])
 
 
+@pytest.mark.parametrize("rank", [2, 3])
+def test_a_batch_of_one_serves_every_row(agree: Any, rank: int) -> None:
+    shape = (1, 9, 5)[:rank]
+
+    def build(b: Any, x: Any, index: Any) -> Any:
+        return b.op("gather_tokens", x, index, 1)
+
+    cases = ({"x": torch.randn(shape), "index": torch.randint(0, 9, (batch, 4))} for batch in (2, 3, 1))
+    agree(build, {"index": DIMS["index"]}, *cases)
+
+
 @pytest.mark.parametrize(
     ("shape", "dim"),
     [((2, 9, 5), 1), ((2, 4, 9, 5), 2), ((2, 9), 1), ((2, 1, 3, 9), 3), ((1, 9, 5), 1)],

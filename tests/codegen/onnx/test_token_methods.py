@@ -9,12 +9,13 @@ import pytest
 import token_choices
 import torch
 from token_choices import assert_differs_by_ties, assert_equal_to_torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tersor.codegen.onnx import OnnxExecutable
 from tersor.ir.capture import capture
 from tersor.ir.program import Program
 from tersor.passes.contract import Refusal
+from tersor.passes.pipeline import run
 from tersor.passes.registry import find_methods
 from tersor.passes.spec import parse_spec
 from tersor.passes.tokens.method import TokenMethod
@@ -118,3 +119,18 @@ def test_keeping_everything_changes_no_row_not_even_padding(model: str, method: 
     for outputs in executables:
         for want, got in zip(program.run(inputs), outputs, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("restore", ["scatter", "compact"])
+@pytest.mark.parametrize("method", ["norm", "received-attention", "zero-tprune", "tome", "pool", "random"])
+def test_one_token_that_is_left_of_the_example_is_not_one_at_every_length(method: str, restore: str) -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True, dropout=0.0, norm_first=True)
+    model = nn.TransformerEncoder(layer, 5, enable_nested_tensor=False).eval()
+    spec = f"token-drop:method={method},keep=0.5,layers=0+1+2,restore={restore}"
+    program, _ = run(capture(model, {"src": torch.randn(2, 8, 16)}), [spec])
+    cases = [{"src": torch.randn(2, length, 16)} for length in (8, 9, 21)]
+    for ops in ("portable", "ort"):
+        executable = OnnxExecutable.of(program, ops=ops, threads=1)
+        for case in cases:
+            for want, got in zip(program.run(case), executable.run(case), strict=True):
+                torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)

@@ -14,7 +14,7 @@ from tersor.ir.builder import Builder
 from tersor.ir.dialect import traits_of
 from tersor.ir.program import Program
 from tersor.ir.shapes import fake_call, fake_mode
-from tersor.passes.tokens.rewrite import reduce_along
+from tersor.passes.fewer_tokens import reduce_along
 
 aten = torch.ops.aten
 tersor = torch.ops.tersor

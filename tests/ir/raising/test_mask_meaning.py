@@ -168,6 +168,29 @@ def test_what_is_not_proved_stays_an_operand(make):
     agree(model, program, 11)
 
 
+def flagged_see_all(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    return (real[:, None, :, None] != 0) | (index(x) == 0)
+
+
+def unflagged_see_all(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    return (real[:, None, :, None] == 0) | (index(x) == 0)
+
+
+def alone_if_flags_agree(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    return (index(x) == 0) & (real[:, None, :, None] == real[:, None, None, :])
+
+
+@pytest.mark.parametrize(
+    "make", [flagged_see_all, unflagged_see_all, alone_if_flags_agree], ids=lambda v: v.__name__
+)
+def test_a_flag_of_tokens_that_see_themselves_alone_is_no_padding(make):
+    model, program, node = captured(make)
+    assert node.args[4] is None
+    x = torch.randn(3, 9, WIDTH)
+    real = (torch.arange(9)[None] < torch.tensor([[9], [7], [3]])).long()
+    torch.testing.assert_close(program(x, real), model(x, real), atol=1e-6, rtol=1e-5)
+
+
 def test_a_window_wider_than_the_example_is_still_seen():
     _, _, node = captured(window_both_sides, length=5)
     assert node.kwargs["window"] == 12

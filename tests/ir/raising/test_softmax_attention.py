@@ -231,7 +231,7 @@ class ReturnsItsWeights(Layer):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (TalkingHeads, "mixes the scores"),
+        (TalkingHeads, "does more with the scores"),
         (LearnedTemperature, "no positive constant"),
         (ReturnsItsWeights, "more than one place"),
     ],
@@ -256,3 +256,63 @@ def test_a_softmax_that_is_no_attention_is_not_mentioned():
 
     program = capture(Classifier().eval(), {"x": torch.randn(2, 7, WIDTH)})
     assert program.facts.unraised == ()
+
+
+class Discouraged(nn.Module):
+    """Keys that a mask lowers by little, and which are seen all the same."""
+
+    def __init__(self, low: float) -> None:
+        super().__init__()
+        self.low, self.qkv = low, nn.Linear(WIDTH, 3 * WIDTH)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3 * HEADS, HEAD_DIM)).transpose(1, 2).chunk(3, dim=1)
+        scores = (q @ k.mT).masked_fill((mask == 0)[:, None, None], self.low)
+        return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("low", [-1.0, -9e3])
+def test_a_value_that_hides_nothing_is_no_mask(low: float) -> None:
+    model = Discouraged(low).eval()
+    x, ones = torch.randn(2, 6, WIDTH), torch.ones(2, 6, dtype=torch.int64)
+    program = capture(model, {"x": x, "mask": ones})
+    assert not any(is_dialect(node, "attention") for node in program.graph.nodes)
+    assert "does not hide them" in program.facts.unraised[0][1]
+    some = ones.clone()
+    some[:, ::2] = 0
+    torch.testing.assert_close(program(x, some), model(x, some))
+
+
+class Sloped(Layer):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        i = torch.arange(q.shape[2])
+        distance = (i[:, None] - i[None]).abs()
+        scores = torch.sub(q @ k.mT * 0.2, distance * self.bias, alpha=2)
+        return scores.masked_fill((i[:, None] < i[None]), float("-inf")).softmax(-1) @ v
+
+
+class Negated(Layer):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.sub(torch.ones(1), q @ k.mT * 0.2).softmax(-1) @ v
+
+
+class Warmed(Layer):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.tanh(q @ k.mT).masked_fill(torch.zeros(1, dtype=torch.bool), -1e9).softmax(-1) @ v
+
+
+def test_a_bias_that_is_subtracted_is_a_bias() -> None:
+    model = Sloped().eval()
+    program = capture(model, {"x": torch.randn(2, 6, WIDTH)})
+    assert sum(is_dialect(node, "attention") for node in program.graph.nodes) == 1
+    x = torch.randn(3, 11, WIDTH)
+    torch.testing.assert_close(program(x), model(x), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "reason"), [(Negated, "subtracted"), (Warmed, "aten.tanh.default")])
+def test_what_does_more_with_scores_is_named(kind: type[Layer], reason: str) -> None:
+    model = kind().eval()
+    x = torch.randn(2, 6, WIDTH)
+    program = capture(model, {"x": x})
+    assert reason in program.facts.unraised[0][1]
+    torch.testing.assert_close(program(x), model(x))

@@ -88,12 +88,14 @@ def test_fusion_replaces_the_lowest_kept_token_by_the_weighted_mean(
         assert np.allclose(seen[stream.name][row], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.0, 9.0), (0.0, 5e-6), (5e-6, 9.0)])
 @pytest.mark.parametrize(("similar", "fallen", "gone"), [(0.5, 4, 4), (0.3, 5, 3), (0.7, 2, 6)])
 def test_zero_tprune_ranks_by_numpy_pagerank_then_prunes_the_similar(
-    captured: Captured, dropped: Drop, similar: float, fallen: int, gone: int
+    captured: Captured, dropped: Drop, similar: float, fallen: int, gone: int, low: float, high: float
 ) -> None:
     """``fallen`` of 16 patches go in stage I and ``gone`` in stage S, halves of an odd and of an even number."""
-    spec = f"token-drop:method=zero-tprune,keep=0.5,layers=0,similar={similar},early=30"
+    spec = f"token-drop:method=zero-tprune,keep=0.5,layers=0,similar={similar},early=30,low={low},high={high}"
+    left_out = 0
     program = dropped(captured("vit"), spec)
     pixels = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     seen = values_of(program, {"pixel_values": pixels})
@@ -106,7 +108,8 @@ def test_zero_tprune_ranks_by_numpy_pagerank_then_prunes_the_similar(
             ranks = np.einsum("hq,hqk->hk", ranks, graph[row])
         ranks = ranks * 17
         spread = ((ranks - 1) ** 2).mean(axis=1)
-        heads = (spread >= 0.01) & (spread <= 0.7)
+        heads = (spread >= low) & (spread <= high)
+        left_out += int((~heads).sum()) if heads.any() else 0
         heads = heads if heads.any() else np.ones(4, dtype=bool)
         importance = np.sqrt((ranks[heads] ** 2).mean(axis=0))
         first = [0, *sorted(1 + np.argsort(-importance[1:])[: 16 - fallen])]
@@ -117,6 +120,7 @@ def test_zero_tprune_ranks_by_numpy_pagerank_then_prunes_the_similar(
         similarity = {i: max(float(unit[i] @ unit[j]) for j in upper) for i in lower if i != 0}
         alike = sorted(similarity, key=lambda i: -similarity[i])[:gone]
         assert set(kept[row]) == set(first) - set(alike)
+    assert (left_out > 0) == ((low, high) != (0.0, 9.0))
 
 
 @pytest.mark.parametrize(("layers", "iterations"), [(7, [7, 7, 7, 5, 2, 2, 2]), (4, [7, 7, 7, 2])])

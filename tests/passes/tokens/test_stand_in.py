@@ -161,3 +161,19 @@ def test_a_second_pass_may_follow_one_whose_tokens_weigh_for_others() -> None:
     counts = [n.meta["val"].shape[1] for n in second.graph.nodes if is_dialect(n, "select_tokens")]
     assert len(counts) == 2
     assert torch.isfinite(second.run(second.example_inputs)[0]).all()
+
+
+def test_what_a_token_stood_for_goes_with_it_when_it_is_dropped_too(
+    tiny_bert: nn.Module, inputs: dict[str, Tensor]
+) -> None:
+    spec = "token-drop:method=received-attention,keep=0.5,layers=0+1,proportional=true"
+    program = dropped(capture(tiny_bert, inputs), spec)
+    run = Recorder(program)
+    with torch.no_grad():
+        run.run(*(inputs[spec.name] for spec in program.inputs))
+    logs = [n for n in program.graph.nodes if n.target is torch.ops.aten.log.default]
+    assert len(logs) == 2
+    for node in logs:
+        assert torch.equal(
+            run.seen[node.args[0].args[0].name].sum(1), inputs["attention_mask"].sum(1).float()
+        )

@@ -1,0 +1,187 @@
+"""Programs that are run a few tokens at a time and keep what they computed of the earlier ones.
+
+Such a Program reads *states*, tensors that hold one entry for every earlier token, and gives them back with those of
+the new tokens written behind.  ``Stepping`` names what drives it; ``run_in_steps`` is what it means: fed in pieces,
+it computes what the Program without states computes of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .program import TensorSpec
+
+Step = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class State:
+    """A tensor ``[batch, heads, slots, width]`` that is kept between calls.
+
+    Attributes:
+        name: the input that holds it before the call.  result: the output that holds it afterwards.
+    """
+
+    name: str
+    result: str
+
+
+@dataclass(frozen=True)
+class Slots:
+    """States whose slots hold the same tokens: those numbered below ``length`` are filled, in the order of tokens.
+
+    Attributes:
+        capacity: the dimension that counts the slots.
+        length: the input, int64 ``[batch]``, that says how many of a row's slots are filled.
+        window: how many tokens back a query looks, itself included; 0 where it looks at all of them.
+        states: what is kept in the slots.
+    """
+
+    capacity: str
+    length: str
+    window: int
+    states: tuple[State, ...]
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """The names of what drives a Program that is run in steps.
+
+    Attributes:
+        ids: the input ``[batch, tokens]`` of new tokens; those of a row come first, padding behind them.
+        padding: the input ``[batch, tokens]`` that is 0 at padding; None where no input says so.
+        positions: the input, int64 ``[batch, tokens]``, that says which token of its row each new one is.
+        wanted: the input, int64 ``[batch, wanted]``, that says of which new tokens there are outputs.
+        slots: what is kept.
+    """
+
+    ids: str
+    padding: str | None
+    positions: str
+    wanted: str
+    slots: tuple[Slots, ...]
+
+    @property
+    def driven(self) -> frozenset[str]:
+        """The inputs that whoever drives the Program gives, and its caller does not."""
+        states = {state.name for slots in self.slots for state in slots.states}
+        return frozenset({self.positions, self.wanted, *states, *(slots.length for slots in self.slots)})
+
+    @property
+    def results(self) -> frozenset[str]:
+        """The outputs that hold states."""
+        return frozenset(state.result for slots in self.slots for state in slots.states)
+
+    def to_json(self) -> dict[str, Any]:
+        slots = [
+            {
+                "capacity": s.capacity,
+                "length": s.length,
+                "window": s.window,
+                "states": [[state.name, state.result] for state in s.states],
+            }
+            for s in self.slots
+        ]
+        names = {"ids": self.ids, "padding": self.padding, "positions": self.positions, "wanted": self.wanted}
+        return {**names, "slots": slots}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Stepping:
+        """What :meth:`to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        slots = tuple(
+            Slots(
+                str(s["capacity"]),
+                str(s["length"]),
+                int(s["window"]),
+                tuple(State(str(name), str(result)) for name, result in s["states"]),
+            )
+            for s in data["slots"]
+        )
+        padding = None if data["padding"] is None else str(data["padding"])
+        return Stepping(str(data["ids"]), padding, str(data["positions"]), str(data["wanted"]), slots)
+
+
+def run_in_steps(
+    stepping: Stepping,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    step: Step,
+    given: Mapping[str, Tensor],
+    bounds: Sequence[int] | None = None,
+) -> tuple[Tensor, ...]:
+    """What the Program without states gives for whole rows, from one that is run in steps.
+
+    Args:
+        inputs, outputs: those of the Program, driven ones and states included.
+        step: runs it once, inputs by name, outputs in order.
+        given: the caller's inputs, whole rows; padding may be on either side of a row.
+        bounds: after how many tokens a step ends; by default half of them come first, then one, then one more, then
+            the rest, so that every kind of step is there.
+
+    Returns:
+        outputs ``[batch, tokens, ...]`` without the states; zeros at padding.
+    """
+    ids = given[stepping.ids]
+    batch, tokens = ids.shape
+    real = torch.ones_like(ids, dtype=torch.bool)
+    if stepping.padding is not None:
+        real = given[stepping.padding].bool()
+    lengths = real.sum(1)
+    # Stable: real tokens move to the front of their row and keep their order.
+    order = torch.argsort((~real).to(torch.int8), dim=1, stable=True)
+    rows = {
+        spec.name: given[spec.name].gather(1, order)
+        for spec in inputs
+        if spec.name in (stepping.ids, stepping.padding)
+    }
+    states = _empty(stepping, inputs, batch, tokens)
+    pieces: list[list[Tensor]] = []
+    for start, stop in _steps(tokens, bounds):
+        fed = {name: row[:, start:stop] for name, row in rows.items()}
+        fed[stepping.positions] = torch.arange(start, stop).expand(batch, -1)
+        fed[stepping.wanted] = torch.arange(stop - start).expand(batch, -1)
+        fed |= {slots.length: lengths.clamp(max=start) for slots in stepping.slots}
+        # A row that has ended holds all its tokens; what it is fed beyond is never seen.
+        results = dict(zip((spec.name for spec in outputs), step({**fed, **states}), strict=True))
+        for slots in stepping.slots:
+            states |= {state.name: results[state.result] for state in slots.states}
+        pieces.append([results[spec.name] for spec in outputs if spec.name not in stepping.results])
+    return tuple(_in_order(list(parts), order, real) for parts in zip(*pieces, strict=True))
+
+
+def _empty(stepping: Stepping, inputs: Sequence[TensorSpec], batch: int, tokens: int) -> dict[str, Tensor]:
+    specs = {spec.name: spec for spec in inputs}
+    empty = {}
+    for slots in stepping.slots:
+        for state in slots.states:
+            spec = specs[state.name]
+            _, heads, _, width = spec.shape
+            empty[state.name] = torch.zeros(batch, int(heads), tokens, int(width), dtype=spec.dtype)
+    return empty
+
+
+def _steps(tokens: int, bounds: Sequence[int] | None) -> Iterator[tuple[int, int]]:
+    if bounds is None:
+        half = (tokens + 1) // 2
+        bounds = [half, half + 1, half + 2]
+    ends = sorted({min(max(1, bound), tokens) for bound in bounds} | {tokens})
+    return pairwise([0, *ends])
+
+
+def _in_order(parts: list[Tensor], order: Tensor, real: Tensor) -> Tensor:
+    """The steps' outputs behind each other, every token where it is in the caller's rows."""
+    whole = torch.cat(parts, dim=1)
+    spread = order.reshape(*order.shape, *[1] * (whole.dim() - 2)).expand(whole.shape)
+    placed = torch.zeros_like(whole).scatter(1, spread, whole)
+    return placed.masked_fill(~real.reshape(*real.shape, *[1] * (whole.dim() - 2)), 0)

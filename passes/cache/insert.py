@@ -1,0 +1,142 @@
+"""``kv-cache``: a decoder that is fed whole rows becomes one that is fed a few tokens at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from tersor.ir.analyses.layers import Layers, layers
+from tersor.ir.analyses.token_axis import NotTokenwise, TokenAxis, follow, token_axis_to_outputs
+from tersor.ir.boundary import add_input, add_output, new_dim, spec_of
+from tersor.ir.builder import Builder
+from tersor.ir.errors import RefusedError
+from tersor.ir.inference import infer_shapes
+from tersor.ir.operands import arguments
+from tersor.ir.program import Program
+from tersor.ir.stepping import Slots, State, Stepping
+
+from ..contract import Pass, Promise, Refusal, Site
+from ..fewer_tokens import reduce_along
+from .layout import CacheLayout
+from .legality import Decoder, read_decoder
+from .positions import origins_of, placed
+from .windowed import Windowed
+
+
+@dataclass(frozen=True)
+class KvCache(Pass):
+    """Keep keys and values of earlier tokens, so that each new token is computed once."""
+
+    name: ClassVar[str] = "kv-cache"
+    family: ClassVar[str] = "cache"
+    promise: ClassVar[Promise] = Promise.EXACT
+    # One run over whole rows, which is what is timed, is no faster for it: a thousand runs of one token are.
+    must_pay: ClassVar[bool] = False
+
+    layout: CacheLayout = field(default_factory=Windowed, metadata={"help": "which tokens each layer keeps"})
+
+    def legality(self, program: Program) -> list[Site] | Refusal:
+        decoder = read_decoder(program)
+        if isinstance(decoder, Refusal):
+            return decoder
+        try:
+            self._inserted(program.edit())
+        except NotTokenwise as refusal:
+            return Refusal(refusal.reason, refusal.node.name)
+        facts = {node: {"window": int(arguments(node)["window"])} for node in decoder.attentions}
+        return [Site(node.name, str(node.meta.get("layer", "")), facts[node]) for node in decoder.attentions]
+
+    def rewrite(self, program: Program, sites: list[Site]) -> Program:
+        return self._inserted(program.edit()).finished()
+
+    def _inserted(self, work: Program) -> Program:
+        decoder = read_decoder(work)
+        if isinstance(decoder, Refusal):
+            raise RefusedError(str(decoder))
+        stack = work.analysis(layers)
+        tokens, _ = follow(work, decoder.start, None, (0, 0))
+        tail = token_axis_to_outputs(work, stack.end, 0, 0)
+        ids = work.find(decoder.ids)
+        batch, count = ids.meta["val"].shape
+        positions = add_input(work, "positions", (batch, count), torch.int64)
+        wanted = add_input(work, "wanted", (batch, new_dim(work, "wanted")), torch.int64)
+        _place(work, decoder, tokens.axis, positions)
+        _leave_out(work, stack, tail, wanted)
+        slots = _give_slots(work, decoder, self.layout, batch)
+        work.stepping = Stepping(decoder.ids_name, decoder.padding, "positions", "wanted", slots)
+        infer_shapes(work)
+        _describe_outputs(work)
+        return work
+
+
+def _place(work: Program, decoder: Decoder, axis: TokenAxis, positions: fx.Node) -> None:
+    """Let everything that was computed from counting tokens be computed from ``positions``."""
+    done: dict[Any, fx.Node] = {}
+    count = positions.meta["val"].shape[1]
+    for use in axis.sides:
+        if use.user in decoder.attentions:
+            continue  # Padding, which the new operator has no need of.
+        key = (use.value, use.dims, use.rank)
+        if key not in done:
+            origins = origins_of(work, use.value, count, decoder.padding)
+            g = Builder(work, use.value.next, str(use.value.meta.get("layer", "")))
+            done[key] = placed(g, use, origins, positions, count)
+        use.user.replace_input_with(use.value, done[key])
+
+
+def _leave_out(work: Program, stack: Layers, tail: TokenAxis, wanted: fx.Node) -> None:
+    """Compute past the last block only what is wanted of it."""
+    end = stack.end
+    readers = list(end.users)
+    g = Builder(work, end.next, str(end.meta.get("layer", "")))
+    chosen = g.op("gather_tokens", end, wanted, 1)
+    for reader in readers:
+        reader.replace_input_with(end, chosen)
+    reduce_along(g, tail, end, wanted)
+
+
+def _give_slots(work: Program, decoder: Decoder, layout: CacheLayout, batch: Any) -> tuple[Slots, ...]:
+    """Put ``cached_attention`` in the place of every attention, with the states that it needs."""
+    capacities: dict[int, torch.SymInt] = {}
+    lengths: dict[int, fx.Node] = {}
+    states: dict[int, list[State]] = {}
+    for number, node in enumerate(decoder.attentions):
+        values = arguments(node)
+        group = layout.group(int(values["window"]))
+        suffix = f"_{group}" if group else ""
+        if group not in capacities:
+            capacities[group] = new_dim(work, f"capacity{suffix}")
+            lengths[group] = add_input(work, f"past_length{suffix}", (batch,), torch.int64)
+            states[group] = []
+        past = []
+        for what in ("key", "value"):
+            fake = values[what].meta["val"]
+            sizes = (batch, fake.shape[1], capacities[group], fake.shape[3])
+            past.append(add_input(work, f"past_{what}_{number}", sizes, fake.dtype))
+        g = Builder(work, node, str(node.meta.get("layer", "")))
+        step = g.op(
+            "cached_attention", values["query"], values["key"], values["value"], *past, lengths[group],
+            None, None, values["sinks"],
+            scale=values["scale"], window=values["window"], softcap=values["softcap"],
+        )  # fmt: skip
+        node.replace_all_uses_with(g.item(step, 0))
+        for place, what in enumerate(("key", "value")):
+            result = f"present_{what}_{number}"
+            add_output(work, g.item(step, place + 1), result)
+            states[group].append(State(f"past_{what}_{number}", result))
+        work.graph.erase_node(node)
+    names = {spec.name: spec.shape for spec in work.inputs}
+    return tuple(
+        Slots(str(names[kept[0].name][2]), str(lengths[group].target), group, tuple(kept))
+        for group, kept in states.items()
+    )
+
+
+def _describe_outputs(work: Program) -> None:
+    results: Any = work.output_node.args[0]
+    work.outputs = tuple(
+        spec_of(node, spec.name, work.symbols) for node, spec in zip(results, work.outputs, strict=True)
+    )

@@ -1,0 +1,99 @@
+"""A Program that is run in steps, lowered for the kinds of steps that decoding takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from tersor.codegen.target import Executable
+from tersor.ir.errors import InputError
+from tersor.ir.fix_sizes import fix_sizes
+from tersor.ir.program import Program
+
+from .kv_cache import KvCache
+
+Lower = Callable[[Program], Executable]
+
+
+class Decoder:
+    """Runs prompts and new tokens over a cache.
+
+    What a target can do depends on how many rows there are and how many new tokens each has, so that up to three
+    forms of one Program are lowered, each when it is first needed: for one row, for one new token a row, for any.
+    """
+
+    def __init__(self, program: Program, lower: Lower) -> None:
+        """Of a Program that is run in steps.
+
+        Raises:
+            InputError: it is not.
+        """
+        if program.stepping is None:
+            raise InputError("this model keeps no cache: convert it with -p kv-cache, or passes=['kv-cache']")
+        self.program, self.stepping = program, program.stepping
+        self._lower = lower
+        self._forms: dict[str, Executable] = {}
+
+    @property
+    def longest(self) -> int | None:
+        """How many tokens a row may have; None where nothing bounds them."""
+        spec = next(spec for spec in self.program.inputs if spec.name == self.stepping.ids)
+        return self.program.ranges.get(str(spec.shape[1]), (0, None))[1]
+
+    def new_cache(self, rows: int) -> KvCache:
+        return KvCache(self.stepping, self.program.inputs, rows)
+
+    def prefill(self, cache: KvCache, row: int, tokens: Sequence[int]) -> Tensor:
+        """Append a prompt to a row, in pieces; logits ``[vocabulary]`` behind its last token."""
+        logits = None
+        for start in range(0, len(tokens), cache.longest_step):
+            piece = list(tokens[start : start + cache.longest_step])
+            last = start + len(piece) == len(tokens)
+            cache.reserve(len(piece), row)
+            # Logits of every piece but the last are thrown away, and cost a sweep over the vocabulary.
+            logits = self._run(cache, [piece], [[len(piece) - 1]] if last else [[]], row)
+            cache.advance([len(piece)], row)
+        assert logits is not None
+        return logits[0, -1]
+
+    def step(self, cache: KvCache, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Append as many tokens to every row; logits ``[rows, new, vocabulary]`` behind each."""
+        count = len(tokens[0])
+        cache.reserve(count)
+        logits = self.try_step(cache, tokens)
+        cache.advance([count] * cache.rows)
+        return logits
+
+    def try_step(self, cache: KvCache, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """What :meth:`step` returns, for tokens that are written to the cache and not counted as filled."""
+        wanted = [list(range(len(tokens[0])))] * cache.rows
+        return self._run(cache, tokens, wanted, None)
+
+    def _run(
+        self, cache: KvCache, tokens: Sequence[Sequence[int]], wanted: list[list[int]], row: int | None
+    ) -> Tensor:
+        rows = len(tokens)
+        executable = self._form(rows, len(tokens[0]))
+        lengths = cache.lengths if row is None else [cache.lengths[row]]
+        given = cache.inputs(row if cache.rows > 1 else None)
+        given[self.stepping.ids] = torch.tensor(tokens)
+        if self.stepping.padding is not None:
+            given[self.stepping.padding] = torch.ones_like(given[self.stepping.ids])
+        own = torch.arange(len(tokens[0]))
+        given[self.stepping.positions] = torch.tensor(lengths)[:, None] + own
+        given[self.stepping.wanted] = torch.tensor(wanted, dtype=torch.int64)
+        into = cache.results(row if cache.rows > 1 else None)
+        results = executable.run_into(given, into)
+        names = [spec.name for spec in executable.outputs]
+        (logits,) = (r for name, r in zip(names, results, strict=True) if name not in self.stepping.results)
+        return logits
+
+    def _form(self, rows: int, new: int) -> Executable:
+        sizes = {"batch": 1} if rows == 1 else {"tokens": 1, "wanted": 1} if new == 1 else {}
+        key = " ".join(sizes) or "any"
+        if key not in self._forms:
+            fixed = {name: size for name, size in sizes.items() if name in self.program.ranges}
+            self._forms[key] = self._lower(fix_sizes(self.program, fixed) if fixed else self.program)
+        return self._forms[key]

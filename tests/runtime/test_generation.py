@@ -1,0 +1,145 @@
+"""Generation against ``transformers.generate``, token by token."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from decoders import DECODERS, decoder, decoder_program, rows
+
+from tersor.codegen.target import find_target
+from tersor.ir.errors import ExecutionError, InputError
+from tersor.passes.pipeline import run
+from tersor.runtime.decoder import Decoder
+from tersor.runtime.generation import Stopping, generate
+from tersor.runtime.sampling import Sampler, Sampling
+
+PROMPTS = [[5], [7, 8, 9, 10, 11, 12], list(range(3, 34))]
+
+
+@cache
+def decoder_on(name: str, target: str) -> Decoder:
+    program, _ = run(decoder_program(name), ["kv-cache"])
+    return Decoder(program, find_target(target).lower)
+
+
+def by_transformers(name: str, prompt: list[int], new: int, **options: Any) -> list[int]:
+    model: Any = decoder(name)
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        result = model.generate(
+            ids, attention_mask=torch.ones_like(ids), min_new_tokens=new, max_new_tokens=new, **options
+        )
+    return result[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("target", ["onnx", "torch"])
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_most_likely_tokens_are_those_of_transformers(name: str, target: str) -> None:
+    # min_new_tokens bars the end tokens there: so it does here, by asking for logits without them.
+    ends = decoder(name).generation_config.eos_token_id
+    found = generate(decoder_on(name, target), PROMPTS, Stopping(12), Sampling())
+    for prompt, new in zip(PROMPTS, found, strict=True):
+        if ends in new:
+            new = new[: new.index(ends)]
+        assert new == by_transformers(name, prompt, 12)[: len(new)]
+    assert sum(map(len, found)) == 36
+
+
+def test_rows_together_are_the_rows_alone() -> None:
+    on = decoder_on("gemma3", "onnx")
+    together = generate(on, PROMPTS, Stopping(9), Sampling())
+    assert together == [generate(on, [prompt], Stopping(9), Sampling())[0] for prompt in PROMPTS]
+
+
+def test_a_prompt_longer_than_a_step_goes_in_pieces() -> None:
+    on = decoder_on("mistral", "torch")
+    prompt = rows([40])["input_ids"][0].tolist()
+    cache_of_pieces, whole = on.new_cache(1), on.new_cache(1)
+    cache_of_pieces.longest_step = 7
+    torch.testing.assert_close(
+        on.prefill(cache_of_pieces, 0, prompt), on.prefill(whole, 0, prompt), rtol=0, atol=1e-5
+    )
+
+
+def test_it_ends_at_an_end_token_at_a_count_and_where_it_is_told_to() -> None:
+    on = decoder_on("llama", "torch")
+    free = generate(on, [PROMPTS[1]], Stopping(10), Sampling())[0]
+    end = free[4]
+    first = free.index(end)
+    assert generate(on, [PROMPTS[1]], Stopping(10, ends={end}), Sampling())[0] == free[: first + 1]
+    assert generate(on, [PROMPTS[1]], Stopping(3), Sampling())[0] == free[:3]
+    told = Stopping(10, stops=lambda new: len(new) == 6)
+    assert generate(on, [PROMPTS[1]], told, Sampling())[0] == free[:6]
+
+
+def test_every_token_is_streamed_when_it_is_chosen() -> None:
+    seen: list[tuple[int, int]] = []
+    found = generate(
+        decoder_on("llama", "torch"), PROMPTS[:2], Stopping(4), Sampling(), lambda n, t: seen.append((n, t))
+    )
+    assert [[t for n, t in seen if n == number] for number in range(2)] == found
+    assert [n for n, _ in seen] == [0, 1] * 4
+
+
+def test_draws_follow_the_distribution_of_transformers_processors() -> None:
+    sampling = Sampling(temperature=0.7, top_k=9, top_p=0.9, repetition_penalty=1.3)
+    logits = torch.randn(40) * 3
+    probabilities = Sampler(sampling).distribution([3, 5, 3], logits)
+    scores = logits.clone()
+    for token in (3, 5):
+        scores[token] = scores[token] / 1.3 if scores[token] > 0 else scores[token] * 1.3
+    scores = scores / 0.7
+    scores[scores < scores.topk(9).values[-1]] = -torch.inf
+    expected = scores.softmax(0)
+    order = expected.argsort(descending=True)
+    kept = order[: int((expected[order].cumsum(0) < 0.9).sum()) + 1]
+    cut = torch.zeros(40)
+    cut[kept] = expected[kept]
+    torch.testing.assert_close(probabilities, cut / cut.sum())
+
+
+def test_a_seed_makes_draws_again() -> None:
+    on = decoder_on("llama", "torch")
+    hot = [
+        generate(on, [[5, 6]], Stopping(12), Sampling(temperature=2.0, seed=seed))[0] for seed in (1, 1, 2)
+    ]
+    assert hot[0] == hot[1] != hot[2]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "most", "reason"),
+    [
+        ([[5], []], 3, "prompt 1 is empty"),
+        ([[5.5]], 3, "something else than token ids"),
+        ([[5]], 0, "max_new_tokens=0 is no number of tokens"),
+        ([[5000]], 3, "5000"),
+        ([[-1]], 3, "-1"),
+    ],
+)
+def test_bad_input_is_one_clear_error(prompts: Any, most: int, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        generate(decoder_on("gpt2", "onnx"), prompts, Stopping(most), Sampling())
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"top_k": -2}, "top_k=-2"),
+        ({"top_p": 0.0}, "top_p=0.0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0"),
+    ],
+)
+def test_options_that_make_no_sense_are_named(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        Sampling(**options)
+
+
+@pytest.mark.parametrize("temperature", [None, 1.0])
+def test_logits_that_are_no_numbers_are_an_error(temperature: float | None) -> None:
+    with pytest.raises(ExecutionError, match="behind token 2 are not numbers"):
+        Sampler(Sampling(temperature)).choose([1, 2], torch.full((9,), torch.nan))

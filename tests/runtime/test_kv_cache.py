@@ -1,0 +1,133 @@
+"""The cache's bookkeeping: whatever was appended, taken back and moved, it is that of the tokens that are left."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from architectures import VOCABULARY
+from decoders import decoder_program
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tersor.codegen.target import find_target
+from tersor.passes.pipeline import run
+from tersor.runtime.decoder import Decoder
+from tersor.runtime.kv_cache import KvCache
+
+_STEP, _ROLLBACK = 6, 4
+
+
+@cache
+def cached_decoder(name: str) -> Decoder:
+    program, _ = run(decoder_program(name), ["kv-cache"])
+    return Decoder(program, find_target("torch").lower)
+
+
+def small_cache(decoder: Decoder, rows: int) -> KvCache:
+    """One whose windows move often."""
+    return KvCache(
+        decoder.stepping, decoder.program.inputs, rows, longest_step=_STEP, longest_rollback=_ROLLBACK
+    )
+
+
+def rebuilt(decoder: Decoder, tokens: list[int]) -> KvCache:
+    cache = small_cache(decoder, 1)
+    if tokens:
+        decoder.prefill(cache, 0, tokens)
+    return cache
+
+
+def assert_same_sight(decoder: Decoder, cache: KvCache, row: int, tokens: list[int]) -> None:
+    """What the next token sees is what it sees behind a prompt of ``tokens``."""
+    other = rebuilt(decoder, tokens)
+    assert cache.lengths[row] == len(tokens)
+    for slots in decoder.stepping.slots:
+        reach = min(len(tokens), slots.window - 1) if slots.window else len(tokens)
+        filled = int(cache.inputs(row)[slots.length])
+        expected = int(other.inputs(0)[slots.length])
+        assert filled >= reach
+        for state in slots.states:
+            mine = cache.buffers[state.name][row, :, filled - reach : filled]
+            theirs = other.buffers[state.name][0, :, expected - reach : expected]
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+
+
+actions = st.one_of(
+    st.tuples(st.just("step"), st.integers(1, _STEP), st.just(0)),
+    st.tuples(st.just("try"), st.integers(1, _STEP), st.integers(0, 2**_STEP - 1)),
+    st.tuples(st.just("rollback"), st.integers(0, _ROLLBACK), st.integers(0, 1)),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from(["gemma3", "mistral"]), plan=st.lists(actions, max_size=12), seed=st.integers(0, 99)
+)
+def test_any_history_leaves_the_cache_of_the_tokens_that_are_left(
+    name: str, plan: list[tuple[str, int, int]], seed: int
+) -> None:
+    decoder = cached_decoder(name)
+    generator = torch.Generator().manual_seed(seed)
+    cache = small_cache(decoder, 2)
+    rows: list[list[int]] = [[], []]
+    taken_back = [0, 0]
+    for kind, count, choice in plan:
+        new = torch.randint(0, VOCABULARY, (2, count), generator=generator).tolist()
+        if kind == "step":
+            decoder.step(cache, new)
+            rows, taken_back = [r + n for r, n in zip(rows, new, strict=True)], [0, 0]
+        elif kind == "try":
+            # Accepted are some first tokens, as of a chain that was drafted.
+            cache.reserve(count)
+            decoder.try_step(cache, new)
+            for row in range(2):
+                kept = min(count, (choice >> row) % (count + 1))
+                cache.commit(row, count, range(kept))
+                rows[row] = rows[row] + new[row][:kept]
+            taken_back = [0, 0]
+        elif count + taken_back[choice] <= min(_ROLLBACK, len(rows[choice])):
+            cache.rollback(choice, count)
+            rows[choice] = rows[choice][: len(rows[choice]) - count]
+            taken_back[choice] += count
+    for row in range(2):
+        assert_same_sight(decoder, cache, row, rows[row])
+
+
+def test_accepted_nodes_of_a_tree_move_next_to_what_was_filled() -> None:
+    decoder = cached_decoder("llama")
+    cache = small_cache(decoder, 1)
+    decoder.prefill(cache, 0, [5, 6, 7])
+    cache.reserve(4)
+    before = {name: buffer.clone() for name, buffer in cache.buffers.items()}
+    decoder.try_step(cache, [[1, 2, 3, 4]])
+    written = {name: buffer[0, :, 3:7].clone() for name, buffer in cache.buffers.items()}
+    cache.commit(0, 4, [0, 2, 3])
+    assert cache.lengths == [6]
+    for name, buffer in cache.buffers.items():
+        assert torch.equal(buffer[0, :, :3], before[name][0, :, :3])
+        assert torch.equal(buffer[0, :, 3:6], written[name][:, [0, 2, 3]])
+
+
+def test_a_window_has_as_many_slots_after_a_thousand_tokens_as_after_one() -> None:
+    decoder = cached_decoder("mistral")
+    cache = small_cache(decoder, 1)
+    before = {name: (buffer.shape, buffer.data_ptr()) for name, buffer in cache.buffers.items()}
+    for _ in range(1000):
+        cache.reserve(1)
+        cache.advance([1])
+    assert {name: (buffer.shape, buffer.data_ptr()) for name, buffer in cache.buffers.items()} == before
+    assert cache.lengths == [1000]
+
+
+def test_what_a_window_has_lost_cannot_be_taken_back_to() -> None:
+    decoder = cached_decoder("mistral")
+    cache = small_cache(decoder, 1)
+    decoder.prefill(cache, 0, list(range(3, 33)))
+    with pytest.raises(ValueError, match="a window of 5 is no longer all there"):
+        cache.rollback(0, 20)
+    with pytest.raises(ValueError, match="has 30 tokens, of which 31 cannot be taken back"):
+        cache.rollback(0, 31)
+    with pytest.raises(ValueError, match="longer than the 6"):
+        cache.reserve(7)
