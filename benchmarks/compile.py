@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from examples.real_data import photographs
 from examples.real_models import dinov2_vits14
 
-from .page import provenance, table, write_section
+from .page import check_limits, provenance, table, write_section
 from .peak import PeakMemory
 
 if TYPE_CHECKING:
@@ -238,6 +238,25 @@ def section(results: dict[str, dict[str, list[Result]]]) -> str:
     return "\n".join([provenance("compile"), "", introduction, "", table(header, rows), "", *verdicts])
 
 
+def missed(results: dict[str, dict[str, list[Result]]]) -> list[str]:
+    """What is past a limit of time or memory."""
+    found = []
+    for name, sides in results.items():
+        subject, ours = SUBJECTS[name], sides["tersor"]
+        warm = median(r.seconds for r in ours)
+        values = {
+            "of the exporter's time": (warm / median(r.seconds for r in sides["exporter"]), subject.ratio),
+            "seconds": (warm, subject.seconds),
+            "times the weights": (max(r.memory for r in ours), MEMORY_LIMIT),
+        }
+        found += [
+            f"{subject.title}: {value:.2f} {what} (limit {limit:g})"
+            for what, (value, limit) in values.items()
+            if limit is not None and value > limit
+        ]
+    return found
+
+
 def _spread(values: Sequence[float], form: str) -> str:
     return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
@@ -262,6 +281,7 @@ def main() -> None:
     parser.add_argument(
         "--child", nargs=4, metavar=("SIDE", "MODEL", "STATE", "FILE"), help=argparse.SUPPRESS
     )
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a stated limit is missed")
     options = parser.parse_args()
     if options.child:
         side, name, state, answer = options.child
@@ -281,6 +301,7 @@ def main() -> None:
         print(text)
     else:
         write_section("compile", text)
+    check_limits(missed(results), options.check)
 
 
 if __name__ == "__main__":

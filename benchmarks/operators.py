@@ -250,6 +250,8 @@ CHOICES = {
             attention_case(1, 1024, 4, 1, 256, causal=True, padded=True),
             attention_case(1, 1024, 4, 1, 256, causal=True, window=512, padded=True),
             attention_case(1, 512, 8, 2, 64, causal=True, padded=True),
+            attention_case(1, 1024, 8, 2, 64, causal=True, padded=True),
+            attention_case(1, 2048, 8, 2, 64, causal=True, padded=True),
             attention_case(2, 256, 12, 12, 64, causal=True, padded=True),
         ],
     ),

@@ -28,6 +28,12 @@ def write_section(name: str, body: str, page: Path = PAGE) -> None:
     page.write_text(f"{before}{opening}\n{body.strip()}\n{closing}{after}", encoding="utf-8")
 
 
+def check_limits(missed: Sequence[str], asked: bool) -> None:
+    """Exit with status 1 where ``--check`` was asked for and a limit that a section states is missed."""
+    if asked and missed:
+        sys.exit("\n".join(["missed:", *missed]))
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first column is text, the others are numbers."""
     lines = [header, ["---", *("---:" for _ in header[1:])], *rows]

@@ -23,7 +23,7 @@ from tersor.passes.tokens.method import TokenMethod
 
 from .flops import counted_flops
 from .metrics import Margin, Values, margin
-from .page import provenance, table, write_section
+from .page import check_limits, provenance, table, write_section
 from .tasks import Manual, Photographs, Task
 
 OPERATING_POINTS = (0.653, 0.5)  # Zero-TPrune's 34.7% fewer FLOPs, and half of them
@@ -134,10 +134,21 @@ def compare(task: Task, flops: float, seeds: int, only: Sequence[str]) -> Compar
     return Comparison(task, flops, random, rows, refused)
 
 
+def missed(comparisons: Sequence[Comparison]) -> list[str]:
+    """Rows of real methods that do not beat random choice, with the metric."""
+    return [
+        f"`{name}` on {found.task.title} at {found.flops:.1%} ({metric} {margin.value:+.3f})"
+        for found in comparisons
+        for name in found.rows
+        for metric in found.task.deciding
+        if name not in _CONTROLS and (margin := found.over_random(name, metric)).value <= 0
+    ]
+
+
 def verdict(comparisons: Sequence[Comparison]) -> str:
     """How many rows of real methods beat random choice in all that decides, and which do not."""
     rows = surely = 0
-    behind: list[str] = []
+    behind = missed(comparisons)
     for found in comparisons:
         for name in found.rows:
             if name in _CONTROLS:
@@ -145,11 +156,6 @@ def verdict(comparisons: Sequence[Comparison]) -> str:
             margins = {metric: found.over_random(name, metric) for metric in found.task.deciding}
             rows += 1
             surely += all(m.low > 0 for m in margins.values())
-            behind += [
-                f"`{name}` on {found.task.title} at {found.flops:.1%} ({metric} {m.value:+.3f})"
-                for metric, m in margins.items()
-                if m.value <= 0
-            ]
     deciding = dict.fromkeys(metric for found in comparisons for metric in found.task.deciding)
     beaten = rows - len({text.split(" (")[0] for text in behind})
     text = (
@@ -174,8 +180,8 @@ def _margin_text(found: Margin) -> str:
     return f"**{text}**" if found.low > 0 else text
 
 
-def section(tasks: Sequence[Task], seeds: int, only: Sequence[str]) -> str:
-    """The whole section of the page."""
+def section(tasks: Sequence[Task], seeds: int, only: Sequence[str]) -> tuple[str, list[str]]:
+    """The whole section of the page, and which rows miss what is asked of them."""
     parts = [provenance("quality"), "", _INTRODUCTION]
     comparisons: list[Comparison] = []
     for task in tasks:
@@ -185,7 +191,7 @@ def section(tasks: Sequence[Task], seeds: int, only: Sequence[str]) -> str:
         for flops in OPERATING_POINTS:
             comparisons.append(compare(task, flops, seeds, only))
             parts += ["", comparisons[-1].markdown()]
-    return "\n".join([*parts, "", verdict(comparisons)])
+    return "\n".join([*parts, "", verdict(comparisons)]), missed(comparisons)
 
 
 def main() -> None:
@@ -198,6 +204,7 @@ def main() -> None:
         "--method", action="append", default=[], help="only this one, repeatable; writes nothing"
     )
     parser.add_argument("--print", action="store_true", help="print the section and write nothing")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a stated limit is missed")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -206,11 +213,12 @@ def main() -> None:
         tasks.append(Photographs(options.crops))
     if options.task in (None, "manual"):
         tasks.append(Manual())
-    text = section(tasks, options.seeds, options.method)
+    text, behind = section(tasks, options.seeds, options.method)
     if options.print or options.task or options.method:
         print(text)
     else:
         write_section("quality", text)
+    check_limits(behind, options.check)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from tersor.passes import pipeline
 from tersor.runtime.paired import PairedTiming, time_pair
 
 from .exporter import export_untouched, free_dims
-from .page import provenance, table, write_section
+from .page import check_limits, provenance, table, write_section
 
 BATCHES = (1, 4)
 METHODS = ("zero-tprune", "tome", "cls-attention", "received-attention")
@@ -207,6 +207,16 @@ def _interval(row: Row) -> str:
     return f"{row.pair.ratio:.3f} ({row.pair.low:.3f} to {row.pair.high:.3f})"
 
 
+def missed(rows: Sequence[Row]) -> list[str]:
+    """What is past a limit: undropped files, and dropped ones against the exporter."""
+    found = []
+    for row in rows:
+        limit = _UNDROPPED_LIMIT if row.what.startswith("undropped /") else _DROPPED_LIMIT
+        if row.what.endswith("/ exporter") and row.over_flops > limit:
+            found.append(f"{' '.join(_where(row))}, {row.what}: {row.over_flops:.3f} (limit {limit:g})")
+    return found
+
+
 def _verdict(what: str, rows: Sequence[Row], limit: float) -> str:
     met = sum(row.over_flops <= limit for row in rows)
     surely = sum(row.over_flops_high <= limit for row in rows)
@@ -226,6 +236,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, action="append", help="only this batch")
     parser.add_argument("--method", action="append", help="only this method")
     parser.add_argument("--print", action="store_true", help="print the section and write nothing")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a stated limit is missed")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     rows: list[Row] = []
@@ -241,6 +252,7 @@ def main() -> None:
         print(text)
     else:
         write_section("speed", text)
+    check_limits(missed(rows), options.check)
 
 
 if __name__ == "__main__":

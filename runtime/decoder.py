@@ -12,7 +12,11 @@ from tersor.ir.errors import InputError
 from tersor.ir.fix_sizes import fix_sizes
 from tersor.ir.program import Program
 
+from .cost_curve import CostCurve
 from .kv_cache import KvCache
+
+# Tokens that lie before those of a step that is measured.
+_MEASURED_BEHIND = 32
 
 Lower = Callable[[Program], Executable]
 
@@ -35,6 +39,21 @@ class Decoder:
         self.program, self.stepping = program, program.stepping
         self._lower = lower
         self._forms: dict[str, Executable] = {}
+        self._curve: CostCurve | None = None
+
+    @property
+    def cost_curve(self) -> CostCurve:
+        """What steps of several tokens of one row cost here; measured when it is first asked for."""
+        if self._curve is None:
+            cache = self.new_cache(1)
+            self.prefill(cache, 0, [0] * _MEASURED_BEHIND)
+
+            def step(width: int) -> None:
+                cache.reserve(width)
+                self.try_step(cache, [[0] * width])
+
+            self._curve = CostCurve.measured(step)
+        return self._curve
 
     @property
     def longest(self) -> int | None:

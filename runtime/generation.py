@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from tersor.ir.errors import InputError
 
 from .decoder import Decoder
+from .kv_cache import KvCache
 from .sampling import Sampler, Sampling
+from .speculation import Chain, Guesser, Policy, Statistics
 
 # Called with the number of the prompt and its new token; what it returns is not looked at.
 Stream = Callable[[int, int], object]
@@ -43,11 +48,14 @@ class Stopping:
 
 @dataclass
 class _Row:
-    """A sequence that is being generated: prompt and new tokens."""
+    """A sequence that is being generated: prompt and new tokens, and who guesses what follows."""
 
     number: int
     prompt: list[int]
+    guesser: Guesser | None = None
+    policy: Policy | None = None
     new: list[int] = field(default_factory=list)
+    over: bool = False
 
     @property
     def tokens(self) -> list[int]:
@@ -60,12 +68,18 @@ def generate(
     stopping: Stopping,
     sampling: Sampling,
     stream: Stream | None = None,
+    guess: Callable[[], Guesser] | None = None,
+    statistics: Statistics | None = None,
 ) -> list[list[int]]:
     """New tokens for every prompt.
 
     Args:
         prompts: token ids, of any lengths.
         stream: told every token as soon as it is chosen.
+        guess: makes who guesses ahead, one for each prompt.  Tokens are the same with guesses as without, drawn ones
+            too: each is chosen from the model's own logits, and where it is what was guessed, the next is known
+            already.
+        statistics: what came of guesses is added to it.
 
     Raises:
         InputError: a prompt is empty, holds no token ids, or is longer than what the model takes.
@@ -74,31 +88,90 @@ def generate(
     rows = [_Row(number, list(prompt)) for number, prompt in enumerate(prompts)]
     for row in rows:
         _check(decoder, row, stopping)
-    sampler = Sampler(sampling)
-    _generate_together(decoder, rows, stopping, sampler, stream or (lambda number, token: None))
+        if guess is not None:
+            row.guesser, row.policy = guess(), Policy(decoder.cost_curve)
+    loop = _Loop(
+        decoder,
+        stopping,
+        Sampler(sampling),
+        stream or (lambda number, token: None),
+        statistics or Statistics(),
+    )
+    loop.run(rows)
     return [row.new for row in rows]
 
 
-def _generate_together(
-    decoder: Decoder, rows: list[_Row], stopping: Stopping, sampler: Sampler, stream: Stream
-) -> None:
-    cache = decoder.new_cache(len(rows))
-    active = []
-    for place, row in enumerate(rows):
-        _append(row, sampler.choose(row.tokens, decoder.prefill(cache, place, row.prompt)), stream)
-        active.append(not stopping.over(row.new))
-    while any(active):
-        logits = decoder.step(cache, [[row.new[-1]] for row in rows])
+@dataclass
+class _Loop:
+    """Rows that are generated together."""
+
+    decoder: Decoder
+    stopping: Stopping
+    sampler: Sampler
+    stream: Stream
+    statistics: Statistics
+
+    def run(self, rows: list[_Row]) -> None:
+        cache = self.decoder.new_cache(len(rows))
         for place, row in enumerate(rows):
-            # A row that has ended is fed its last token again until the others have.
-            if active[place]:
-                _append(row, sampler.choose(row.tokens, logits[place, -1]), stream)
-                active[place] = not stopping.over(row.new)
+            if row.guesser is not None:
+                row.guesser.extend(row.prompt)
+            logits = self.decoder.prefill(cache, place, row.prompt)
+            self._append(row, self.sampler.choose(row.tokens, logits))
+        while not all(row.over for row in rows):
+            self._step(cache, rows)
 
+    def _step(self, cache: KvCache, rows: list[_Row]) -> None:
+        """One run of the model: the last token of every row, and what was guessed to follow it."""
+        started = time.perf_counter()
+        chains = [self._drafted(row) for row in rows]
+        width = 1 + max(len(tokens) for _, tokens in chains)
+        guessed = time.perf_counter()
+        given = [
+            (row.new[-1:] + tokens + [row.new[-1]] * width)[:width]
+            for row, (_, tokens) in zip(rows, chains, strict=True)
+        ]
+        cache.reserve(width)
+        logits = self.decoder.try_step(cache, given)
+        self.statistics.steps += 1
+        self.statistics.drafting += guessed - started
+        self.statistics.verifying += time.perf_counter() - guessed
+        for place, (row, (chain, tokens)) in enumerate(zip(rows, chains, strict=True)):
+            # A row that has ended goes along, and nothing of it is kept.
+            kept = 0 if row.over else 1 + self._accepted(row, tokens, logits[place])
+            cache.commit(place, width, range(kept))
+            if kept and row.policy is not None:
+                row.policy.learn(chain, len(tokens), kept - 1)
+                if tokens:
+                    self.statistics.count(len(tokens), kept - 1)
 
-def _append(row: _Row, token: int, stream: Stream) -> None:
-    row.new.append(token)
-    stream(row.number, token)
+    def _drafted(self, row: _Row) -> tuple[Chain | None, list[int]]:
+        """What is guessed to follow a row, and how much of it is worth a check."""
+        if row.over or row.guesser is None or row.policy is None:
+            return None, []
+        # The step itself gives one token more than its guesses.
+        room = self.stopping.most - len(row.new) - 1
+        chain = row.guesser.draft(min(row.policy.longest, room)) if room > 0 else None
+        if chain is None:
+            return None, []
+        return chain, chain.tokens[: row.policy.length(chain)]
+
+    def _accepted(self, row: _Row, guesses: list[int], logits: Tensor) -> int:
+        """Choose tokens from ``logits [1 + guesses, vocabulary]`` as long as they are what was guessed."""
+        for place in range(len(guesses) + 1):
+            token = self.sampler.choose(row.tokens, logits[place])
+            self._append(row, token)
+            self.statistics.tokens += 1
+            if row.over or place == len(guesses) or token != guesses[place]:
+                return place
+        raise AssertionError("the last logits always end it")
+
+    def _append(self, row: _Row, token: int) -> None:
+        row.new.append(token)
+        if row.guesser is not None:
+            row.guesser.extend([token])
+        row.over = self.stopping.over(row.new)
+        self.stream(row.number, token)
 
 
 def _check(decoder: Decoder, row: _Row, stopping: Stopping) -> None:

@@ -5,12 +5,14 @@ certificate.json                    what was promised and measured, and a hash o
 report.json                         the pipeline's report
 program.json, program.safetensors   the rewritten Program
 calibration.safetensors             the inputs on which it was measured
+tokenizer/                          the tokenizer's files, where the model had any
 ...                                 the target's own files, such as model.onnx
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from .passes.deviation import Reference
 from .passes.report import Report
 from .runtime.session import Session
 from .saved_report import read_report
+from .text import TOKENIZER
 
 REPORT, SAMPLES = "report.json", "calibration.safetensors"
 
@@ -55,6 +58,7 @@ def write(
         executable.save(folder)
         archive.save(program, folder)
         save_batches(samples, folder / SAMPLES)
+        _copy_tokenizer(program, folder)
         _write_json(folder / REPORT, report.to_json())
         _write_json(folder / MANIFEST, manifest.to_json(executable, report))
         # What is certified is what was saved, not what was in memory.
@@ -109,6 +113,15 @@ def read_saved_report(folder: Path) -> Report:
         raise ArtifactError(
             f"{path} is damaged ({type(error).__name__}: {error}): convert the model again"
         ) from error
+
+
+def _copy_tokenizer(program: Program, folder: Path) -> None:
+    """The tokenizer that came with the model, so that the artifact takes text wherever it is taken."""
+    files = [Path(file) for file in program.facts.tokenizer_files.values()]
+    for file in files:
+        if file.is_file():
+            (folder / TOKENIZER).mkdir(exist_ok=True)
+            shutil.copyfile(file, folder / TOKENIZER / file.name)
 
 
 def _write_json(path: Path, data: Any) -> None:

@@ -16,12 +16,14 @@ from .agreement import measure
 from .calibration import Batch, load_batches
 from .certificate import CERTIFICATE, read_certificate
 from .folders import check_output, check_output_file, whole_folder
+from .generating import Generator
 from .ir import archive
 from .ir.program import Program, TensorSpec
 from .manifest import Manifest, read_manifest
 from .passes.deviation import Deviation, Reference
 from .passes.report import Report
 from .runtime.session import Session
+from .runtime.speculation import Statistics
 from .verification import Verification, raise_unless_ok, verify_artifact
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class OptimizedModel:
     ) -> None:
         self.session, self.manifest, self.report, self.samples = session, manifest, report, samples
         self._program, self._source, self._folder = program, source, folder
+        self._generator: Generator | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on positional or named inputs, or one mapping of them; returns the model's own output structure.
@@ -66,6 +69,33 @@ class OptimizedModel:
     def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Flat outputs in the order of ``outputs``; ``inputs`` by name, checked as in a call."""
         return self.session.run(self.session.bind(inputs))
+
+    def generate(self, inputs: Any, **options: Any) -> Any:
+        """What follows ``inputs``, one token after another; of a model with ``kv-cache`` among its passes.
+
+        Args:
+            inputs: a text, a list of texts, a tensor of token ids ``[batch, tokens]``, or rows of them.
+            options: by the names and with the defaults of ``transformers.generate``: ``attention_mask`` (of a tensor
+                of ids, padding on either side), ``max_new_tokens`` (20), ``temperature`` (None: the most likely
+                token), ``top_k`` (50), ``top_p``, ``repetition_penalty``; ``stop``, texts behind which nothing
+                follows; ``seed`` of the draws; ``stream``, called with every piece of text (of several prompts: with
+                the row and the piece; of token ids: the row and the token).
+
+        Returns:
+            for a text the new text; for texts a list; for token ids the rows with the new tokens behind them.
+
+        Raises:
+            InputError: the model keeps no cache or has no tokenizer, or an option or a prompt makes no sense.
+            ExecutionError: the model gives no numbers.
+        """
+        if self._generator is None:
+            self._generator = Generator(self.program, self.target, self.manifest.options, self._folder)
+        return self._generator(inputs, **options)
+
+    @property
+    def generated(self) -> Statistics:
+        """What the last call of ``generate`` took, and what came of tokens that were guessed."""
+        return Statistics() if self._generator is None else self._generator.statistics
 
     @property
     def target(self) -> str:

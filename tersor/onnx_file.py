@@ -12,6 +12,7 @@ from .codegen.onnx.executable import OnnxExecutable
 from .codegen.onnx.export import export
 from .codegen.onnx.file import put_in_place
 from .codegen.onnx.session import trial_session
+from .codegen.stepped import called_whole
 from .folders import scratch_folder
 from .ir.program import Program
 from .passes.report import Report
@@ -38,6 +39,7 @@ def export_checked(
     with scratch_folder(path) as folder:
         written = export(program, folder / path.name, ops=ops, metadata=report_metadata(report))
         session = trial_session(folder / path.name)
-        executable = OnnxExecutable(session, program.inputs, program.outputs, ops=ops)
+        steps = OnnxExecutable(session, program.inputs, program.outputs, ops=ops)
+        executable = called_whole(steps, program.stepping)
         check_agreement(executable, program, samples, "onnx")
         return put_in_place(written, path)

@@ -162,7 +162,7 @@ def capture_like(against: nn.Module | str | Path | Program, program: Program) ->
         return against
     dynamic = {
         spec.name: {position: size for position, size in enumerate(spec.shape) if isinstance(size, str)}
-        for spec in program.inputs
+        for spec in program.called_with
         if spec.dynamic
     }
     return capture(against, program.example_inputs, dynamic)
@@ -190,7 +190,9 @@ def _other_values(a: Tensor, b: Tensor) -> bool:
 
 
 def _interface_text(program: Program) -> str:
-    given, taken = (", ".join(spec.name for spec in specs) for specs in (program.inputs, program.outputs))
+    given, taken = (
+        ", ".join(spec.name for spec in specs) for specs in (program.called_with, program.returned)
+    )
     return f"{given} -> {taken}"
 
 

@@ -9,8 +9,11 @@ import torch
 from architectures import LLAMA, VOCABULARY, huggingface
 from torch import nn
 
+from tersor.codegen.target import find_target
 from tersor.ir.capture import capture
 from tersor.ir.program import Program
+from tersor.passes.pipeline import run
+from tersor.runtime.decoder import Decoder
 
 _GPT = dict(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64)
 _OPT = dict(
@@ -33,9 +36,12 @@ _MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),  # windows in all layers
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", _GPT),  # learned positions, by index
     "opt": ("OPTConfig", "OPTForCausalLM", _OPT),  # learned positions, by a running sum of the mask
+    "mixtral": ("MixtralConfig", "MixtralForCausalLM", dict(LLAMA, num_local_experts=4, sliding_window=None)),
     "gpt-neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", {k: v for k, v in LLAMA.items() if "key" not in k}),
 }
 DECODERS = tuple(_MODELS)
+# One token, several, and more than any window.
+PROMPTS = [[5], [7, 8, 9, 10, 11, 12], list(range(3, 34))]
 
 
 @cache
@@ -49,6 +55,13 @@ def decoder(name: str) -> nn.Module:
 def decoder_program(name: str) -> Program:
     """The model captured, without a cache."""
     return capture(decoder(name))
+
+
+@cache
+def decoder_on(name: str, target: str) -> Decoder:
+    """What runs the model with a cache on a target."""
+    program, _ = run(decoder_program(name), ["kv-cache"])
+    return Decoder(program, find_target(target).lower)
 
 
 def rows(lengths: list[int], side: str = "right", seed: int = 0) -> dict[str, torch.Tensor]:

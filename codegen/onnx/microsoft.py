@@ -1,8 +1,11 @@
 """Attention by ONNX Runtime's own operators, for ``ops="ort"``.
 
 ``GroupQueryAttention`` where attention is causal, because it skips the half that is hidden; else
-``MultiHeadAttention``; written out where neither fits.  The standard's ``Attention`` (opset 23) is not used.
-`docs/benchmarks.md` (Operators) has the times of all of them side by side; `benchmarks.operators` measures them.
+``MultiHeadAttention``; written out where neither fits.  Both pay where attention takes time: from some 500 tokens on,
+the more the longer.  On fewer they are level with what is written out, or lose a tenth of the little that attention
+takes there, and a graph for any length cannot choose by it.  The standard's ``Attention`` (opset 23) wins a tenth on
+short sequences and loses on long ones to these; it is not used.  `docs/benchmarks.md` (Operators) has the times of all
+of them side by side; `benchmarks.operators` measures them.
 """
 
 from __future__ import annotations

@@ -77,6 +77,11 @@ def pointwise(context: Context, node: fx.Node) -> Dims:
     return dims
 
 
+@rule(aten.one_hot)
+def one_hot(context: Context, node: fx.Node) -> Dims:
+    return context.dims(node.args[0])
+
+
 @rule(*COPIES, aten.dropout, aten.native_dropout, aten.feature_dropout, aten.zeros_like, aten.ones_like)
 def unary(context: Context, node: fx.Node) -> Dims:
     return context.dims(node.args[0])

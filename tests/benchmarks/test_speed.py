@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.speed import CASES, Row, section
+from benchmarks.page import check_limits
+from benchmarks.speed import CASES, Row, missed, section
 from tersor.runtime.paired import PairedTiming
 
 
@@ -38,3 +39,17 @@ def test_latency_and_its_interval_are_held_against_the_flops(text: str) -> None:
         "Against *undropped*, latency / FLOPs at most 1.08 in 0 of 1 rows, 0 of them with the whole interval; "
         "the largest is 1.100." in text
     )
+
+
+def test_rows_past_their_limit_are_missed_and_end_a_check() -> None:
+    past = row("tome / exporter", 0.55, 0.8, flops=0.5)
+    rows = [row("undropped / exporter", 1.01, 1.2), past, row("tome / undropped", 0.9, 0.9, flops=0.5)]
+    assert len(missed(rows)) == 2
+    assert "tome / exporter: 1.100 (limit 1.08)" in missed([past])[0]
+    assert (
+        missed([row("undropped / exporter", 0.99, 1.2), row("tome / exporter", 0.54, 0.8, flops=0.5)]) == []
+    )
+    check_limits(missed(rows), False)
+    check_limits([], True)
+    with pytest.raises(SystemExit, match="missed:"):
+        check_limits(missed(rows), True)

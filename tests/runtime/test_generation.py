@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from decoders import DECODERS, decoder, decoder_program, rows
+from decoders import DECODERS, PROMPTS, decoder, decoder_on, rows
 
-from tersor.codegen.target import find_target
 from tersor.ir.errors import ExecutionError, InputError
-from tersor.passes.pipeline import run
-from tersor.runtime.decoder import Decoder
 from tersor.runtime.generation import Stopping, generate
 from tersor.runtime.sampling import Sampler, Sampling
-
-PROMPTS = [[5], [7, 8, 9, 10, 11, 12], list(range(3, 34))]
-
-
-@cache
-def decoder_on(name: str, target: str) -> Decoder:
-    program, _ = run(decoder_program(name), ["kv-cache"])
-    return Decoder(program, find_target(target).lower)
 
 
 def by_transformers(name: str, prompt: list[int], new: int, **options: Any) -> list[int]:

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import pytest
 import torch
 from architectures import VOCABULARY
-from decoders import decoder_program
+from decoders import decoder_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tersor.codegen.target import find_target
-from tersor.passes.pipeline import run
 from tersor.runtime.decoder import Decoder
 from tersor.runtime.kv_cache import KvCache
 
 _STEP, _ROLLBACK = 6, 4
-
-
-@cache
-def cached_decoder(name: str) -> Decoder:
-    program, _ = run(decoder_program(name), ["kv-cache"])
-    return Decoder(program, find_target("torch").lower)
 
 
 def small_cache(decoder: Decoder, rows: int) -> KvCache:
@@ -68,7 +58,7 @@ actions = st.one_of(
 def test_any_history_leaves_the_cache_of_the_tokens_that_are_left(
     name: str, plan: list[tuple[str, int, int]], seed: int
 ) -> None:
-    decoder = cached_decoder(name)
+    decoder = decoder_on(name, "torch")
     generator = torch.Generator().manual_seed(seed)
     cache = small_cache(decoder, 2)
     rows: list[list[int]] = [[], []]
@@ -96,7 +86,7 @@ def test_any_history_leaves_the_cache_of_the_tokens_that_are_left(
 
 
 def test_accepted_nodes_of_a_tree_move_next_to_what_was_filled() -> None:
-    decoder = cached_decoder("llama")
+    decoder = decoder_on("llama", "torch")
     cache = small_cache(decoder, 1)
     decoder.prefill(cache, 0, [5, 6, 7])
     cache.reserve(4)
@@ -111,7 +101,7 @@ def test_accepted_nodes_of_a_tree_move_next_to_what_was_filled() -> None:
 
 
 def test_a_window_has_as_many_slots_after_a_thousand_tokens_as_after_one() -> None:
-    decoder = cached_decoder("mistral")
+    decoder = decoder_on("mistral", "torch")
     cache = small_cache(decoder, 1)
     before = {name: (buffer.shape, buffer.data_ptr()) for name, buffer in cache.buffers.items()}
     for _ in range(1000):
@@ -122,7 +112,7 @@ def test_a_window_has_as_many_slots_after_a_thousand_tokens_as_after_one() -> No
 
 
 def test_what_a_window_has_lost_cannot_be_taken_back_to() -> None:
-    decoder = cached_decoder("mistral")
+    decoder = decoder_on("mistral", "torch")
     cache = small_cache(decoder, 1)
     decoder.prefill(cache, 0, list(range(3, 33)))
     with pytest.raises(ValueError, match="a window of 5 is no longer all there"):

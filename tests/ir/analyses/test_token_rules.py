@@ -20,6 +20,11 @@ aten = torch.ops.aten
 tersor = torch.ops.tersor
 
 
+def codes(g: Builder, x: fx.Node) -> fx.Node:
+    """0 or 1 for every entry of the stream."""
+    return g.call(aten.to.dtype, g.call(aten.gt.Scalar, x, 0), torch.int64)
+
+
 # Operators by which no token sees another: the result of a token is a function of that token and its place.
 TOKENWISE: dict[str, Case] = {
     "add of a position table": lambda g, x: g.add(x, weight(g, TOKENS, WIDTH)),
@@ -47,6 +52,8 @@ TOKENWISE: dict[str, Case] = {
         g.call(aten.zeros_like.default, x), g.call(aten.ones_like.default, x)
     ),
     "linear": lambda g, x: g.call(aten.linear.default, x, weight(g, 5, WIDTH), weight(g, 5)),
+    "a code for each channel": lambda g, x: g.call(aten.one_hot.default, codes(g, x), 2),
+    "a code looked up": lambda g, x: g.call(aten.embedding.default, weight(g, 2, 3), codes(g, x)),
     "layer_norm": lambda g, x: g.call(aten.layer_norm.default, x, [WIDTH], weight(g, WIDTH), weight(g, WIDTH)),
     "rms_norm": lambda g, x: g.call(aten.rms_norm.default, x, [WIDTH], weight(g, WIDTH), 1e-6),
     "softmaxes over channels": lambda g, x: g.call(
@@ -187,6 +194,12 @@ REFUSED: dict[str, tuple[Case, str]] = {
     "tokens joined to the stream": (
         lambda g, x: g.call(aten.cat.default, [x, x], 1),
         "adds tokens to the stream",
+    ),
+    "a table made of the stream": (
+        lambda g, x: g.call(
+            aten.embedding.default, g.call(aten.reshape.default, x, [BATCH * TOKENS, WIDTH]), codes(g, x)
+        ),
+        "a table that is computed from the tokens",
     ),
     "layer norm over tokens": (
         lambda g, x: g.call(aten.layer_norm.default, g.call(aten.transpose.int, x, 1, 2), [TOKENS]),

@@ -1,0 +1,58 @@
+"""Prompt lookup: what followed the last tokens where they stood before (Saxena 2023, "Prompt Lookup Decoding")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from .drafter import Draft, Drafter, Drafting
+
+
+@dataclass(frozen=True)
+class NGram(Drafter):
+    """Guess what followed the last tokens where they stood before in the sequence."""
+
+    name: ClassVar[str] = "ngram"
+
+    longest: int = field(default=4, metadata={"help": "tokens at the end that are looked for, at most"})
+    shortest: int = field(default=1, metadata={"help": "tokens at the end that are looked for, at least"})
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shortest <= self.longest:
+            raise ValueError(f"shortest={self.shortest} and longest={self.longest} are no range from 1 up")
+
+    def begin(self) -> Drafting:
+        return _Lookup(self.shortest, self.longest)
+
+
+class _Lookup(Drafting):
+    """Remembers of every run of tokens where what follows its latest place begins."""
+
+    def __init__(self, shortest: int, longest: int) -> None:
+        self._sizes = range(shortest, longest + 1)
+        self._tokens: list[int] = []
+        self._after: dict[tuple[int, ...], int] = {}
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            # Runs are noted when something follows them, so that the end of the sequence never finds itself.
+            for size in self._sizes:
+                if size <= len(self._tokens):
+                    self._after[tuple(self._tokens[-size:])] = len(self._tokens)
+            self._tokens.append(token)
+
+    def draft(self, most: int) -> Draft | None:
+        for size in reversed(self._sizes):
+            start = self._after.get(tuple(self._tokens[-size:])) if size <= len(self._tokens) else None
+            if start is not None:
+                return Draft(self._continued(start, most), size)
+        return None
+
+    def _continued(self, start: int, most: int) -> list[int]:
+        """What follows from ``start``, and once it reaches the end, the guesses themselves."""
+        guesses: list[int] = []
+        for place in range(start, start + most):
+            known = place < len(self._tokens)
+            guesses.append(self._tokens[place] if known else guesses[place - len(self._tokens)])
+        return guesses

@@ -1,0 +1,70 @@
+"""``tersor generate``: what an artifact with a cache says next."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from .options import Artifact, Json, Threads, Traceback
+from .output import emit, progress_bar
+
+
+def generate(
+    out: Artifact,
+    prompt: Annotated[str, typer.Argument(help="The text to go on from; - reads it from stdin.")],
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens at most.", min=1)] = 128,
+    temperature: Annotated[
+        float | None,
+        typer.Option(metavar="T", help="Draw at this temperature.", show_default="the most likely token"),
+    ] = None,
+    top_k: Annotated[int, typer.Option(metavar="K", help="Draw from the K most likely tokens.", min=0)] = 50,
+    top_p: Annotated[
+        float, typer.Option(metavar="P", help="Draw from the most likely tokens that together have P.")
+    ] = 1.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(metavar="R", help="Above 1: tokens that are there already become less likely.")
+    ] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Stop behind this text; may be repeated.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Makes draws again.")] = None,
+    threads: Threads = None,
+    json: Json = False,
+    traceback: Traceback = False,
+) -> None:
+    """Print what follows PROMPT, as it is generated; OUT was converted with -p kv-cache."""
+    import time
+
+    from ..model import load
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    with progress_bar() as report:
+        report(f"reading {out}", 0, 1)
+        model = load(out, threads=threads) if threads is not None else load(out)
+    started = time.perf_counter()
+
+    def show(piece: str) -> None:
+        if not json:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+
+    new = model.generate(
+        text,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        stop=tuple(stop or ()),
+        seed=seed,
+        stream=show,
+    )
+    seconds = time.perf_counter() - started
+    counts = model.generated
+    data = {"prompt": text, "text": new, "seconds": seconds, "statistics": asdict(counts)}
+    emit(data, "", json)
+    if not json:
+        print(f"{counts}; {counts.tokens / seconds:.1f} tokens/s with the prompt", file=sys.stderr)

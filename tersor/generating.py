@@ -1,0 +1,145 @@
+"""``OptimizedModel.generate``: text or token ids in, the same with what follows out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .codegen.target import find_target
+from .ir.errors import InputError
+from .ir.program import Program
+from .passes.spec import parse_spec
+from .passes.speculate.insert import NOTE, Speculate
+from .runtime.decoder import Decoder
+from .runtime.generation import Stopping, generate
+from .runtime.sampling import Sampling
+from .runtime.speculation import Statistics
+from .text import Written, end_tokens, load_tokenizer, stops_at, tokenizer_folder
+
+# By default as many as transformers.generate makes of a model that says nothing else.
+_MOST = 20
+
+
+@dataclass
+class Generator:
+    """What generation keeps between calls: the lowered forms of the Program, and the tokenizer.
+
+    Attributes:
+        artifact: the folder that the model was loaded from; None where it was made in this process.
+        statistics: what came of guesses in the last call.
+    """
+
+    program: Program
+    target: str
+    options: Mapping[str, Any]
+    artifact: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InputError where the Program keeps no cache."""
+        lower = find_target(self.target).lower
+        self.decoder = Decoder(self.program, lambda program: lower(program, **self.options))
+        noted = self.program.notes.get(NOTE)
+        pass_ = None if noted is None else parse_spec(noted)
+        self._guess = pass_.drafter.begin if isinstance(pass_, Speculate) else None
+        self.statistics = Statistics()
+        self._folder = tokenizer_folder(self.program, self.artifact)
+        self._tokenizer: Any = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's own tokenizer.
+
+        Raises:
+            InputError: it came without one.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self._folder)
+        return self._tokenizer
+
+    def __call__(
+        self,
+        inputs: Any,
+        *,
+        attention_mask: Any = None,
+        max_new_tokens: int = _MOST,
+        temperature: float | None = None,
+        top_k: int = 50,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+        stream: Callable[[Any], object] | None = None,
+    ) -> Any:
+        """See ``OptimizedModel.generate``."""
+        texts = [inputs] if isinstance(inputs, str) else inputs
+        is_text = isinstance(texts, list | tuple) and bool(texts) and all(isinstance(t, str) for t in texts)
+        prompts = (
+            [self.tokenizer(t)["input_ids"] for t in texts] if is_text else _prompts(inputs, attention_mask)
+        )
+        if not prompts:
+            raise InputError("there is no prompt: give a text, or rows of token ids")
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        if any(not isinstance(text, str) or not text for text in stops):
+            raise InputError(f"stop={stop!r} is no text: give one, or a list of them")
+        stopping = Stopping(
+            max_new_tokens,
+            end_tokens(self.program.facts.config, self._folder),
+            stops_at(self.tokenizer, stops) if stops else None,
+        )
+        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+        written = [Written(self.tokenizer) for _ in prompts] if is_text else []
+
+        def tell(row: int, token: int) -> None:
+            if is_text:
+                piece = written[row].append(token)
+                if stream is not None and piece:
+                    stream(piece if isinstance(inputs, str) else (row, piece))
+            elif stream is not None:
+                stream((row, token))
+
+        self.statistics = Statistics()
+        new = generate(self.decoder, prompts, stopping, sampling, tell, self._guess, self.statistics)
+        if is_text:
+            for row, text in enumerate(written):
+                rest = text.finish()
+                if stream is not None and rest:
+                    stream(rest if isinstance(inputs, str) else (row, rest))
+            return written[0].text if isinstance(inputs, str) else [text.text for text in written]
+        if isinstance(inputs, Tensor | np.ndarray):
+            return self._padded(torch.as_tensor(inputs), new)
+        return [prompt + tokens for prompt, tokens in zip(prompts, new, strict=True)]
+
+    def _padded(self, ids: Tensor, new: list[list[int]]) -> Tensor:
+        """``ids`` with the new tokens behind, and padding behind those of rows that ended before the longest."""
+        config = self.program.facts.config
+        ends = sorted(end_tokens(config, self._folder))
+        fill = config.get("pad_token_id")
+        fill = fill if isinstance(fill, int) else ends[0] if ends else 0
+        longest = max(map(len, new))
+        rows = [tokens + [fill] * (longest - len(tokens)) for tokens in new]
+        return torch.cat([ids, torch.tensor(rows, dtype=ids.dtype)], dim=1)
+
+
+def _prompts(inputs: Any, attention_mask: Any) -> list[list[int]]:
+    """Rows of token ids without their padding."""
+    if isinstance(inputs, Tensor | np.ndarray):
+        ids = torch.as_tensor(inputs)
+        if ids.dim() != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
+            raise InputError(
+                f"input_ids is {list(ids.shape)} {ids.dtype}: give integers [batch, tokens], or texts"
+            )
+        real = torch.ones_like(ids) if attention_mask is None else torch.as_tensor(attention_mask)
+        if real.shape != ids.shape:
+            raise InputError(f"attention_mask is {list(real.shape)}, and input_ids {list(ids.shape)}")
+        return [row[keep.bool()].tolist() for row, keep in zip(ids, real, strict=True)]
+    if isinstance(inputs, list | tuple) and all(isinstance(row, list | tuple) for row in inputs):
+        return [list(row) for row in inputs]
+    raise InputError(
+        f"a {type(inputs).__name__} is no prompt: give a text, a list of texts, rows of token ids, or a tensor of them"
+    )

@@ -1,0 +1,93 @@
+"""Text to tokens and back, by the tokenizer that came with a model's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .ir.errors import InputError
+from .ir.program import Program
+
+TOKENIZER = "tokenizer"
+_GENERATION = "generation_config.json"
+# Tokens that are decoded again with each new one: more than one character's bytes, or a stop text's, come from.
+_TAIL = 64
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
+
+def tokenizer_folder(program: Program, artifact: Path | None) -> Path | None:
+    """Where the tokenizer's files are: in the artifact, else beside the weights; None where there are none."""
+    if artifact is not None and (artifact / TOKENIZER).is_dir():
+        return artifact / TOKENIZER
+    files = [Path(file) for name, file in program.facts.tokenizer_files.items() if name != _GENERATION]
+    return files[0].parent if files and files[0].is_file() else None
+
+
+def load_tokenizer(folder: Path | None) -> Any:
+    """The tokenizer in ``folder``.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    if folder is None:
+        raise InputError(
+            "this model came without a tokenizer: give token ids, or convert a folder that has one"
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"no tokenizer can be read from {folder}: {reason}") from error
+
+
+def end_tokens(config: Mapping[str, Any], folder: Path | None) -> frozenset[int]:
+    """The ids behind which nothing follows, by ``generation_config.json`` or else the model's configuration."""
+    given: Any = config.get("eos_token_id")
+    if folder is not None and (folder / _GENERATION).is_file():
+        try:
+            given = json.loads((folder / _GENERATION).read_text(encoding="utf-8")).get("eos_token_id", given)
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"{folder / _GENERATION} is damaged: {error}") from error
+    if given is None:
+        return frozenset()
+    return frozenset(given if isinstance(given, list) else [given])
+
+
+class Written:
+    """Text that grows token by token."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []
+        self._shown = 0
+        self.text = ""
+
+    def append(self, token: int) -> str:
+        """The characters that are complete since the last call: a character may take several tokens."""
+        self._tokens.append(token)
+        text = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+        if text.endswith(_UNFINISHED):
+            return ""
+        return self._up_to(text)
+
+    def finish(self) -> str:
+        """What is left at the end, complete or not."""
+        return self._up_to(self._tokenizer.decode(self._tokens, skip_special_tokens=True))
+
+    def _up_to(self, text: str) -> str:
+        new, self._shown, self.text = text[self._shown :], len(text), text
+        return new
+
+
+def stops_at(tokenizer: Any, texts: Sequence[str]) -> Any:
+    """Whether new tokens hold one of ``texts``, wherever tokens begin and end in them."""
+
+    def stops(new: Sequence[int]) -> bool:
+        tail = tokenizer.decode(list(new[-_TAIL:]), skip_special_tokens=False)
+        return any(text in tail for text in texts)
+
+    return stops

@@ -1,0 +1,49 @@
+"""``tersor generate``: streams to the terminal what the artifact says next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from text_folder import save_text_model
+
+from .conftest import Tersor
+
+
+@pytest.fixture(scope="module")
+def talking(tersor: Tersor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("talking")
+    outcome = tersor(
+        "convert",
+        save_text_model(place / "model"),
+        "-p",
+        "kv-cache",
+        "--target",
+        "torch",
+        "-o",
+        place / "out",
+    )
+    assert outcome.code == 0, outcome.stderr
+    return place / "out"
+
+
+def test_it_prints_the_text_or_json(tersor: Tersor, talking: Path) -> None:
+    plain = tersor("generate", talking, "Once", "--max-new-tokens", "12")
+    assert plain.code == 0, plain.stderr
+    told = tersor("generate", talking, "Once", "--max-new-tokens", "12", "--json")
+    assert told.json["prompt"] == "Once"
+    assert plain.stdout == told.json["text"] + "\n"
+
+
+def test_draws_are_made_again_by_a_seed(tersor: Tersor, talking: Path) -> None:
+    drawn = [
+        tersor("generate", talking, "Once", "--temperature", "1.5", "--seed", seed, "--json").json["text"]
+        for seed in ("1", "1", "2")
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_an_artifact_without_a_cache_says_what_to_do(tersor: Tersor, artifact: Path) -> None:
+    outcome = tersor("generate", artifact, "Once")
+    assert outcome.code == 2
+    assert "convert it with -p kv-cache" in outcome.error

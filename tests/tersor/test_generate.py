@@ -1,0 +1,146 @@
+"""``generate`` of the front door: text, ids and tensors, streams and stops, before and after saving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from text_folder import save_text_model
+
+import tersor
+from tersor import InputError, optimize_model
+from tersor.verification import verify_artifact
+
+PROMPT = "The quick brown fox"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_text_model(tmp_path_factory.mktemp("text") / "model")
+
+
+@pytest.fixture(scope="module")
+def fast(folder: Path) -> Any:
+    return optimize_model(folder, ["kv-cache"], "onnx", threads=1)
+
+
+def by_transformers(folder: Path, ids: torch.Tensor, new: int) -> torch.Tensor:
+    from transformers import LlamaForCausalLM
+
+    model: Any = LlamaForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        return model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False)  # type: ignore[no-any-return]
+
+
+def test_ids_go_in_and_come_out_as_of_transformers(fast: Any, folder: Path) -> None:
+    ids = torch.randint(2, 256, (2, 9))
+    expected = by_transformers(folder, ids, 15)
+    assert torch.equal(fast.generate(ids, max_new_tokens=15), expected)
+    assert fast.generate(ids.tolist(), max_new_tokens=15) == expected.tolist()
+    assert torch.equal(torch.as_tensor(fast.generate(ids.numpy(), max_new_tokens=15)), expected)
+
+
+def test_padding_is_no_part_of_a_prompt(fast: Any) -> None:
+    ids = torch.randint(2, 256, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    both = fast.generate(ids * mask, attention_mask=mask, max_new_tokens=8)
+    alone = fast.generate(ids[1:, 4:], max_new_tokens=8)
+    assert torch.equal(both[1, 9:], alone[0, 5:])
+    assert torch.equal(both[:, :9], ids * mask)
+
+
+def test_text_comes_out_for_text_and_in_pieces(fast: Any) -> None:
+    pieces: list[str] = []
+    text = fast.generate(PROMPT, max_new_tokens=30, stream=pieces.append)
+    assert "".join(pieces) == text
+    assert len(pieces) > 1
+    ids = fast._generator.tokenizer(PROMPT)["input_ids"]
+    assert text == fast._generator.tokenizer.decode(fast.generate([ids], max_new_tokens=30)[0][len(ids) :])
+    assert fast.generate([PROMPT, "Hello"], max_new_tokens=30)[0] == text
+
+
+def test_a_stop_text_ends_it_wherever_tokens_begin_and_end(fast: Any) -> None:
+    whole = fast.generate(PROMPT, max_new_tokens=30)
+    stop = whole[5:8]  # three tokens
+    text = fast.generate(PROMPT, max_new_tokens=30, stop=stop)
+    assert text == whole[: whole.index(stop) + 3]
+    assert fast.generate(PROMPT, max_new_tokens=30, stop=["never said", stop]) == text
+
+
+def test_nothing_follows_an_end_token(tmp_path: Path, fast: Any) -> None:
+    ids = torch.randint(2, 256, (1, 6), generator=torch.Generator().manual_seed(3))
+    free = fast.generate(ids, max_new_tokens=12)[0, 6:].tolist()
+    end = free[5]
+    ending = optimize_model(save_text_model(tmp_path / "ending", end), ["kv-cache"], "torch")
+    assert ending.generate(ids, max_new_tokens=12)[0, 6:].tolist() == free[: free.index(end) + 1]
+    two = torch.cat([ids, ids.flip(1)])
+    rows = ending.generate(two, max_new_tokens=12)
+    assert (rows[0, 6 + free.index(end) + 1 :] == 0).all()  # the model's padding
+
+
+@pytest.mark.parametrize("target", ["onnx", "torch"])
+def test_an_artifact_generates_verifies_and_answers_like_the_model(
+    folder: Path, fast: Any, target: str, tmp_path: Path
+) -> None:
+    made = optimize_model(folder, ["kv-cache"], target)
+    made.save(tmp_path / "out")
+    assert verify_artifact(tmp_path / "out", folder).ok
+    loaded = tersor.load(tmp_path / "out")
+    assert loaded.generate(PROMPT, max_new_tokens=20) == fast.generate(PROMPT, max_new_tokens=20)
+    ids = torch.randint(2, 256, (2, 7))
+    mask = torch.ones_like(ids)
+    assert [spec.name for spec in loaded.inputs] == ["input_ids", "attention_mask"]
+    torch.testing.assert_close(
+        loaded(ids, mask).logits, tersor.capture(folder)(ids, mask).logits, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_model_without_a_cache_says_what_to_do(folder: Path) -> None:
+    plain = optimize_model(folder, [], "torch")
+    with pytest.raises(InputError, match="convert it with -p kv-cache"):
+        plain.generate(PROMPT)
+
+
+def test_a_model_without_a_tokenizer_takes_ids_only(folder: Path) -> None:
+    from transformers import LlamaForCausalLM
+
+    bare = optimize_model(LlamaForCausalLM.from_pretrained(folder).eval(), ["kv-cache"], "torch")
+    assert len(bare.generate([[5, 6]], max_new_tokens=3)[0]) == 5
+    with pytest.raises(InputError, match="came without a tokenizer"):
+        bare.generate(PROMPT)
+    with pytest.raises(InputError, match="came without a tokenizer"):
+        bare.generate([[5]], stop="x")
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "reason"),
+    [
+        ("", {}, "prompt 0 is empty"),
+        ([], {}, "there is no prompt"),
+        (torch.zeros(3, dtype=torch.int64), {}, "give integers"),
+        (torch.zeros(1, 3), {}, "give integers"),
+        (7, {}, "a int is no prompt"),
+        (torch.ones(1, 3, dtype=torch.int64), {"attention_mask": torch.ones(1, 4)}, "attention_mask is"),
+        ([[5, 256]], {}, "256"),
+        (PROMPT, {"stop": ""}, "is no text"),
+        (PROMPT, {"max_new_tokens": 0}, "max_new_tokens=0"),
+        (PROMPT, {"top_p": 2.0}, "top_p=2.0"),
+    ],
+)
+def test_what_makes_no_sense_is_one_clear_error(fast: Any, given: Any, options: Any, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        fast.generate(given, **options)
+
+
+def test_a_stream_that_is_interrupted_leaves_the_model_as_it_was(fast: Any) -> None:
+    before = fast.generate(PROMPT, max_new_tokens=10)
+
+    def interrupt(piece: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fast.generate(PROMPT, max_new_tokens=10, stream=interrupt)
+    assert fast.generate(PROMPT, max_new_tokens=10) == before
