@@ -75,8 +75,11 @@ class Generator:
         stop: str | Sequence[str] = (),
         seed: int | None = None,
         stream: Callable[[Any], object] | None = None,
+        tokenizer: Any = None,
     ) -> Any:
         """See ``OptimizedModel.generate``."""
+        if tokenizer is not None:
+            self._tokenizer = tokenizer
         texts = [inputs] if isinstance(inputs, str) else inputs
         is_text = isinstance(texts, list | tuple) and bool(texts) and all(isinstance(t, str) for t in texts)
         prompts = (

@@ -79,7 +79,8 @@ class OptimizedModel:
                 of ids, padding on either side), ``max_new_tokens`` (20), ``temperature`` (None: the most likely
                 token), ``top_k`` (50), ``top_p``, ``repetition_penalty``; ``stop``, texts behind which nothing
                 follows; ``seed`` of the draws; ``stream``, called with every piece of text (of several prompts: with
-                the row and the piece; of token ids: the row and the token).
+                the row and the piece; of token ids: the row and the token); ``tokenizer``, where the model came
+                without one.
 
         Returns:
             for a text the new text; for texts a list; for token ids the rows with the new tokens behind them.

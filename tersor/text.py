@@ -33,7 +33,7 @@ def load_tokenizer(folder: Path | None) -> Any:
     """
     if folder is None:
         raise InputError(
-            "this model came without a tokenizer: give token ids, or convert a folder that has one"
+            "this model came without a tokenizer: give token ids, or tokenizer=, or convert a folder that has one"
         )
     from transformers import AutoTokenizer
 
