@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -74,11 +74,9 @@ def fake_call(node: fx.Node) -> Any:
     """What ``node`` returns for the fake values of its operands; call inside the program's fake mode."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
     try:
-        # Without the Python dispatcher some operators (baddbmm) refuse symbolic sizes.  A size that is computed, such
-        # as how many tokens stay, may be 1 for the sizes of the example: that is no fact of all sizes.
-        # What torch prints of a failure is in the error.
-        oblivious = config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-        with redirect_stderr(StringIO()), enable_python_dispatcher(), oblivious:
+        # Without the Python dispatcher some operators (baddbmm) refuse symbolic sizes.  What torch prints of a failure
+        # is in the error.
+        with redirect_stderr(StringIO()), enable_python_dispatcher(), _for_all_sizes():
             return node.target(*args, **kwargs)  # type: ignore[operator]
     except Exception as error:
         where = node.meta.get("layer", "")
@@ -87,6 +85,21 @@ def fake_call(node: fx.Node) -> Any:
             f"{node.name} ({node.target}{', in ' + where if where else ''}) rejects its operands: {reason}; "
             f"operands {[describe(a) for a in args]}"
         ) from error
+
+
+@contextmanager
+def _for_all_sizes() -> Iterator[None]:
+    """Within it, whether a size is 1 is not answered from the example's sizes.
+
+    A size that is computed, such as how many tokens stay, may be 1 there.  ``config.patch`` does the same, and takes
+    ten times as long, for every node.
+    """
+    before = config.backed_size_oblivious
+    config.backed_size_oblivious = True
+    try:
+        yield
+    finally:
+        config.backed_size_oblivious = before
 
 
 def expression(size: Size) -> sympy.Expr:

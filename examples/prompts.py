@@ -1,0 +1,63 @@
+"""Prompts for decoders: eight kinds of text, three of each, from one token to two thousand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from real_data import prose
+
+LONG = 2000  # tokens
+_TEXTS: dict[str, Sequence[str]] = {
+    "prose": (
+        "The best way to learn a language is",
+        "It was a cold morning in November when the old fisherman walked down to the harbour and",
+        "Photosynthesis is the process by which plants",
+    ),
+    "code": (
+        'def fibonacci(n):\n    """Return the n-th Fibonacci number."""\n',
+        "import json\n\nclass Config:\n    def __init__(self, path):\n        self.path = path\n\n    def read(self):",
+        "SELECT name, COUNT(*) FROM orders WHERE status = 'open'",
+    ),
+    "lists": (
+        "Countries and their capitals:\n1. France - Paris\n2. Germany - Berlin\n3.",
+        "Shopping list:\n- apples\n- bread\n- milk\n-",
+        "The planets of the solar system, in order:\n1. Mercury\n2.",
+    ),
+    "translation": (
+        "English: Good morning. French: Bonjour.\nEnglish: Thank you very much. French:",
+        "English: The house is red. German: Das Haus ist rot.\nEnglish: The car is blue. German:",
+        "English: Where is the station? Spanish:",
+    ),
+    "repetition": (
+        "one two three four one two three four one two three four one two",
+        "The cat sat on the mat. The cat sat on the mat. The cat sat on",
+        "a,b,c\n1,2,3\n4,5,6\n7,8,9\n10,11,12\n",
+    ),
+    "other languages": (
+        "Die Hauptstadt von Deutschland ist",
+        "La cuisine française est connue pour",
+        "日本の首都は",
+    ),
+    "one token": ("The", "def", "In"),
+}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids, and what kind of text they are."""
+
+    kind: str
+    tokens: list[int]
+
+
+def prompts(tokenizer: Any) -> list[Prompt]:
+    """Twenty-four prompts in a fixed order; those of one token have no other before them."""
+    found = []
+    for kind, texts in _TEXTS.items():
+        special = kind != "one token"
+        found += [Prompt(kind, tokenizer(text, add_special_tokens=special)["input_ids"]) for text in texts]
+    manual = tokenizer("\n\n".join(f"{title}\n{text}" for title, text in prose()))["input_ids"]
+    found += [Prompt("2,000 tokens", manual[start : start + LONG]) for start in (0, 10_000, 20_000)]
+    return found

@@ -1,0 +1,36 @@
+"""Two sequences part where they first differ; rounding explains it only where the logits were as close as that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from tersor.runtime.divergence import first_divergence
+
+
+def logits(base: Sequence[float], noise: float = 0.0) -> Tensor:
+    return torch.tensor(base, dtype=torch.float64) + noise * torch.tensor([1.0, -1.0, 1.0])
+
+
+@pytest.mark.parametrize(("noise", "tie"), [(1e-3, True), (2e-4, False)])
+def test_a_tie_is_a_margin_within_rounding(noise: float, tie: bool) -> None:
+    asked: list[list[int]] = []
+
+    def reference(tokens: Sequence[int]) -> Tensor:
+        asked.append(list(tokens))
+        return logits([1.0, 0.999, 0.0])
+
+    found = first_divergence([7], [2, 0, 2], [2, 1, 1], reference, lambda _: logits([1.0, 0.999, 0.0], noise))
+    assert found is not None
+    assert asked == [[7, 2]]
+    assert (found.place, found.tokens, found.is_tie) == (1, (0, 1), tie)
+    assert found.margin == pytest.approx(1e-3)
+    assert found.rounding == pytest.approx(noise)
+    assert ("a tie" in str(found)) == tie
+
+
+def test_sequences_that_agree_do_not_part() -> None:
+    assert first_divergence([1], [2, 3], [2, 3, 4], torch.tensor, torch.tensor) is None
