@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import decoding
-from benchmarks.decoding import GUESSED, PEER, PLAIN, Result, missed, section
+from benchmarks.decoding import DRAFTERS, PEER, PLAIN, Result, missed, section
 from benchmarks.page import PAGE
 from examples.prompts import Prompt
 from tersor.runtime.divergence import Divergence
@@ -13,14 +13,14 @@ from tersor.runtime.speculation import Statistics
 
 
 def result(kind: str, seconds: tuple[float, float, float], parted: Divergence | None = None) -> Result:
-    """Ten tokens on every side, in so many seconds by transformers, plain and guessed."""
-    sides = (PEER, PLAIN, GUESSED)
+    """Ten tokens on every side, in so many seconds by transformers, plain, and with guesses of any drafter."""
+    sides = dict(zip((PEER, PLAIN), seconds, strict=False)) | dict.fromkeys(DRAFTERS, seconds[2])
     return Result(
         Prompt(kind, [1, 2]),
-        {side: [time] for side, time in zip(sides, seconds, strict=True)},
+        {side: [time] for side, time in sides.items()},
         {side: list(range(10)) for side in sides},
         parted,
-        Statistics(steps=4, tokens=10),
+        {name: Statistics(steps=4, tokens=10) for name in DRAFTERS},
     )
 
 
@@ -28,8 +28,9 @@ def test_ratios_are_geometric_means_by_kind_and_over_all(monkeypatch: pytest.Mon
     monkeypatch.setattr(decoding, "read_bandwidth", lambda: 100e9)
     results = [result("prose", (8.0, 4.0, 1.0)), result("code", (8.0, 2.0, 1.0))]
     text = section(results, 10**9, "1/2 tokens: 1.0/1.1", 10, 1)
-    assert "| prose | 1.2 | 2.5 | 10.0 | 2.00 | 8.00 | 4.00 | 2.50 |" in text
-    assert "| **all** | 1.2 | 3.8 | 10.0 | 2.83 | 8.00 | 2.83 | 2.50 |" in text
+    each = len(DRAFTERS)
+    assert f"| prose | 1.2 | 2.5 {'| 10.0 ' * each}| 2.00 {'| 8.00 | 4.00 | 2.50 ' * each}|" in text
+    assert f"| **all** | 1.2 | 3.8 {'| 10.0 ' * each}| 2.83 {'| 8.00 | 2.83 | 2.50 ' * each}|" in text
     assert "at its fastest 5% of this machine's" in " ".join(text.split())
     assert "2 of 2 prompts have the tokens of transformers to the end." in text
     assert "Below what is asked: nothing." in text
@@ -39,9 +40,10 @@ def test_what_is_missed_is_named() -> None:
     bug, tie = Divergence(3, (5, 6), 0.5, 1e-4), Divergence(3, (5, 6), 1e-4, 1e-4)
     assert missed([result("prose", (8.0, 4.0, 1.0), tie)]) == []
     found = missed([result("prose", (8.0, 5.0, 5.2), bug)])
+    best = DRAFTERS[0]
     assert [text.split(":")[0] for text in found] == [
-        "plain over transformers", "ngram over transformers", "ngram over plain", "ngram over plain on prose",
-        "ngram over plain on the worst prompt", "token 3",
+        "plain over transformers", f"{best} over transformers", f"{best} over plain", f"{best} over plain on prose",
+        f"{best} over plain on the worst prompt", "token 3",
     ]  # fmt: skip
 
 

@@ -1,0 +1,99 @@
+"""Suffix lookup: what followed the longest end of the text that stood anywhere before, earlier texts included.
+
+As in SuffixDecoding (Oliaro et al. 2024), which keeps one tree of a request and one of all before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar
+
+from .automaton import SuffixAutomaton
+from .drafter import Draft, Drafter, Drafting
+
+# Between texts; no token id.
+_BREAK = -1
+# Longer matches are right as often as matches of this length.
+_KINDS = 12
+
+
+@dataclass(frozen=True)
+class Suffix(Drafter):
+    """Guess what followed the longest run that ends here and stood before, in this text or an earlier one."""
+
+    name: ClassVar[str] = "suffix"
+
+    shortest: int = field(default=1, metadata={"help": "tokens that must have stood before"})
+    remember: int = field(
+        default=200_000, metadata={"help": "tokens of earlier texts that are looked through"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.shortest < 1 or self.remember < 0:
+            raise ValueError(
+                f"shortest={self.shortest} must be 1 or more, remember={self.remember} 0 or more"
+            )
+
+    @cached_property
+    def _earlier(self) -> _Earlier:
+        return _Earlier()
+
+    def begin(self) -> Drafting:
+        self._earlier.take_up(self.remember)
+        drafting = _Lookup(self.shortest, self._earlier.runs)
+        if self.remember:
+            self._earlier.under_way.append(drafting)
+        return drafting
+
+
+class _Earlier:
+    """Texts that others began before, and those under way, which are taken up when the next begins."""
+
+    def __init__(self) -> None:
+        self.runs = SuffixAutomaton()
+        self.under_way: list[_Lookup] = []
+
+    def take_up(self, most: int) -> None:
+        for drafting in self.under_way:
+            if len(self.runs.text) + len(drafting.own.text) > most:
+                # What is oldest is worth least, and a new start is cheaper than forgetting piece by piece.
+                self.runs = SuffixAutomaton()
+            self.runs.extend([*drafting.own.text[-most:], _BREAK])
+        self.under_way = []
+
+
+class _Lookup(Drafting):
+    """One text, and where its end stands in those before."""
+
+    def __init__(self, shortest: int, earlier: SuffixAutomaton) -> None:
+        self.own = SuffixAutomaton()
+        self._shortest, self._earlier = shortest, earlier
+        self._state = self._length = 0
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        self.own.extend(tokens)
+        for token in tokens:
+            self._state, self._length = self._earlier.step(self._state, self._length, token)
+
+    def draft(self, most: int) -> Draft | None:
+        length, place = self.own.repeated()
+        text = self.own.text
+        if self._length > length:
+            length, place, text = self._length, self._earlier.end(self._state), self._earlier.text
+        if length < self._shortest or place >= len(text):
+            return None
+        guesses: list[int] = []
+        for at in range(place, place + most):
+            # Past its end, the text goes on as the guesses do; an earlier one ends there.
+            if at < len(text):
+                token = text[at]
+            elif text is self.own.text:
+                token = guesses[at - len(text)]
+            else:
+                break
+            if token == _BREAK:
+                break
+            guesses.append(token)
+        return Draft(guesses, min(length, _KINDS)) if guesses else None
