@@ -124,37 +124,39 @@ class _Loop:
     def _step(self, cache: KvCache, rows: list[_Row]) -> None:
         """One run of the model: the last token of every row, and what was guessed to follow it."""
         started = time.perf_counter()
-        chains = [self._drafted(row) for row in rows]
-        width = 1 + max(len(tokens) for _, tokens in chains)
+        chains = [self._guessed(row) for row in rows]
+        checked = [
+            [] if row.policy is None else row.policy.choose(some)
+            for row, some in zip(rows, chains, strict=True)
+        ]
+        width = 1 + max(map(len, checked))
         guessed = time.perf_counter()
         given = [
             (row.new[-1:] + tokens + [row.new[-1]] * width)[:width]
-            for row, (_, tokens) in zip(rows, chains, strict=True)
+            for row, tokens in zip(rows, checked, strict=True)
         ]
         cache.reserve(width)
         logits = self.decoder.try_step(cache, given)
         self.statistics.steps += 1
         self.statistics.drafting += guessed - started
         self.statistics.verifying += time.perf_counter() - guessed
-        for place, (row, (chain, tokens)) in enumerate(zip(rows, chains, strict=True)):
+        for place, (row, tokens) in enumerate(zip(rows, checked, strict=True)):
+            before = len(row.new)
             # A row that has ended goes along, and nothing of it is kept.
             kept = 0 if row.over else 1 + self._accepted(row, tokens, logits[place])
             cache.commit(place, width, range(kept))
-            if kept and row.policy is not None:
-                row.policy.learn(chain, len(tokens), kept - 1)
+            if row.policy is not None and kept:
+                row.policy.learn(chains[place], len(tokens), row.new[before:])
                 if tokens:
                     self.statistics.count(len(tokens), kept - 1)
 
-    def _drafted(self, row: _Row) -> tuple[Chain | None, list[int]]:
-        """What is guessed to follow a row, and how much of it is worth a check."""
+    def _guessed(self, row: _Row) -> Sequence[Chain]:
+        """What may follow a row, as far as there is room for it."""
         if row.over or row.guesser is None or row.policy is None:
-            return None, []
+            return ()
         # The step itself gives one token more than its guesses.
         room = self.stopping.most - len(row.new) - 1
-        chain = row.guesser.draft(min(row.policy.longest, room)) if room > 0 else None
-        if chain is None:
-            return None, []
-        return chain, chain.tokens[: row.policy.length(chain)]
+        return row.guesser.draft(min(row.policy.longest, room)) if room > 0 else ()
 
     def _accepted(self, row: _Row, guesses: list[int], logits: Tensor) -> int:
         """Choose tokens from ``logits [1 + guesses, vocabulary]`` as long as they are what was guessed."""

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from .cost_curve import CostCurve
 
-# What is known of a kind of guess loses this share of its weight with every one that could be made.
+# What is known of a kind of guess loses this share of its weight with every one that turns out right or wrong.
 _FORGET = 0.03
 # Before anything is known, a guess counts as right this often, with the weight of as many guesses.
 _PRIOR, _PRIOR_WEIGHT = 0.6, 2.0
@@ -32,8 +32,8 @@ class Guesser(Protocol):
     def extend(self, tokens: Sequence[int]) -> None:
         """Tokens that have been added to the sequence."""
 
-    def draft(self, most: int) -> Chain | None:
-        """At most ``most`` guesses; None where there is nothing to go by."""
+    def draft(self, most: int) -> Sequence[Chain]:
+        """Chains of at most ``most`` guesses, of which one is checked; none where there is nothing to go by."""
 
 
 @dataclass
@@ -83,7 +83,7 @@ class _Kind:
 
 
 class Policy:
-    """Chooses the length of a chain by what each length costs here and how often guesses of its kind were right."""
+    """Chooses a chain and its length by what each length costs here and how often guesses of its kind were right."""
 
     def __init__(self, curve: CostCurve) -> None:
         self._curve = curve
@@ -95,40 +95,42 @@ class Policy:
     def longest(self) -> int:
         return self._lengths[-1]
 
-    def length(self, chain: Chain) -> int:
-        """How many of the chain's guesses to check; 0 where checking any would lose."""
-        known = self._known(chain.kind)
-        for values in (known.right, known.tried):
-            for place, value in enumerate(values):
-                values[place] = value * (1 - _FORGET)
+    def choose(self, chains: Sequence[Chain]) -> list[int]:
+        """The guesses to check, those with which most tokens are expected a second; none where none would gain."""
+        best, chosen = 1.0 / self._curve.of(1), list[int]()
         if self._lost > _MAY_LOSE * self._spent + _CREDIT * self._curve.of(1):
-            return 0
-        best, chosen = 1.0 / self._curve.of(1), 0
-        expected, reached, place = 1.0, 1.0, 0
-        for length in self._lengths[1:]:
-            if length > len(chain.tokens):
-                break
-            while place < length:
-                reached *= known.rate(place)
-                expected += reached
-                place += 1
-            if expected / self._curve.of(1 + length) > best:
-                best, chosen = expected / self._curve.of(1 + length), length
+            return chosen
+        for chain in chains:
+            known = self._known(chain.kind)
+            expected, reached, place = 1.0, 1.0, 0
+            for length in self._lengths[1:]:
+                if length > len(chain.tokens):
+                    break
+                while place < length:
+                    reached *= known.rate(place)
+                    expected += reached
+                    place += 1
+                if expected / self._curve.of(1 + length) > best:
+                    best, chosen = expected / self._curve.of(1 + length), chain.tokens[:length]
         return chosen
 
-    def learn(self, chain: Chain | None, drafted: int, accepted: int) -> None:
-        """What came of a step: ``accepted`` of the ``drafted`` guesses were right."""
+    def learn(self, chains: Sequence[Chain], checked: int, followed: Sequence[int]) -> None:
+        """What came of a step that checked so many guesses: the tokens that followed.
+
+        Chains that were not checked are held against them too, as far as they go: that costs nothing, and shows when
+        guesses become right again.
+        """
         single = self._curve.of(1)
-        self._spent += self._curve.of(1 + drafted)
-        self._lost += self._curve.of(1 + drafted) - single * (1 + accepted)
+        self._spent += self._curve.of(1 + checked)
         # What was won long ago is no reason to lose now.
-        self._lost = max(self._lost, 0.0)
-        if chain is None or not drafted:
-            return
-        known = self._known(chain.kind)
-        for place in range(min(drafted, accepted + 1)):
-            known.tried[place] += 1
-            known.right[place] += place < accepted
+        self._lost = max(0.0, self._lost + self._curve.of(1 + checked) - single * len(followed))
+        for chain in chains:
+            known = self._known(chain.kind)
+            for place, (guess, token) in enumerate(zip(chain.tokens, followed, strict=False)):
+                known.tried[place] = known.tried[place] * (1 - _FORGET) + 1
+                known.right[place] = known.right[place] * (1 - _FORGET) + (guess == token)
+                if guess != token:
+                    break
 
     def _known(self, kind: int) -> _Kind:
         if kind not in self._kinds:

@@ -33,8 +33,8 @@ class Drafting(ABC):
         """Tokens that have been added to the sequence, those of the prompt first."""
 
     @abstractmethod
-    def draft(self, most: int) -> Draft | None:
-        """At most ``most`` guesses of what follows; None where there is nothing to go by."""
+    def draft(self, most: int) -> list[Draft]:
+        """Chains of at most ``most`` guesses of what follows, of which one is checked; none with nothing to go by."""
 
 
 @dataclass(frozen=True)

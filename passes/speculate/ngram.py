@@ -42,12 +42,12 @@ class _Lookup(Drafting):
                     self._after[tuple(self._tokens[-size:])] = len(self._tokens)
             self._tokens.append(token)
 
-    def draft(self, most: int) -> Draft | None:
+    def draft(self, most: int) -> list[Draft]:
         for size in reversed(self._sizes):
             start = self._after.get(tuple(self._tokens[-size:])) if size <= len(self._tokens) else None
             if start is not None:
-                return Draft(self._continued(start, most), size)
-        return None
+                return [Draft(self._continued(start, most), size)]
+        return []
 
     def _continued(self, start: int, most: int) -> list[int]:
         """What follows from ``start``, and once it reaches the end, the guesses themselves."""

@@ -77,13 +77,13 @@ class _Lookup(Drafting):
         for token in tokens:
             self._state, self._length = self._earlier.step(self._state, self._length, token)
 
-    def draft(self, most: int) -> Draft | None:
+    def draft(self, most: int) -> list[Draft]:
         length, place = self.own.repeated()
         text = self.own.text
         if self._length > length:
             length, place, text = self._length, self._earlier.end(self._state), self._earlier.text
         if length < self._shortest or place >= len(text):
-            return None
+            return []
         guesses: list[int] = []
         for at in range(place, place + most):
             # Past its end, the text goes on as the guesses do; an earlier one ends there.
@@ -96,4 +96,4 @@ class _Lookup(Drafting):
             if token == _BREAK:
                 break
             guesses.append(token)
-        return Draft(guesses, min(length, _KINDS)) if guesses else None
+        return [Draft(guesses, min(length, _KINDS))] if guesses else []

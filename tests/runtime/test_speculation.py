@@ -36,10 +36,10 @@ class Knowing:
     def extend(self, tokens: Sequence[int]) -> None:
         self.seen += tokens
 
-    def draft(self, most: int) -> Chain | None:
+    def draft(self, most: int) -> list[Chain]:
         start = len(self.seen)
         ahead = self.text[start : start + most]
-        return Chain([(t + 1) % 120 if start + i in self.wrong_at else t for i, t in enumerate(ahead)])
+        return [Chain([(t + 1) % 120 if start + i in self.wrong_at else t for i, t in enumerate(ahead)])]
 
 
 @pytest.fixture
@@ -96,11 +96,11 @@ def simulated(policy: Policy, right: Callable[[int], int], steps: int) -> tuple[
     """Seconds with guesses, and for as many tokens without, on the machine of the policy's own curve."""
     seconds = tokens = 0.0
     for step in range(steps):
-        chain = Chain([0] * policy.longest)
-        length = policy.length(chain)
-        accepted = min(length, right(step))
-        policy.learn(chain, length, accepted)
-        seconds += CHEAP.of(1 + length)
+        chain = Chain([1] * policy.longest)
+        checked = len(policy.choose([chain]))
+        accepted = min(checked, right(step))
+        policy.learn([chain], checked, [1] * accepted + [1 if right(step) > accepted else 0])
+        seconds += CHEAP.of(1 + checked)
         tokens += 1 + accepted
     return seconds, tokens * CHEAP.of(1)
 
@@ -124,7 +124,26 @@ def test_guesses_are_made_again_when_they_become_right() -> None:
 
 def test_on_a_machine_where_wider_steps_cost_as_much_more_nothing_is_guessed() -> None:
     policy = Policy(CostCurve((1, 2, 3), (1.0, 2.0, 3.0)))
-    assert policy.length(Chain([1, 2])) == 0
+    assert policy.choose([Chain([1, 2])]) == []
+
+
+def test_the_chain_is_checked_whose_kind_was_right() -> None:
+    policy = Policy(CHEAP)
+    good, bad = Chain([1] * 8, kind=1), Chain([2] * 8, kind=2)
+    for _ in range(20):
+        policy.learn([bad, good], 0, [1])
+    assert policy.choose([bad, good])[:1] == [1]
+
+
+def test_what_is_not_checked_is_learned_from_too() -> None:
+    policy = Policy(CostCurve((1, 2, 3), (1.0, 1.2, 1.4)))
+    chain = Chain([1] * 8)
+    for _ in range(60):
+        policy.learn([chain], 0, [0])
+    assert policy.choose([chain]) == []
+    for _ in range(60):
+        policy.learn([chain], 0, [1])
+    assert policy.choose([chain]) != []
 
 
 def test_the_curve_rises_and_is_read_between_its_points() -> None:

@@ -1,0 +1,55 @@
+"""Several drafters at once: of what they guess, the chain is checked that gives most tokens a second."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ..registry import find_methods
+from .drafter import Draft, Drafter, Drafting
+
+# No drafter tells more kinds of guesses apart.
+_KINDS = 1000
+
+
+@dataclass(frozen=True)
+class Several(Drafter):
+    """Ask several drafters, and check the chain that promises most."""
+
+    name: ClassVar[str] = "several"
+
+    of: tuple[str, ...] = field(default=("ngram", "suffix"), metadata={"help": "which, each at its defaults"})
+
+    def __post_init__(self) -> None:
+        known = find_methods(Drafter)  # type: ignore[type-abstract]
+        for name in self.of:
+            if name not in known or name == self.name:
+                others = ", ".join(sorted(set(known) - {self.name}))
+                raise ValueError(f"of={'+'.join(self.of)}: {name!r} is none of the drafters {others}")
+        if not self.of:
+            raise ValueError("of names no drafter")
+        made = [known[name]() for name in self.of]
+        object.__setattr__(self, "_drafters", made)
+
+    def begin(self) -> Drafting:
+        drafters: list[Drafter] = self._drafters  # type: ignore[attr-defined]
+        return _Side([drafter.begin() for drafter in drafters])
+
+
+class _Side(Drafting):
+    """Drafters side by side on one text."""
+
+    def __init__(self, draftings: list[Drafting]) -> None:
+        self._draftings = draftings
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        for drafting in self._draftings:
+            drafting.extend(tokens)
+
+    def draft(self, most: int) -> list[Draft]:
+        return [
+            Draft(chain.tokens, number * _KINDS + chain.kind)
+            for number, drafting in enumerate(self._draftings)
+            for chain in drafting.draft(most)
+        ]
