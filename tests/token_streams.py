@@ -70,3 +70,8 @@ def chain(*names: str) -> Case:
         return x
 
     return written
+
+
+def codes(g: Builder, x: fx.Node) -> fx.Node:
+    """0 or 1 for every entry of the stream."""
+    return g.call(aten.to.dtype, g.call(aten.gt.Scalar, x, 0), torch.int64)

@@ -115,7 +115,7 @@ def _runs(model: nn.Module, fixed: Mapping[str, Any], inputs: Mapping[str, torch
 
 
 def _from_archive(source: Source) -> Program:
-    from .archive import import_archive
+    from .pt2.archive import import_archive
 
     assert source.exported is not None
     program, call = import_archive(source.exported, source.facts)

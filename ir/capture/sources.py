@@ -51,7 +51,7 @@ def find_source(model_or_path: Any) -> Source:
         model, tokenizer_files = load_folder(path)
         return _of_module(model, text, tokenizer_files)
     if path.suffix == ".pt2":
-        from .archive import load_archive
+        from .pt2.archive import load_archive
 
         return Source(ModelFacts(source=text, captured_by="archive"), exported=load_archive(path))
     if path.is_file():

@@ -6,12 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from random_programs import Config, build, configs
+from token_streams import call, graph_of
 from torch import Tensor, nn
 
 from tersor.ir.analyses.layers import layers
 from tersor.ir.analyses.token_axis import (
     NotTokenwise,
     depends_on_inputs,
+    follow,
     region_between,
     token_axis,
     token_axis_to_outputs,
@@ -19,6 +21,8 @@ from tersor.ir.analyses.token_axis import (
 from tersor.ir.builder import Builder
 from tersor.ir.capture import capture
 from tersor.ir.program import Program
+
+aten = torch.ops.aten
 
 
 @given(configs())
@@ -154,3 +158,13 @@ def test_a_value_made_from_sizes_alone_depends_on_no_input(tiny_bert: nn.Module)
     assert depends_on_inputs(g.call(aten.arange.default, g.size(ids, 1))) == set()
     assert depends_on_inputs(g.call(aten.ones_like.default, ids)) == set()
     assert depends_on_inputs(g.mul(ids, 0)) == {"input_ids"}
+
+
+def test_positions_that_are_sure_to_stay_may_be_read() -> None:
+    for case in (call(aten.select.int, 1, 1), call(aten.select.int, 1, -1), call(aten.slice.Tensor, 1, 0, 2),
+                 call(aten.slice.Tensor, 1, -1)):  # fmt: skip
+        program, stream, result = graph_of(case, False)
+        context, _ = follow(program, stream, None, (2, 1))
+        assert context.dims(result) == frozenset()
+        with pytest.raises(NotTokenwise):
+            follow(program, stream, None, (1, 0))

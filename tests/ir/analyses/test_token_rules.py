@@ -6,7 +6,20 @@ import re
 
 import pytest
 import torch
-from token_streams import BATCH, TOKENS, WIDTH, Case, call, chain, folded, graph_of, heads, item, weight
+from token_streams import (
+    BATCH,
+    TOKENS,
+    WIDTH,
+    Case,
+    call,
+    chain,
+    codes,
+    folded,
+    graph_of,
+    heads,
+    item,
+    weight,
+)
 from torch import Tensor, fx
 
 from tersor.ir.analyses.token_axis import RULES, Context, NotTokenwise, follow
@@ -18,11 +31,6 @@ from tersor.passes.fewer_tokens import reduce_along
 
 aten = torch.ops.aten
 tersor = torch.ops.tersor
-
-
-def codes(g: Builder, x: fx.Node) -> fx.Node:
-    """0 or 1 for every entry of the stream."""
-    return g.call(aten.to.dtype, g.call(aten.gt.Scalar, x, 0), torch.int64)
 
 
 # Operators by which no token sees another: the result of a token is a function of that token and its place.
@@ -392,16 +400,6 @@ def test_what_fewer_tokens_would_change_is_refused_by_node(name: str) -> None:
         follow(program, stream, None, (0, 0))
     assert caught.value.node in program.graph.nodes
     assert caught.value.node.name in str(caught.value)
-
-
-def test_positions_that_are_sure_to_stay_may_be_read() -> None:
-    for case in (call(aten.select.int, 1, 1), call(aten.select.int, 1, -1), call(aten.slice.Tensor, 1, 0, 2),
-                 call(aten.slice.Tensor, 1, -1)):  # fmt: skip
-        program, stream, result = graph_of(case, False)
-        context, _ = follow(program, stream, None, (2, 1))
-        assert context.dims(result) == frozenset()
-        with pytest.raises(NotTokenwise):
-            follow(program, stream, None, (1, 0))
 
 
 def test_every_rule_has_a_case() -> None:

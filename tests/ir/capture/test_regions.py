@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pt2_files import save
 from torch import Tensor, nn
 from torch._higher_order_ops.map import map as map_rows
 from torch._higher_order_ops.scan import scan
@@ -17,8 +18,6 @@ from torch.nn.attention.flex_attention import flex_attention
 from tersor.ir.capture import capture
 from tersor.ir.errors import CaptureError
 from tersor.ir.verifier import verify
-
-from .pt2_files import save
 
 EXAMPLE = torch.randn(2, 5, 4)
 

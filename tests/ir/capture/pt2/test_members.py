@@ -17,13 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-
-from tersor.ir.capture import capture
-from tersor.ir.capture.archive import load_archive
-from tersor.ir.errors import InputError, TersorError
-
-from .pt2_files import (
+from pt2_files import (
     CONSTANTS,
     PROGRAM,
     SAMPLES,
@@ -36,6 +30,11 @@ from .pt2_files import (
     save_small,
     write,
 )
+from torch import Tensor, nn
+
+from tersor.ir.capture import capture
+from tersor.ir.capture.pt2.archive import load_archive
+from tersor.ir.errors import InputError, TersorError
 
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")
 

@@ -12,15 +12,15 @@ from torch.export import ExportedProgram
 from torch.export.pt2_archive._package import load_pt2
 from torch.utils import _pytree as pytree
 
-from ..errors import CaptureError, InputError
-from ..program import ModelFacts, Program
-from ..shapes import expression
-from .dims import Dims, dynamic_dims
-from .export import convert
-from .guards import UnreadableGuard, guards_of
-from .inline import refuse_regions
-from .outputs import structure_of
-from .pt2_members import safe_copy
+from ...errors import CaptureError, InputError
+from ...program import ModelFacts, Program
+from ...shapes import expression
+from ..dims import Dims, dynamic_dims
+from ..export import convert
+from ..guards import UnreadableGuard, guards_of
+from ..inline import refuse_regions
+from ..outputs import structure_of
+from .members import safe_copy
 
 
 def load_archive(path: Path) -> ExportedProgram:

@@ -11,7 +11,7 @@ from typing import Any
 from torch._export.serde import schema
 from torch._export.serde.union import _Union
 
-from . import pt2_strings as strings
+from . import strings
 
 # What each string says.  A string without a line here is refused: a schema to come may hold strings that run.
 _STRINGS: dict[str, strings.Check] = {

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from ..targets import NAMESPACES, find_target, touches_files
-from .inline import TRANSPARENT
+from ...targets import NAMESPACES, find_target, touches_files
+from ..inline import TRANSPARENT
 
 Check = Callable[[str], str]
 

@@ -10,15 +10,14 @@ from typing import Any
 import pytest
 import sympy
 import torch
+from pt2_files import PROGRAM, edited, members, save, save_small, write
 from torch import Tensor, nn
 from torch.utils._sympy.functions import FloorDiv, PowByNatural
 
 from tersor.ir.capture import capture
-from tersor.ir.capture import pt2_strings as strings
-from tersor.ir.capture.archive import load_archive
+from tersor.ir.capture.pt2 import strings
+from tersor.ir.capture.pt2.archive import load_archive
 from tersor.ir.errors import InputError
-
-from .pt2_files import PROGRAM, edited, members, save, save_small, write
 
 
 @pytest.fixture(scope="module")

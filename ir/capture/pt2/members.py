@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.export.pt2_archive import PT2ArchiveWriter
 
-from ..errors import InputError
-from . import pt2_strings as strings
-from .pt2_records import checked_payloads, checked_program
+from ...errors import InputError
+from . import strings
+from .records import checked_payloads, checked_program
 
 _PROGRAM = "models/model.json"
 _SAMPLES = "data/sample_inputs/model.pt"
