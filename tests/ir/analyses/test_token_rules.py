@@ -5,21 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
+import token_streams
 import torch
-from token_streams import (
-    BATCH,
-    TOKENS,
-    WIDTH,
-    Case,
-    call,
-    chain,
-    codes,
-    folded,
-    graph_of,
-    heads,
-    item,
-    weight,
-)
+from token_streams import BATCH, TOKENS, WIDTH, Case, call, chain, folded, graph_of, heads, item, weight
 from torch import Tensor, fx
 
 from tersor.ir.analyses.token_axis import RULES, Context, NotTokenwise, follow
@@ -60,8 +48,8 @@ TOKENWISE: dict[str, Case] = {
         g.call(aten.zeros_like.default, x), g.call(aten.ones_like.default, x)
     ),
     "linear": lambda g, x: g.call(aten.linear.default, x, weight(g, 5, WIDTH), weight(g, 5)),
-    "a code for each channel": lambda g, x: g.call(aten.one_hot.default, codes(g, x), 2),
-    "a code looked up": lambda g, x: g.call(aten.embedding.default, weight(g, 2, 3), codes(g, x)),
+    "a code for each channel": lambda g, x: g.call(aten.one_hot.default, token_streams.codes(g, x), 2),
+    "a code looked up": lambda g, x: g.call(aten.embedding.default, weight(g, 2, 3), token_streams.codes(g, x)),
     "layer_norm": lambda g, x: g.call(aten.layer_norm.default, x, [WIDTH], weight(g, WIDTH), weight(g, WIDTH)),
     "rms_norm": lambda g, x: g.call(aten.rms_norm.default, x, [WIDTH], weight(g, WIDTH), 1e-6),
     "softmaxes over channels": lambda g, x: g.call(
@@ -205,7 +193,7 @@ REFUSED: dict[str, tuple[Case, str]] = {
     ),
     "a table made of the stream": (
         lambda g, x: g.call(
-            aten.embedding.default, g.call(aten.reshape.default, x, [BATCH * TOKENS, WIDTH]), codes(g, x)
+            aten.embedding.default, g.call(aten.reshape.default, x, [BATCH * TOKENS, WIDTH]), token_streams.codes(g, x)
         ),
         "a table that is computed from the tokens",
     ),
