@@ -21,6 +21,7 @@ from rich.console import Console
 
 import tersor
 from examples.prompts import Prompt, prompts
+from examples.real_data import prose
 from examples.real_models import gemma3_270m
 from tersor.passes.registry import find_methods
 from tersor.passes.spec import parse_spec
@@ -225,7 +226,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     bench = Bench(options.new)
     results = []
-    for prompt in prompts(bench.tokenizer)[: options.prompts or None]:
+    for prompt in prompts(bench.tokenizer, prose())[: options.prompts or None]:
         results.append(bench.run(prompt, options.repeats))
         last = results[-1]
         speeds = ", ".join(f"{side} {last.per_second(side):.1f}" for side in (PEER, PLAIN, *DRAFTERS))

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from real_data import prose
-
 LONG = 2000  # tokens
 _TEXTS: dict[str, Sequence[str]] = {
     "prose": (
@@ -52,12 +50,16 @@ class Prompt:
     tokens: list[int]
 
 
-def prompts(tokenizer: Any) -> list[Prompt]:
-    """Twenty-four prompts in a fixed order; those of one token have no other before them."""
+def prompts(tokenizer: Any, sections: Sequence[tuple[str, str]]) -> list[Prompt]:
+    """Twenty-four prompts in a fixed order; those of one token have no other before them.
+
+    Args:
+        sections: titles and texts, of which the long prompts are made: `real_data.prose()`.
+    """
     found = []
     for kind, texts in _TEXTS.items():
         special = kind != "one token"
         found += [Prompt(kind, tokenizer(text, add_special_tokens=special)["input_ids"]) for text in texts]
-    manual = tokenizer("\n\n".join(f"{title}\n{text}" for title, text in prose()))["input_ids"]
+    manual = tokenizer("\n\n".join(f"{title}\n{text}" for title, text in sections))["input_ids"]
     found += [Prompt("2,000 tokens", manual[start : start + LONG]) for start in (0, 10_000, 20_000)]
     return found

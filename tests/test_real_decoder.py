@@ -10,6 +10,7 @@ import pytest
 import real_models
 import torch
 from prompts import Prompt, prompts
+from real_data import prose
 
 import tersor
 from tersor.runtime.divergence import first_divergence
@@ -45,7 +46,7 @@ def fast(gemma: tuple[Any, Any]) -> Any:
 def chosen(gemma: tuple[Any, Any]) -> list[Prompt]:
     """One prompt of every kind, the last longer than any window."""
     kinds: dict[str, Prompt] = {}
-    for prompt in prompts(gemma[1]):
+    for prompt in prompts(gemma[1], prose()):
         kinds.setdefault(prompt.kind, prompt)
     assert len(kinds) == 8
     return list(kinds.values())
