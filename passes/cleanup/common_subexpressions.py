@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from tersor.ir.inference import signature
 from tersor.ir.program import Program
@@ -52,7 +53,8 @@ def _twins(program: Program) -> dict[fx.Node, fx.Node]:
 
 def _key(node: fx.Node, twins: Mapping[fx.Node, fx.Node]) -> Any:
     value = node.meta["val"]
-    if isinstance(value, torch.SymInt):
+    # A size that depends on data is that of the tensor it is read from, whatever symbol it was given.
+    if isinstance(value, torch.SymInt) and not free_unbacked_symbols(value):
         return "size", expression(value)
     return node.op, node.target, _named(node.args, twins), _named(node.kwargs, twins)
 

@@ -155,8 +155,9 @@ class Plain(nn.Module):
         (lambda i: i.float().cumsum(0), "positions of several tokens at once"),
         (lambda i: i * 1.0 / i.shape[0], "computes with the number of tokens"),
         (lambda i: i.float().flip(0), "positions of several tokens at once"),
+        (lambda i: torch.arange(1, i.shape[0] + 1) * 0.1, "counts them in no way"),
     ],
-    ids=["by-index", "mean", "running-sum", "share", "from-the-end"],
+    ids=["by-index", "mean", "running-sum", "share", "from-the-end", "from-one"],
 )
 def test_positions_must_be_each_tokens_own(place: Callable[[Tensor], Tensor], reason: str | None) -> None:
     program = capture(Plain(place).eval(), {"input_ids": torch.randint(0, 50, (2, 9))})
@@ -164,6 +165,29 @@ def test_positions_must_be_each_tokens_own(place: Callable[[Tensor], Tensor], re
         assert run(program, ["kv-cache"])[1].steps[-1].verdict == "kept"
         return
     with pytest.raises(RefusedError, match=reason):
+        run(program, ["kv-cache"])
+
+
+class Bigrams(Plain):
+    """A token is what it is and what the one before it was."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        before = F.pad(input_ids, (1, 0))[:, :-1]
+        return super().forward(input_ids) + self.out(self.embed(before))
+
+
+class Gated(Plain):
+    """What a token gives depends on its id beside the embedding."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return super().forward(input_ids) * (input_ids != 3)[:, :, None]
+
+
+@pytest.mark.parametrize("kind", [Bigrams, Gated])
+def test_ids_may_be_read_by_the_embedding_alone(kind: type[Plain]) -> None:
+    model = kind(lambda i: i * 0.1).eval()
+    program = capture(model, {"input_ids": torch.randint(0, 50, (2, 9))})
+    with pytest.raises(RefusedError, match="reads token ids beside the embedding"):
         run(program, ["kv-cache"])
 
 
