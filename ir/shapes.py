@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +76,8 @@ def fake_call(node: fx.Node) -> Any:
     try:
         # Without the Python dispatcher some operators (baddbmm) refuse symbolic sizes.  What torch prints of a failure
         # is in the error.
-        with redirect_stderr(StringIO()), enable_python_dispatcher(), _for_all_sizes():
+        for_all = _for_all_sizes() if _has_ones(args) else nullcontext()
+        with redirect_stderr(StringIO()), enable_python_dispatcher(), for_all:
             return node.target(*args, **kwargs)  # type: ignore[operator]
     except Exception as error:
         where = node.meta.get("layer", "")
@@ -87,13 +88,25 @@ def fake_call(node: fx.Node) -> Any:
         ) from error
 
 
+def _has_ones(args: Any) -> bool:
+    """Whether a size that is not fixed is 1 (or 0) in the example, as a count of tokens that stay may be.
+
+    Broadcasting would take it for 1 everywhere.
+    """
+    for arg in args if isinstance(args, list | tuple) else (args,):
+        if isinstance(arg, list | tuple):
+            if _has_ones(arg):
+                return True
+            continue
+        for size in arg.shape if isinstance(arg, Tensor) else (arg,):
+            if isinstance(size, torch.SymInt) and size.node.has_hint() and size.node.hint < 2:
+                return True
+    return False
+
+
 @contextmanager
 def _for_all_sizes() -> Iterator[None]:
-    """Within it, whether a size is 1 is not answered from the example's sizes.
-
-    A size that is computed, such as how many tokens stay, may be 1 there.  ``config.patch`` does the same, and takes
-    ten times as long, for every node.
-    """
+    """Within it, whether a size is 1 is not answered from the example's sizes, nor is anything else of sizes."""
     before = config.backed_size_oblivious
     config.backed_size_oblivious = True
     try:

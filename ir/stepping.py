@@ -59,6 +59,7 @@ class Stepping:
         padding: the input ``[batch, tokens]`` that is 0 at padding; None where no input says so.
         positions: the input, int64 ``[batch, tokens]``, that says which token of its row each new one is.
         wanted: the input, int64 ``[batch, wanted]``, that says of which new tokens there are outputs.
+        by_index: whether the model itself counts padding in front of a token among its positions.
         slots: what is kept.
     """
 
@@ -66,6 +67,7 @@ class Stepping:
     padding: str | None
     positions: str
     wanted: str
+    by_index: bool
     slots: tuple[Slots, ...]
 
     @property
@@ -90,7 +92,7 @@ class Stepping:
             for s in self.slots
         ]
         names = {"ids": self.ids, "padding": self.padding, "positions": self.positions, "wanted": self.wanted}
-        return {**names, "slots": slots}
+        return {**names, "by_index": self.by_index, "slots": slots}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Stepping:
@@ -109,7 +111,14 @@ class Stepping:
             for s in data["slots"]
         )
         padding = None if data["padding"] is None else str(data["padding"])
-        return Stepping(str(data["ids"]), padding, str(data["positions"]), str(data["wanted"]), slots)
+        return Stepping(
+            str(data["ids"]),
+            padding,
+            str(data["positions"]),
+            str(data["wanted"]),
+            bool(data["by_index"]),
+            slots,
+        )
 
 
 def run_in_steps(
@@ -149,7 +158,10 @@ def run_in_steps(
     pieces: list[list[Tensor]] = []
     for start, stop in _steps(tokens, bounds):
         fed = {name: row[:, start:stop] for name, row in rows.items()}
-        fed[stepping.positions] = torch.arange(start, stop).expand(batch, -1)
+        # Whole rows are what the model says they are; without a cache, it may count padding too.
+        fed[stepping.positions] = (
+            order[:, start:stop] if stepping.by_index else torch.arange(start, stop).expand(batch, -1)
+        )
         fed[stepping.wanted] = torch.arange(stop - start).expand(batch, -1)
         fed |= {slots.length: lengths.clamp(max=start) for slots in stepping.slots}
         # A row that has ended holds all its tokens; what it is fed beyond is never seen.

@@ -38,6 +38,7 @@ class Decoder:
             raise InputError("this model keeps no cache: convert it with -p kv-cache, or passes=['kv-cache']")
         self.program, self.stepping = program, program.stepping
         self._lower = lower
+        self._dtypes = {spec.name: spec.dtype for spec in program.inputs}
         self._forms: dict[str, Executable] = {}
         self._curve: CostCurve | None = None
 
@@ -97,9 +98,10 @@ class Decoder:
         executable = self._form(rows, len(tokens[0]))
         lengths = cache.lengths if row is None else [cache.lengths[row]]
         given = cache.inputs(row if cache.rows > 1 else None)
-        given[self.stepping.ids] = torch.tensor(tokens)
+        ids = torch.tensor(tokens)
+        given[self.stepping.ids] = ids.to(self._dtypes[self.stepping.ids])
         if self.stepping.padding is not None:
-            given[self.stepping.padding] = torch.ones_like(given[self.stepping.ids])
+            given[self.stepping.padding] = torch.ones_like(ids, dtype=self._dtypes[self.stepping.padding])
         own = torch.arange(len(tokens[0]))
         given[self.stepping.positions] = torch.tensor(lengths)[:, None] + own
         given[self.stepping.wanted] = torch.tensor(wanted, dtype=torch.int64)

@@ -52,6 +52,7 @@ class _Row:
 
     number: int
     prompt: list[int]
+    sampler: Sampler
     guesser: Guesser | None = None
     policy: Policy | None = None
     new: list[int] = field(default_factory=list)
@@ -85,7 +86,7 @@ def generate(
         InputError: a prompt is empty, holds no token ids, or is longer than what the model takes.
         ExecutionError: the model fails, or gives no numbers.
     """
-    rows = [_Row(number, list(prompt)) for number, prompt in enumerate(prompts)]
+    rows = [_Row(number, list(prompt), Sampler(sampling, number)) for number, prompt in enumerate(prompts)]
     for row in rows:
         _check(decoder, row, stopping)
         if guess is not None:
@@ -93,7 +94,6 @@ def generate(
     loop = _Loop(
         decoder,
         stopping,
-        Sampler(sampling),
         stream or (lambda number, token: None),
         statistics or Statistics(),
     )
@@ -107,7 +107,6 @@ class _Loop:
 
     decoder: Decoder
     stopping: Stopping
-    sampler: Sampler
     stream: Stream
     statistics: Statistics
 
@@ -117,7 +116,7 @@ class _Loop:
             if row.guesser is not None:
                 row.guesser.extend(row.prompt)
             logits = self.decoder.prefill(cache, place, row.prompt)
-            self._append(row, self.sampler.choose(row.tokens, logits))
+            self._append(row, row.sampler.choose(row.tokens, logits))
         while not all(row.over for row in rows):
             self._step(cache, rows)
 
@@ -161,7 +160,7 @@ class _Loop:
     def _accepted(self, row: _Row, guesses: list[int], logits: Tensor) -> int:
         """Choose tokens from ``logits [1 + guesses, vocabulary]`` as long as they are what was guessed."""
         for place in range(len(guesses) + 1):
-            token = self.sampler.choose(row.tokens, logits[place])
+            token = row.sampler.choose(row.tokens, logits[place])
             self._append(row, token)
             self.statistics.tokens += 1
             if row.over or place == len(guesses) or token != guesses[place]:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from tersor.ir.errors import ExecutionError, InputError
 
+# Seeds of rows lie so far apart that those of two calls with seeds next to each other are not the same.
+_ROWS_APART = 1_000_003
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -49,15 +52,15 @@ class Sampling:
 
 
 class Sampler:
-    """Chooses tokens of one request after another by :class:`Sampling`."""
+    """Chooses tokens of one row by :class:`Sampling`; rows draw by themselves, whatever the others do."""
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, row: int = 0) -> None:
         self.sampling = sampling
         self._generator = torch.Generator()
         if sampling.seed is None:
             self._generator.seed()
         else:
-            self._generator.manual_seed(sampling.seed)
+            self._generator.manual_seed(sampling.seed + row * _ROWS_APART)
         self._processors, self._warpers = _processors(sampling)
 
     def choose(self, tokens: list[int], logits: Tensor) -> int:

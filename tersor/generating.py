@@ -14,6 +14,7 @@ from torch import Tensor
 from .codegen.target import find_target
 from .ir.errors import InputError
 from .ir.program import Program
+from .passes.deviation import is_logits
 from .passes.spec import parse_spec
 from .passes.speculate.insert import NOTE, Speculate
 from .runtime.decoder import Decoder
@@ -41,9 +42,15 @@ class Generator:
     artifact: Path | None = None
 
     def __post_init__(self) -> None:
-        """Raises InputError where the Program keeps no cache."""
+        """Raises InputError where the Program keeps no cache, or scores no tokens."""
         lower = find_target(self.target).lower
         self.decoder = Decoder(self.program, lambda program: lower(program, **self.options))
+        returned = self.program.returned
+        if len(returned) != 1 or not is_logits(self.program, returned[0].name):
+            names = ", ".join(spec.name for spec in returned)
+            raise InputError(
+                f"this model gives {names}, and not scores over a vocabulary alone: convert one with a language head"
+            )
         noted = self.program.notes.get(NOTE)
         pass_ = None if noted is None else parse_spec(noted)
         self._guess = pass_.drafter.begin if isinstance(pass_, Speculate) else None
@@ -142,6 +149,10 @@ def _prompts(inputs: Any, attention_mask: Any) -> list[list[int]]:
             raise InputError(f"attention_mask is {list(real.shape)}, and input_ids {list(ids.shape)}")
         return [row[keep.bool()].tolist() for row, keep in zip(ids, real, strict=True)]
     if isinstance(inputs, list | tuple) and all(isinstance(row, list | tuple) for row in inputs):
+        if attention_mask is not None:
+            raise InputError(
+                "attention_mask belongs to a tensor of ids: leave padding out of rows that are lists"
+            )
         return [list(row) for row in inputs]
     raise InputError(
         f"a {type(inputs).__name__} is no prompt: give a text, a list of texts, rows of token ids, or a tensor of them"

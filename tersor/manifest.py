@@ -87,7 +87,15 @@ def read_manifest(folder: Path) -> Manifest:
         kind, number = data["kind"], data["format"]
         if kind == KIND and number == FORMAT:
             manifest = _from_json(data)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        OSError,
+        ArithmeticError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise ArtifactError(
             f"{path} is damaged ({type(error).__name__}: {error}): convert the model again"
         ) from error

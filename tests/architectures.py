@@ -248,6 +248,11 @@ DECODERS = [
     Architecture("granite", "decoder", huggingface("GraniteConfig", "GraniteForCausalLM", **LLAMA)),
     Architecture("cohere", "decoder", huggingface("CohereConfig", "CohereForCausalLM", **LLAMA)),
     Architecture("stablelm", "decoder", huggingface("StableLmConfig", "StableLmForCausalLM", **LLAMA)),
+    Architecture("gpt-neo", "decoder", huggingface(
+        "GPTNeoConfig", "GPTNeoForCausalLM", vocab_size=VOCABULARY, hidden_size=WIDTH, num_layers=LAYERS,
+        num_heads=HEADS, attention_types=[[["global", "local"], 1]], window_size=5, max_position_embeddings=64,
+        bos_token_id=1, eos_token_id=2,
+    ), exact=False),
     Architecture("mixtral", "decoder", huggingface(
         "MixtralConfig", "MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2, **LLAMA
     ), exact=False),

@@ -16,6 +16,10 @@ from tersor.passes.pipeline import run
 from tersor.runtime.decoder import Decoder
 
 _GPT = dict(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+_NEO = dict(
+    vocab_size=VOCABULARY, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]],
+    window_size=5, max_position_embeddings=64, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
 _OPT = dict(
     vocab_size=VOCABULARY, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
     max_position_embeddings=64, word_embed_proj_dim=32, pad_token_id=0,
@@ -37,6 +41,7 @@ _MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", _GPT),  # learned positions, by index
     "opt": ("OPTConfig", "OPTForCausalLM", _OPT),  # learned positions, by a running sum of the mask
     "mixtral": ("MixtralConfig", "MixtralForCausalLM", dict(LLAMA, num_local_experts=4, sliding_window=None)),
+    "gpt-neo": ("GPTNeoConfig", "GPTNeoForCausalLM", _NEO),  # windows by a sliced table of the model's own
     "gpt-neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", {k: v for k, v in LLAMA.items() if "key" not in k}),
 }
 DECODERS = tuple(_MODELS)

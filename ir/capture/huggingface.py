@@ -28,7 +28,10 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "to_json_string"):
         return {}
-    return dict(json.loads(config.to_json_string(use_diff=False)))
+    data = dict(json.loads(config.to_json_string(use_diff=False)))
+    # What generate goes by is kept apart from the configuration, and may say otherwise.
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return data if ends is None else data | {"eos_token_id": ends}
 
 
 @contextmanager

@@ -63,17 +63,22 @@ class KvCache(Pass):
         batch, count = ids.meta["val"].shape
         positions = add_input(work, "positions", (batch, count), torch.int64)
         wanted = add_input(work, "wanted", (batch, new_dim(work, "wanted")), torch.int64)
-        _place(work, decoder, tokens.axis, positions)
+        by_index = _place(work, decoder, tokens.axis, positions)
         _leave_out(work, stack, tail, wanted)
         slots = _give_slots(work, decoder, self.layout, batch)
-        work.stepping = Stepping(decoder.ids_name, decoder.padding, "positions", "wanted", slots)
+        work.stepping = Stepping(decoder.ids_name, decoder.padding, "positions", "wanted", by_index, slots)
         infer_shapes(work)
         _describe_outputs(work)
         return work
 
 
-def _place(work: Program, decoder: Decoder, axis: TokenAxis, positions: fx.Node) -> None:
-    """Let everything that was computed from counting tokens be computed from ``positions``."""
+def _place(work: Program, decoder: Decoder, axis: TokenAxis, positions: fx.Node) -> bool:
+    """Let everything that was computed from counting tokens be computed from ``positions``.
+
+    Returns:
+        whether some of it was computed from the index in the row, padding included.
+    """
+    by_index = False
     done: dict[Any, fx.Node] = {}
     count = positions.meta["val"].shape[1]
     for use in axis.sides:
@@ -82,9 +87,11 @@ def _place(work: Program, decoder: Decoder, axis: TokenAxis, positions: fx.Node)
         key = (use.value, use.dims, use.rank)
         if key not in done:
             origins = origins_of(work, use.value, count, decoder.padding)
+            by_index |= any(origin.meta["val"].dim() == 1 for origin in origins)
             g = Builder(work, use.value.next, str(use.value.meta.get("layer", "")))
             done[key] = placed(g, use, origins, positions, count)
         use.user.replace_input_with(use.value, done[key])
+    return by_index
 
 
 def _leave_out(work: Program, stack: Layers, tail: TokenAxis, wanted: fx.Node) -> None:

@@ -34,8 +34,8 @@ class Speculate(Pass):
             )
         if NOTE in program.notes:
             return Refusal(f"{program.notes[NOTE]} guesses already")
-        attention = next(node for node in program.graph.nodes if node.op == "call_function")
-        return [Site(attention.name, str(attention.meta.get("layer", "")))]
+        # Guesses concern the whole graph, for which its output stands.
+        return [Site(program.output_node.name)]
 
     def rewrite(self, program: Program, sites: list[Site]) -> Program:
         """A chain of guesses needs nothing of the graph that a step of several tokens does not have."""

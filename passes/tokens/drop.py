@@ -85,6 +85,8 @@ class TokenDrop(Pass):
             raise ValueError(f"restore={self.restore} is neither scatter nor compact")
 
     def legality(self, program: Program) -> list[Site] | Refusal:
+        if program.stepping is not None:
+            return Refusal("it keeps a cache, and a token that is dropped would be missing from later steps")
         stack = program.analysis(layers)
         if not len(stack):
             return no_stack(program, stack)

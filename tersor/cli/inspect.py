@@ -64,7 +64,8 @@ def facts(program: Program, sizes: dict[str, int]) -> dict[str, Any]:
 
     check_sizes(sizes, program.ranges)
     costs, stack = program.analysis(cost), program.analysis(layers)
-    at = {name: size for name, size in (program.sizes() | sizes).items() if name in costs.dims}
+    known = program.step_sizes(program.sizes() | sizes)
+    at = {name: size for name, size in known.items() if name in costs.dims}
     totals = costs.at(**at)
     by_layer = costs.by_layer
     return {

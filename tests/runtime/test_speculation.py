@@ -81,6 +81,17 @@ def test_rows_with_guesses_of_their_own_are_the_rows_alone(decoder: Decoder) -> 
     assert found == plain
 
 
+def test_rows_that_draw_with_guesses_draw_what_they_draw_without(decoder: Decoder) -> None:
+    sampling = Sampling(temperature=1.2, seed=5)
+    plain = generate(decoder, PROMPTS, Stopping(20), sampling)
+    texts = iter([p + n for p, n in zip(PROMPTS, plain, strict=True)])
+    wrong = iter([frozenset(range(0)), frozenset(range(0, 1000, 5)), frozenset(range(0, 1000, 2))])
+    guessed = generate(
+        decoder, PROMPTS, Stopping(20), sampling, None, lambda: Knowing(next(texts), next(wrong))
+    )
+    assert guessed == plain
+
+
 def test_nothing_follows_an_end_in_the_midst_of_right_guesses(decoder: Decoder) -> None:
     prompt = PROMPTS[1]
     plain = generate(decoder, [prompt], Stopping(20), Sampling())[0]

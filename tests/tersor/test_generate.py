@@ -104,6 +104,22 @@ def test_a_model_without_a_cache_says_what_to_do(folder: Path) -> None:
         plain.generate(PROMPT)
 
 
+def test_a_model_without_a_language_head_says_so() -> None:
+    from transformers import LlamaConfig, LlamaModel
+
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
+    )
+    headless = optimize_model(LlamaModel(config).eval(), ["kv-cache"], "torch")
+    with pytest.raises(InputError, match="last_hidden_state, and not scores over a vocabulary"):
+        headless.generate([[5, 6]])
+
+
+def test_a_mask_belongs_to_a_tensor(fast: Any) -> None:
+    with pytest.raises(InputError, match="attention_mask belongs to a tensor"):
+        fast.generate([[5, 6]], attention_mask=[[0, 1]])
+
+
 def test_a_model_without_a_tokenizer_takes_ids_only(folder: Path) -> None:
     from transformers import LlamaForCausalLM
 

@@ -69,6 +69,20 @@ def test_padding_on_the_left_is_no_token() -> None:
     torch.testing.assert_close(program.run(left)[0][1, -4:], program.run(right)[0][1, :4])
 
 
+@pytest.mark.parametrize("name", ["gpt2", "opt", "llama"])
+def test_rows_padded_on_the_left_are_what_the_model_says_they_are(name: str) -> None:
+    inputs = rows([11, 7, 2], "left")
+    real = inputs["attention_mask"].bool()
+    whole = decoder_program(name).run(inputs)[0]
+    torch.testing.assert_close(cached(name).run(inputs)[0][real], whole[real], rtol=0, atol=1e-5)
+
+
+def test_tokens_are_dropped_before_a_cache_or_not_at_all() -> None:
+    for specs in (["kv-cache", "token-drop:method=norm"], ["token-drop:method=norm", "kv-cache"]):
+        with pytest.raises(RefusedError):
+            run(decoder_program("llama"), specs)
+
+
 def test_layers_share_slots_by_how_far_they_look_back() -> None:
     by_layout: dict[str, Any] = {spec: cached("gemma3", f"kv-cache:{spec}") for spec in (
         "layout=windowed", "layout=contiguous",
