@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from tersor.codegen.input_domains import input_domains
 from tersor.codegen.target import Executable
 from tersor.ir.errors import InputError
 from tersor.ir.fix_sizes import fix_sizes
@@ -60,7 +61,14 @@ class Decoder:
     def longest(self) -> int | None:
         """How many tokens a row may have; None where nothing bounds them."""
         spec = next(spec for spec in self.program.inputs if spec.name == self.stepping.ids)
-        return self.program.ranges.get(str(spec.shape[1]), (0, None))[1]
+        bounds = [self.program.ranges.get(str(spec.shape[1]), (0, None))[1]]
+        # Positions that are rows of an embedding are as many as it has.
+        bounds += [
+            domain.high + 1
+            for domain in input_domains(self.program)
+            if domain.input == self.stepping.positions and domain.high is not None
+        ]
+        return min((bound for bound in bounds if bound is not None), default=None)
 
     def new_cache(self, rows: int) -> KvCache:
         return KvCache(self.stepping, self.program.inputs, rows)

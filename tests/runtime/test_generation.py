@@ -72,6 +72,11 @@ def test_every_token_is_streamed_when_it_is_chosen() -> None:
     assert [n for n, _ in seen] == [0, 1] * 4
 
 
+def test_a_prompt_and_what_is_to_follow_must_fit_into_the_model() -> None:
+    with pytest.raises(InputError, match="60 tokens and 10 are to follow; the model takes 64 together"):
+        generate(decoder_on("gpt2", "torch"), [[5] * 60], Stopping(10), Sampling())
+
+
 def test_draws_follow_the_distribution_of_transformers_processors() -> None:
     sampling = Sampling(temperature=0.7, top_k=9, top_p=0.9, repetition_penalty=1.3)
     logits = torch.randn(40) * 3

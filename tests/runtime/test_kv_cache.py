@@ -9,6 +9,7 @@ from decoders import decoder_on
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tersor.runtime import kv_cache
 from tersor.runtime.decoder import Decoder
 from tersor.runtime.kv_cache import KvCache
 
@@ -109,6 +110,33 @@ def test_a_window_has_as_many_slots_after_a_thousand_tokens_as_after_one() -> No
         cache.advance([1])
     assert {name: (buffer.shape, buffer.data_ptr()) for name, buffer in cache.buffers.items()} == before
     assert cache.lengths == [1000]
+
+
+def test_a_buffer_that_grows_keeps_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_cache, "_FIRST_CAPACITY", 4)
+    decoder = decoder_on("llama", "torch")
+    cache = small_cache(decoder, 2)
+    rows = [[5, 6, 7], [8]]
+    for row, tokens in enumerate(rows):
+        decoder.prefill(cache, row, tokens)
+    for token in range(10, 30):
+        decoder.step(cache, [[token], [token + 1]])
+        rows = [rows[0] + [token], rows[1] + [token + 1]]
+    assert all(buffer.shape[2] >= 23 for buffer in cache.buffers.values())
+    for row in range(2):
+        assert_same_sight(decoder, cache, row, rows[row])
+
+
+def test_a_window_keeps_what_may_be_looked_at_after_taking_back_as_much_as_is_allowed() -> None:
+    decoder = decoder_on("mistral", "torch")
+    cache = small_cache(decoder, 1)
+    tokens = list(range(3, 60))
+    for token in tokens:
+        decoder.step(cache, [[token]])
+        if len(decoder.stepping.slots) and cache.lengths[0] > 20:
+            cache.rollback(0, _ROLLBACK)
+            decoder.step(cache, [tokens[cache.lengths[0] : cache.lengths[0] + _ROLLBACK]])
+    assert_same_sight(decoder, cache, 0, tokens[: cache.lengths[0]])
 
 
 def test_what_a_window_has_lost_cannot_be_taken_back_to() -> None:

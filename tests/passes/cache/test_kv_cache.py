@@ -77,6 +77,19 @@ def test_rows_padded_on_the_left_are_what_the_model_says_they_are(name: str) -> 
     torch.testing.assert_close(cached(name).run(inputs)[0][real], whole[real], rtol=0, atol=1e-5)
 
 
+def test_every_kind_of_step_is_there_by_default_and_padding_is_zeros() -> None:
+    program, widths = cached("llama"), []
+
+    def step(inputs: Any) -> Any:
+        widths.append(inputs["input_ids"].shape[1])
+        return program.step(inputs)
+
+    inputs = rows([13, 6])
+    (found,) = run_in_steps(program.stepping, program.inputs, program.outputs, step, inputs)
+    assert widths == [7, 1, 1, 4]
+    assert not found[1, 6:].any()
+
+
 def test_tokens_are_dropped_before_a_cache_or_not_at_all() -> None:
     for specs in (["kv-cache", "token-drop:method=norm"], ["token-drop:method=norm", "kv-cache"]):
         with pytest.raises(RefusedError):
