@@ -48,7 +48,6 @@ bench: $(STAMP)
 	$(PY) -m benchmarks.operators
 	$(PY) -m benchmarks.speed --seconds 10
 	$(PY) -m benchmarks.quality --threads 1
-	$(PY) -m benchmarks.decoding
 
 test: $(STAMP)
 	$(PY) -m pytest $(if $(ALL),-m "") $(if $(filter-out 0,$(JOBS)),-n $(JOBS)) $(ARGS)

@@ -1,7 +1,7 @@
 """Generation of Gemma 3 270M on CPU, token by token, beside ``transformers.generate``.
 
-python -m benchmarks.decoding                       writes the section `decoding` of docs/benchmarks.md
-python -m benchmarks.decoding --new 32 --print      a quick look that writes nothing
+python -m benchmarks.decoding                       prints its section, which the page does not have yet
+python -m benchmarks.decoding --new 32 --prompts 6  a quick look
 
 Every prompt goes through all sides in turns; their tokens must be the same, or part at a tie.
 """
@@ -33,7 +33,7 @@ from tersor.runtime.machine import read_bandwidth
 from tersor.runtime.sampling import Sampling
 from tersor.runtime.speculation import Statistics
 
-from .page import check_limits, provenance, table, write_section
+from .page import check_limits, provenance, table
 
 PEER, PLAIN = "transformers", "plain"
 DRAFTERS = tuple(find_methods(Drafter))  # type: ignore[type-abstract]
@@ -41,7 +41,7 @@ DRAFTERS = tuple(find_methods(Drafter))  # type: ignore[type-abstract]
 PLAIN_LIMIT, GUESSED_LIMIT, OVER_PLAIN_LIMIT = 2.0, 5.0, 2.4
 # Of every kind of text, and of every prompt, the best drafter over plain.
 KIND_LIMIT, PROMPT_LIMIT = 1.3, 0.97
-_INTRODUCTION = """\
+_OPENING = """\
 Gemma 3 270M, float32, greedy, {new} new tokens behind each of {prompts} prompts, which go through all sides in turns;
 tokens a second with the prompt's own time, median of {repeats} run(s). *plain*: `kv-cache`; the others: with
 `speculate:drafter=...` of that name; all in ONNX Runtime, all with the tokens of `transformers.generate`, but where two
@@ -186,7 +186,7 @@ def section(results: Sequence[Result], bytes_read: int, curve: str, new: int, re
         [
             provenance("decoding"),
             "",
-            _INTRODUCTION.format(new=new, prompts=len(results), repeats=repeats),
+            _OPENING.format(new=new, prompts=len(results), repeats=repeats),
             "",
             table(header, rows),
             "",
@@ -219,8 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.decoding", description=__doc__.split("\n")[0])
     parser.add_argument("--new", type=int, default=128, help="new tokens behind each prompt")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each prompt and side")
-    parser.add_argument("--prompts", type=int, default=0, help="only the first so many; writes nothing")
-    parser.add_argument("--print", action="store_true", help="print the section and write nothing")
+    parser.add_argument("--prompts", type=int, default=0, help="only the first so many")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a stated limit is missed")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
@@ -239,10 +238,7 @@ def main() -> None:
     costs = bench.decoder.cost_curve
     curve = "/".join(map(str, costs.widths)) + " tokens: " + "/".join(f"{s * 1e3:.1f}" for s in costs.seconds)
     text = section(results, bytes_read, curve, options.new, options.repeats)
-    if options.print or options.prompts:
-        print(text)
-    else:
-        write_section("decoding", text)
+    print(text)
     check_limits(missed(results), options.check)
 
 

@@ -6,7 +6,6 @@ import pytest
 
 from benchmarks import decoding
 from benchmarks.decoding import DRAFTERS, PEER, PLAIN, Result, missed, section
-from benchmarks.page import PAGE
 from examples.prompts import Prompt
 from tersor.runtime.divergence import Divergence
 from tersor.runtime.speculation import Statistics
@@ -45,7 +44,3 @@ def test_what_is_missed_is_named() -> None:
         "plain over transformers", f"{best} over transformers", f"{best} over plain", f"{best} over plain on prose",
         f"{best} over plain on the worst prompt", "token 3",
     ]  # fmt: skip
-
-
-def test_the_page_has_a_place_for_it() -> None:
-    assert PAGE.read_text(encoding="utf-8").count("<!-- decoding -->") == 1
