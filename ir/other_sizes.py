@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor
 
@@ -34,8 +33,7 @@ def verify_other_sizes(program: Program) -> None:
         fixed = fix_sizes(program, sizes)
     except VerifierError as error:
         raise VerifierError(f"at {_text(sizes)}: {error}") from error
-    symbols = {sympy.Symbol(s, integer=True, positive=True): sizes[n] for s, n in program.symbols.items()}
-    by_name = {str(symbol): size for symbol, size in symbols.items()}
+    by_name = {symbol: sizes[name] for symbol, name in program.symbols.items()}
     concrete = {node.name: node.meta["val"] for node in fixed.graph.nodes if "val" in node.meta}
     for node in program.graph.nodes:
         if node.name not in concrete:

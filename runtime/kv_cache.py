@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -87,8 +87,9 @@ class KvCache:
 
     def results(self, row: int | None = None) -> dict[str, Tensor]:
         """Where a step is to write its states: over those that it was given."""
-        given = self.inputs(row)
-        return {state.result: given[state.name] for slots in self._stepping.slots for state in slots.states}
+        chosen = slice(None) if row is None else slice(row, row + 1)
+        states = (state for slots in self._stepping.slots for state in slots.states)
+        return {state.result: self.buffers[state.name][chosen] for state in states}
 
     def advance(self, counts: Sequence[int], row: int | None = None) -> None:
         """Count as filled what a step has written: ``counts`` tokens of each row, or of one."""
@@ -128,12 +129,6 @@ class KvCache:
                     tail = self.buffers[state.name][row, :, start : start + written]
                     tail[:, : len(kept)] = tail[:, index]
         self.advance([len(kept)], row)
-
-    def adopt(self, results: Mapping[str, Tensor], row: int | None = None) -> None:
-        """Take over states that a step returned elsewhere than in the buffers."""
-        for result, target in self.results(row).items():
-            if results[result].data_ptr() != target.data_ptr():
-                target.copy_(results[result])
 
     def _kept(self, slots: Slots) -> int:
         # A query sees itself and what is before it in the window.
