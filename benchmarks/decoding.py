@@ -79,7 +79,7 @@ class Bench:
         self.model.generation_config.eos_token_id = None  # type: ignore[union-attr]
         ids = torch.randint(5, 1000, (1, 24))
         example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        fast = tersor.optimize_model(self.model, ["kv-cache"], "onnx", example_inputs=example)
+        fast = tersor.optimize_model(self.model, ["kv-cache", "speculate"], "onnx", example_inputs=example)
         # A first text lowers what is needed and measures what steps cost; neither is done again.
         fast.generate([[2, 5]], max_new_tokens=2)
         generator: Any = fast._generator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -39,7 +40,8 @@ def new_dim(program: Program, name: str, least: int = 1) -> torch.SymInt:
 
 
 def add_input(program: Program, name: str, sizes: Sequence[Size], dtype: torch.dtype) -> fx.Node:
-    """The placeholder of a new last input."""
+    """The placeholder of a new last input, called ``name`` or, where there is one, something like it."""
+    name = _free(name, program.inputs)
     last = [node for node in program.graph.nodes if node.op == "placeholder"][-1]
     with program.graph.inserting_after(last):
         node = program.graph.placeholder(name)
@@ -50,11 +52,32 @@ def add_input(program: Program, name: str, sizes: Sequence[Size], dtype: torch.d
     return node
 
 
-def add_output(program: Program, node: fx.Node, name: str) -> None:
-    """Return ``node`` as a new last output; what holds it in the caller's structure is not changed."""
+def input_node(program: Program, name: str) -> fx.Node:
+    """The placeholder of the input ``name``; KeyError if there is none."""
+    node: fx.Node
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.target == name:
+            return node
+    raise KeyError(name)
+
+
+def remove_input(program: Program, name: str) -> None:
+    """Take away the input ``name``, which nothing reads any more."""
+    program.graph.erase_node(input_node(program, name))
+    program.inputs = tuple(spec for spec in program.inputs if spec.name != name)
+
+
+def add_output(program: Program, node: fx.Node, name: str) -> str:
+    """Return ``node`` as a new last output; what holds it in the caller's structure is not changed.
+
+    Returns:
+        its name: ``name`` or, where there is one, something like it.
+    """
+    name = _free(name, program.outputs)
     output = program.output_node
     output.args = ((*output.args[0], node),)  # type: ignore[misc]
     program.outputs = (*program.outputs, spec_of(node, name, program.symbols))
+    return name
 
 
 def spec_of(node: fx.Node, name: str, symbols: Mapping[str, str]) -> TensorSpec:
@@ -63,3 +86,9 @@ def spec_of(node: fx.Node, name: str, symbols: Mapping[str, str]) -> TensorSpec:
     sizes = [(size, expression(size)) for size in value.shape]
     shape = tuple(int(e) if e.is_Integer else size_text(s, symbols) for s, e in sizes)
     return TensorSpec(name, shape, value.dtype)
+
+
+def _free(name: str, specs: Sequence[TensorSpec]) -> str:
+    taken = {spec.name for spec in specs}
+    numbered = (f"{name}_{number}" for number in itertools.count(1))
+    return next(one for one in (name, *itertools.islice(numbered, len(taken))) if one not in taken)

@@ -51,6 +51,19 @@ class Slots:
 
 
 @dataclass(frozen=True)
+class Branches:
+    """The inputs that let the new tokens of a step be a tree: several guesses of what follows.
+
+    Attributes:
+        depth: int64 ``[batch, tokens]``, how many of the new tokens lead to each.
+        ancestors: bool ``[batch, tokens, tokens]``, which new tokens (last dim) each sees, itself included.
+    """
+
+    depth: str
+    ancestors: str
+
+
+@dataclass(frozen=True)
 class Stepping:
     """The names of what drives a Program that is run in steps.
 
@@ -61,6 +74,7 @@ class Stepping:
         wanted: the input, int64 ``[batch, wanted]``, that says of which new tokens there are outputs.
         by_index: whether the model itself counts padding in front of a token among its positions.
         slots: what is kept.
+        branches: None where the new tokens of a row follow each other.
     """
 
     ids: str
@@ -69,12 +83,15 @@ class Stepping:
     wanted: str
     by_index: bool
     slots: tuple[Slots, ...]
+    branches: Branches | None = None
 
     @property
     def driven(self) -> frozenset[str]:
         """The inputs that whoever drives the Program gives, and its caller does not."""
         states = {state.name for slots in self.slots for state in slots.states}
-        return frozenset({self.positions, self.wanted, *states, *(slots.length for slots in self.slots)})
+        branches = () if self.branches is None else (self.branches.depth, self.branches.ancestors)
+        lengths = (slots.length for slots in self.slots)
+        return frozenset({self.positions, self.wanted, *branches, *states, *lengths})
 
     @property
     def results(self) -> frozenset[str]:
@@ -92,7 +109,8 @@ class Stepping:
             for s in self.slots
         ]
         names = {"ids": self.ids, "padding": self.padding, "positions": self.positions, "wanted": self.wanted}
-        return {**names, "by_index": self.by_index, "slots": slots}
+        branches = None if self.branches is None else [self.branches.depth, self.branches.ancestors]
+        return {**names, "by_index": self.by_index, "slots": slots, "branches": branches}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Stepping:
@@ -110,14 +128,18 @@ class Stepping:
             )
             for s in data["slots"]
         )
-        padding = None if data["padding"] is None else str(data["padding"])
+        branches = None
+        if data["branches"] is not None:
+            depth, ancestors = data["branches"]
+            branches = Branches(str(depth), str(ancestors))
         return Stepping(
             str(data["ids"]),
-            padding,
+            None if data["padding"] is None else str(data["padding"]),
             str(data["positions"]),
             str(data["wanted"]),
             bool(data["by_index"]),
             slots,
+            branches,
         )
 
 
@@ -154,7 +176,8 @@ def run_in_steps(
         for spec in inputs
         if spec.name in (stepping.ids, stepping.padding)
     }
-    states = _empty(stepping, inputs, batch, tokens)
+    # The last step may have as many decoys as it has tokens.
+    states = _empty(stepping, inputs, batch, tokens if stepping.branches is None else 2 * tokens)
     pieces: list[list[Tensor]] = []
     for start, stop in _steps(tokens, bounds):
         fed = {name: row[:, start:stop] for name, row in rows.items()}
@@ -163,6 +186,10 @@ def run_in_steps(
             order[:, start:stop] if stepping.by_index else torch.arange(start, stop).expand(batch, -1)
         )
         fed[stepping.wanted] = torch.arange(stop - start).expand(batch, -1)
+        if stepping.branches is not None:
+            # What other guesses leave in the slots would be in the way of later steps, so that the last has them.
+            room = tokens - (stop - start) if stop == tokens else 0
+            fed = _with_decoys(stepping, stepping.branches, fed, min(room, stop - start))
         fed |= {slots.length: lengths.clamp(max=start) for slots in stepping.slots}
         # A row that has ended holds all its tokens; what it is fed beyond is never seen.
         results = dict(zip((spec.name for spec in outputs), step({**fed, **states}), strict=True))
@@ -172,14 +199,34 @@ def run_in_steps(
     return tuple(_in_order(list(parts), order, real) for parts in zip(*pieces, strict=True))
 
 
-def _empty(stepping: Stepping, inputs: Sequence[TensorSpec], batch: int, tokens: int) -> dict[str, Tensor]:
+def _with_decoys(
+    stepping: Stepping, branches: Branches, fed: Mapping[str, Tensor], decoys: int
+) -> dict[str, Tensor]:
+    """A step whose first ``decoys`` tokens have a sibling before them, which no other token may see."""
+    batch, count = fed[stepping.ids].shape
+    # Which token each slot holds, or holds a sibling of; of two the second is the token.
+    place = torch.tensor(sorted([*range(count), *range(decoys)]))
+    true = torch.ones_like(place, dtype=torch.bool)
+    true[0 : 2 * decoys : 2] = False
+    branched = {name: tensor[:, place] for name, tensor in fed.items()}
+    ids = branched[stepping.ids]
+    branched[stepping.ids] = torch.where(true, ids, fed[stepping.ids].roll(1, 1)[:, place])
+    branched[stepping.wanted] = true.nonzero()[:, 0].expand(batch, -1)
+    before = place[:, None] > place[None, :]
+    sees = (true[None, :] & before) | torch.eye(len(place), dtype=torch.bool)
+    branched[branches.depth] = place.expand(batch, -1)
+    branched[branches.ancestors] = sees.expand(batch, -1, -1)
+    return branched
+
+
+def _empty(stepping: Stepping, inputs: Sequence[TensorSpec], batch: int, slots: int) -> dict[str, Tensor]:
     specs = {spec.name: spec for spec in inputs}
     empty = {}
-    for slots in stepping.slots:
-        for state in slots.states:
+    for kept in stepping.slots:
+        for state in kept.states:
             spec = specs[state.name]
             _, heads, _, width = spec.shape
-            empty[state.name] = torch.zeros(batch, int(heads), tokens, int(width), dtype=spec.dtype)
+            empty[state.name] = torch.zeros(batch, int(heads), slots, int(width), dtype=spec.dtype)
     return empty
 
 

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-WIDTHS = (1, 2, 3, 5, 9, 17)
+WIDTHS = (1, 2, 3, 5, 9, 17, 33, 65)
 _RUNS = 3
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +13,11 @@ from tersor.codegen.target import Executable
 from tersor.ir.errors import InputError
 from tersor.ir.fix_sizes import fix_sizes
 from tersor.ir.program import Program
+from tersor.ir.straight import straight
 
 from .cost_curve import CostCurve
 from .kv_cache import KvCache
+from .tree import Branching
 
 # Tokens that lie before those of a step that is measured.
 _MEASURED_BEHIND = 32
@@ -25,8 +28,9 @@ Lower = Callable[[Program], Executable]
 class Decoder:
     """Runs prompts and new tokens over a cache.
 
-    What a target can do depends on how many rows there are and how many new tokens each has, so that up to three
-    forms of one Program are lowered, each when it is first needed: for one row, for one new token a row, for any.
+    What a target can do depends on how many rows there are, how many new tokens each has, and whether these branch,
+    so that several forms of one Program are lowered, each when it is first needed: for one row, for one new token a
+    row, for any; and of the first and the last also one for trees.
     """
 
     def __init__(self, program: Program, lower: Lower) -> None:
@@ -40,7 +44,7 @@ class Decoder:
         self.program, self.stepping = program, program.stepping
         self._lower = lower
         self._dtypes = {spec.name: spec.dtype for spec in program.inputs}
-        self._forms: dict[str, Executable] = {}
+        self._forms: dict[tuple[Any, ...], Executable] = {}
         self._curve: CostCurve | None = None
 
     @property
@@ -94,35 +98,50 @@ class Decoder:
         cache.advance([count] * cache.rows)
         return logits
 
-    def try_step(self, cache: KvCache, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """What :meth:`step` returns, for tokens that are written to the cache and not counted as filled."""
+    def try_step(
+        self, cache: KvCache, tokens: Sequence[Sequence[int]], branching: Branching | None = None
+    ) -> Tensor:
+        """What :meth:`step` returns, for tokens that are written to the cache and not counted as filled.
+
+        Args:
+            branching: where the tokens of a row do not follow each other.
+        """
         wanted = [list(range(len(tokens[0])))] * cache.rows
-        return self._run(cache, tokens, wanted, None)
+        return self._run(cache, tokens, wanted, None, branching)
 
     def _run(
-        self, cache: KvCache, tokens: Sequence[Sequence[int]], wanted: list[list[int]], row: int | None
+        self,
+        cache: KvCache,
+        tokens: Sequence[Sequence[int]],
+        wanted: list[list[int]],
+        row: int | None,
+        branching: Branching | None = None,
     ) -> Tensor:
-        rows = len(tokens)
-        executable = self._form(rows, len(tokens[0]))
+        executable = self._form(len(tokens), len(tokens[0]), branching is not None)
         lengths = cache.lengths if row is None else [cache.lengths[row]]
-        given = cache.inputs(row if cache.rows > 1 else None)
+        given = cache.inputs(row)
         ids = torch.tensor(tokens)
         given[self.stepping.ids] = ids.to(self._dtypes[self.stepping.ids])
         if self.stepping.padding is not None:
             given[self.stepping.padding] = torch.ones_like(ids, dtype=self._dtypes[self.stepping.padding])
         own = torch.arange(len(tokens[0]))
+        if branching is not None:
+            assert self.stepping.branches is not None, "no speculate pass let its steps branch"
+            own = given[self.stepping.branches.depth] = branching.depths
+            given[self.stepping.branches.ancestors] = branching.ancestors
         given[self.stepping.positions] = torch.tensor(lengths)[:, None] + own
         given[self.stepping.wanted] = torch.tensor(wanted, dtype=torch.int64)
-        into = cache.results(row if cache.rows > 1 else None)
+        into = cache.results(row)
         results = executable.run_into(given, into)
         names = [spec.name for spec in executable.outputs]
         (logits,) = (r for name, r in zip(names, results, strict=True) if name not in self.stepping.results)
         return logits
 
-    def _form(self, rows: int, new: int) -> Executable:
+    def _form(self, rows: int, new: int, branches: bool) -> Executable:
         sizes = {"batch": 1} if rows == 1 else {"tokens": 1, "wanted": 1} if new == 1 else {}
-        key = " ".join(sizes) or "any"
+        key = (*sizes, branches)
         if key not in self._forms:
-            fixed = {name: size for name, size in sizes.items() if name in self.program.ranges}
-            self._forms[key] = self._lower(fix_sizes(self.program, fixed) if fixed else self.program)
+            program = self.program if branches else straight(self.program)
+            fixed = {name: size for name, size in sizes.items() if name in program.ranges}
+            self._forms[key] = self._lower(fix_sizes(program, fixed) if fixed else program)
         return self._forms[key]

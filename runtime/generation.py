@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +14,8 @@ from tersor.ir.errors import InputError
 from .decoder import Decoder
 from .kv_cache import KvCache
 from .sampling import Sampler, Sampling
-from .speculation import Chain, Guesser, Policy, Statistics
+from .speculation import Guesser, Policy, Rates, Statistics
+from .tree import Chain, TokenTree, side_by_side
 
 # Called with the number of the prompt and its new token; what it returns is not looked at.
 Stream = Callable[[int, int], object]
@@ -54,7 +56,7 @@ class _Row:
     prompt: list[int]
     sampler: Sampler
     guesser: Guesser | None = None
-    policy: Policy | None = None
+    rates: Rates = field(default_factory=Rates)
     new: list[int] = field(default_factory=list)
     over: bool = False
 
@@ -71,6 +73,7 @@ def generate(
     stream: Stream | None = None,
     guess: Callable[[], Guesser] | None = None,
     statistics: Statistics | None = None,
+    batch: int | None = None,
 ) -> list[list[int]]:
     """New tokens for every prompt.
 
@@ -81,23 +84,28 @@ def generate(
             too: each is chosen from the model's own logits, and where it is what was guessed, the next is known
             already.
         statistics: what came of guesses is added to it.
+        batch: prompts under way at once, all of them by default; when one is over, the next begins in its place.
 
     Raises:
-        InputError: a prompt is empty, holds no token ids, or is longer than what the model takes.
+        InputError: a prompt is empty, holds no token ids, or is longer than what the model takes; or the model was
+            not made to check guesses.
         ExecutionError: the model fails, or gives no numbers.
     """
+    if guess is not None and decoder.stepping.branches is None:
+        raise InputError("this model checks no guesses: convert it with -p kv-cache -p speculate")
     rows = [_Row(number, list(prompt), Sampler(sampling, number)) for number, prompt in enumerate(prompts)]
     for row in rows:
         _check(decoder, row, stopping)
         if guess is not None:
-            row.guesser, row.policy = guess(), Policy(decoder.cost_curve)
+            row.guesser = guess()
     loop = _Loop(
         decoder,
         stopping,
         stream or (lambda number, token: None),
         statistics or Statistics(),
+        None if guess is None else Policy(decoder.cost_curve),
     )
-    loop.run(rows)
+    loop.run(rows, min(len(rows), batch or len(rows)))
     return [row.new for row in rows]
 
 
@@ -109,63 +117,90 @@ class _Loop:
     stopping: Stopping
     stream: Stream
     statistics: Statistics
+    policy: Policy | None
 
-    def run(self, rows: list[_Row]) -> None:
-        cache = self.decoder.new_cache(len(rows))
-        for place, row in enumerate(rows):
-            if row.guesser is not None:
-                row.guesser.extend(row.prompt)
-            logits = self.decoder.prefill(cache, place, row.prompt)
-            self._append(row, row.sampler.choose(row.tokens, logits))
-        while not all(row.over for row in rows):
-            self._step(cache, rows)
+    def run(self, rows: Sequence[_Row], batch: int) -> None:
+        """All of them, at most ``batch`` at once."""
+        cache = self.decoder.new_cache(batch)
+        waiting, under_way = deque(rows[batch:]), list(rows[:batch])
+        for place, row in enumerate(under_way):
+            self._begin(cache, place, row)
+        while under_way:
+            if not any(row.over for row in under_way):
+                self._step(cache, under_way)
+            for place in reversed(range(len(under_way))):
+                if under_way[place].over:
+                    cache.remove(place)
+                    # As in the cache, the last takes its place.
+                    under_way[place] = under_way[-1]
+                    under_way.pop()
+            while waiting and len(under_way) < batch:
+                under_way.append(waiting.popleft())
+                self._begin(cache, cache.add(), under_way[-1])
 
-    def _step(self, cache: KvCache, rows: list[_Row]) -> None:
-        """One run of the model: the last token of every row, and what was guessed to follow it."""
+    def _begin(self, cache: KvCache, place: int, row: _Row) -> None:
+        if row.guesser is not None:
+            row.guesser.extend(row.prompt)
+        logits = self.decoder.prefill(cache, place, row.prompt)
+        self._append(row, row.sampler.choose(row.tokens, logits))
+
+    def _step(self, cache: KvCache, rows: Sequence[_Row]) -> None:
+        """One run of the model: the last token of every row, and what is guessed to follow it."""
         started = time.perf_counter()
-        chains = [self._guessed(row) for row in rows]
-        checked = [
-            [] if row.policy is None else row.policy.choose(some)
-            for row, some in zip(rows, chains, strict=True)
-        ]
-        width = 1 + max(map(len, checked))
-        guessed = time.perf_counter()
-        given = [
-            (row.new[-1:] + tokens + [row.new[-1]] * width)[:width]
-            for row, tokens in zip(rows, checked, strict=True)
-        ]
-        cache.reserve(width)
-        logits = self.decoder.try_step(cache, given)
+        guessed = [TokenTree.of(row.new[-1], self._draft(row, len(rows))) for row in rows]
+        checked = self._chosen(rows, guessed)
+        tokens, branching = side_by_side(checked)
+        cache.reserve(len(tokens[0]))
+        drafting = time.perf_counter() - started
+        logits = self.decoder.try_step(cache, tokens, branching)
         self.statistics.steps += 1
-        self.statistics.drafting += guessed - started
-        self.statistics.verifying += time.perf_counter() - guessed
-        for place, (row, tokens) in enumerate(zip(rows, checked, strict=True)):
+        self.statistics.drafting += drafting
+        self.statistics.verifying += time.perf_counter() - started - drafting
+        started = time.perf_counter()
+        gained = 0
+        for place, (row, tree) in enumerate(zip(rows, checked, strict=True)):
             before = len(row.new)
-            # A row that has ended goes along, and nothing of it is kept.
-            kept = 0 if row.over else 1 + self._accepted(row, tokens, logits[place])
-            cache.commit(place, width, range(kept))
-            if row.policy is not None and kept:
-                row.policy.learn(chains[place], len(tokens), row.new[before:])
-                if tokens:
-                    self.statistics.count(len(tokens), kept - 1)
+            path = self._accepted(row, tree, logits[place])
+            cache.commit(place, len(tokens[0]), path)
+            gained += len(path)
+            if row.guesser is not None:
+                row.guesser.observe(tree.tokens, logits[place, : len(tree)])
+                row.rates.learn(guessed[place], row.new[before:])
+            if len(tree) > 1:
+                self.statistics.count(tree, len(path) - 1)
+        if self.policy is not None:
+            learning = time.perf_counter() - started
+            self.statistics.drafting += learning
+            self.policy.learn(len(rows), len(tokens[0]) - 1, gained, drafting + learning)
 
-    def _guessed(self, row: _Row) -> Sequence[Chain]:
+    def _draft(self, row: _Row, rows: int) -> Sequence[Chain]:
         """What may follow a row, as far as there is room for it."""
-        if row.over or row.guesser is None or row.policy is None:
+        if row.guesser is None or self.policy is None:
             return ()
         # The step itself gives one token more than its guesses.
-        room = self.stopping.most - len(row.new) - 1
-        return row.guesser.draft(min(row.policy.longest, room)) if room > 0 else ()
+        room = min(self.policy.longest(rows), self.stopping.most - len(row.new) - 1)
+        return row.guesser.draft(room) if room > 0 else ()
 
-    def _accepted(self, row: _Row, guesses: list[int], logits: Tensor) -> int:
-        """Choose tokens from ``logits [1 + guesses, vocabulary]`` as long as they are what was guessed."""
-        for place in range(len(guesses) + 1):
-            token = row.sampler.choose(row.tokens, logits[place])
+    def _chosen(self, rows: Sequence[_Row], guessed: Sequence[TokenTree]) -> Sequence[TokenTree]:
+        """Of what was guessed, what is worth checking."""
+        if self.policy is None:
+            return guessed
+        most = self.policy.longest(len(rows))
+        ranked = [row.rates.ranked(tree, most) for row, tree in zip(rows, guessed, strict=True)]
+        count = self.policy.guesses([chances for _, chances in ranked])
+        return [tree.part(nodes[:count]) for tree, (nodes, _) in zip(guessed, ranked, strict=True)]
+
+    def _accepted(self, row: _Row, tree: TokenTree, logits: Tensor) -> list[int]:
+        """Choose tokens from ``logits [nodes, vocabulary]`` as long as they were guessed; the nodes that were right."""
+        path = [0]
+        while True:
+            token = row.sampler.choose(row.tokens, logits[path[-1]])
             self._append(row, token)
             self.statistics.tokens += 1
-            if row.over or place == len(guesses) or token != guesses[place]:
-                return place
-        raise AssertionError("the last logits always end it")
+            node = tree.children[path[-1]].get(token)
+            if row.over or node is None:
+                return path
+            path.append(node)
 
     def _append(self, row: _Row, token: int) -> None:
         row.new.append(token)

@@ -21,7 +21,7 @@ class KvCache:
     when a step would not fit, what may still be looked at moves to its front.
 
     Attributes:
-        rows: how many sequences.
+        rows: how many sequences there are at present.
         lengths: how many tokens each of them holds.
         buffers: the states, ``[rows, heads, slots, width]`` by the name of their input.
     """
@@ -43,7 +43,8 @@ class KvCache:
             longest_rollback: tokens of the last step that may be taken back after later ones.
         """
         self._stepping, self._inputs = stepping, {spec.name: spec for spec in inputs}
-        self.rows, self.longest_step, self._rollback = rows, longest_step, longest_rollback
+        self.rows = self._most_rows = rows
+        self.longest_step, self._rollback = longest_step, longest_rollback
         self.lengths = [0] * rows
         self._filled = {slots.length: [0] * rows for slots in stepping.slots}
         self.buffers: dict[str, Tensor] = {}
@@ -80,14 +81,14 @@ class KvCache:
 
     def inputs(self, row: int | None = None) -> dict[str, Tensor]:
         """What a step is given: every state, and how many of its slots are filled; of one row or of all."""
-        chosen = slice(None) if row is None else slice(row, row + 1)
+        chosen = slice(self.rows) if row is None else slice(row, row + 1)
         given = {name: buffer[chosen] for name, buffer in self.buffers.items()}
         given |= {name: torch.tensor(filled[chosen]) for name, filled in self._filled.items()}
         return given
 
     def results(self, row: int | None = None) -> dict[str, Tensor]:
         """Where a step is to write its states: over those that it was given."""
-        chosen = slice(None) if row is None else slice(row, row + 1)
+        chosen = slice(self.rows) if row is None else slice(row, row + 1)
         states = (state for slots in self._stepping.slots for state in slots.states)
         return {state.result: self.buffers[state.name][chosen] for state in states}
 
@@ -97,6 +98,35 @@ class KvCache:
             self.lengths[r] += count
             for filled in self._filled.values():
                 filled[r] += count
+
+    def remove(self, row: int) -> None:
+        """Forget a row; the last one takes its place."""
+        self.rows -= 1
+        last = self.rows
+        for slots in self._stepping.slots:
+            filled = self._filled[slots.length]
+            if row != last:
+                for state in slots.states:
+                    buffer = self.buffers[state.name]
+                    buffer[row, :, : filled[last]] = buffer[last, :, : filled[last]]
+            filled[row] = filled[last]
+            del filled[last]
+        self.lengths[row] = self.lengths[last]
+        del self.lengths[last]
+
+    def add(self) -> int:
+        """An empty row behind the others, where one was removed; which it is.
+
+        Raises:
+            ValueError: there was none.
+        """
+        if self.rows == self._most_rows:
+            raise ValueError(f"there is room for {self.rows} rows")
+        self.rows += 1
+        self.lengths.append(0)
+        for filled in self._filled.values():
+            filled.append(0)
+        return self.rows - 1
 
     def rollback(self, row: int, count: int) -> None:
         """Forget the last ``count`` tokens of a row.
@@ -148,7 +178,7 @@ class KvCache:
         for state in slots.states:
             spec = self._inputs[state.name]
             _, heads, _, width = spec.shape
-            buffer = torch.zeros(self.rows, int(heads), capacity, int(width), dtype=spec.dtype)
+            buffer = torch.zeros(self._most_rows, int(heads), capacity, int(width), dtype=spec.dtype)
             before = self.buffers.get(state.name)
             if before is not None:
                 buffer[:, :, : before.shape[2]] = before

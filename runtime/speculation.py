@@ -1,12 +1,17 @@
-"""How many tokens to guess ahead: as many as gave most tokens per second, by what was right so far."""
+"""How many guesses to check, and which: those that gave most tokens per second, by what was right so far."""
 
 from __future__ import annotations
 
+import heapq
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from torch import Tensor
+
 from .cost_curve import CostCurve
+from .tree import Chain, TokenTree
 
 # What is known of a kind of guess loses this share of its weight with every one that turns out right or wrong.
 _FORGET = 0.03
@@ -16,24 +21,17 @@ _PRIOR, _PRIOR_WEIGHT = 0.6, 2.0
 _MAY_LOSE, _CREDIT = 0.01, 1.0
 
 
-class Chain(Protocol):
-    """Guesses of what follows, the next token first; those of one kind are right about as often as each other."""
-
-    @property
-    def tokens(self) -> list[int]: ...
-
-    @property
-    def kind(self) -> int: ...
-
-
 class Guesser(Protocol):
     """Who guesses what follows a sequence; ``passes.speculate`` has several."""
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Tokens that have been added to the sequence."""
 
+    def observe(self, tokens: Sequence[int], logits: Tensor) -> None:
+        """What the model said, ``[tokens, vocabulary]``, behind tokens that it was given, be they right or wrong."""
+
     def draft(self, most: int) -> Sequence[Chain]:
-        """Chains of at most ``most`` guesses, of which one is checked; none where there is nothing to go by."""
+        """Chains of at most ``most`` guesses; none where there is nothing to go by."""
 
 
 @dataclass
@@ -42,23 +40,27 @@ class Statistics:
 
     Attributes:
         steps: runs of the model behind the prompt.  tokens: what they gave.
-        drafted, accepted: guesses by their place in the chain, and how many of each were right.
+        guesses: how many were checked.
+        drafted, accepted: in how many checks there were guesses so many tokens ahead, and in how many one was right.
         drafting, verifying: seconds.
     """
 
     steps: int = 0
     tokens: int = 0
+    guesses: int = 0
     drafted: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     drafting: float = 0.0
     verifying: float = 0.0
 
-    def count(self, drafted: int, accepted: int) -> None:
-        """One chain, of which the first ``accepted`` guesses were right."""
-        missing = drafted - len(self.drafted)
+    def count(self, checked: TokenTree, accepted: int) -> None:
+        """One tree, of which guesses on the first ``accepted`` depths were right."""
+        self.guesses += len(checked) - 1
+        depth = max(checked.depths)
+        missing = depth - len(self.drafted)
         self.drafted += [0] * missing
         self.accepted += [0] * missing
-        for place in range(drafted):
+        for place in range(depth):
             self.drafted[place] += 1
             self.accepted[place] += place < accepted
 
@@ -66,73 +68,93 @@ class Statistics:
         places = " ".join(f"{a}/{d}" for a, d in zip(self.accepted, self.drafted, strict=True)) or "none"
         share = self.tokens / self.steps if self.steps else 0.0
         return (
-            f"{self.tokens} tokens in {self.steps} steps ({share:.2f} a step); guesses right by place: {places}; "
-            f"{self.verifying:.2f} s in the model, {self.drafting:.3f} s guessing"
+            f"{self.tokens} tokens in {self.steps} steps ({share:.2f} a step); {self.guesses} guesses, right by "
+            f"place: {places}; {self.verifying:.2f} s in the model, {self.drafting:.3f} s guessing"
         )
 
 
-@dataclass
-class _Kind:
-    """How often guesses of one kind were right, by place in the chain, given that all before were."""
+class Rates:
+    """How often guesses are right, given that those before them were: by kind, and by how far ahead they are."""
 
-    right: list[float]
-    tried: list[float]
+    def __init__(self) -> None:
+        self._right: defaultdict[tuple[int, int], float] = defaultdict(float)
+        self._tried: defaultdict[tuple[int, int], float] = defaultdict(float)
 
-    def rate(self, place: int) -> float:
-        return (self.right[place] + _PRIOR * _PRIOR_WEIGHT) / (self.tried[place] + _PRIOR_WEIGHT)
+    def of(self, kind: int, depth: int) -> float:
+        key = (kind, depth)
+        return (self._right[key] + _PRIOR * _PRIOR_WEIGHT) / (self._tried[key] + _PRIOR_WEIGHT)
+
+    def ranked(self, tree: TokenTree, most: int) -> tuple[list[int], list[float]]:
+        """At most so many guesses, the likeliest first and none before its parent, and how likely each is right."""
+        nodes: list[int] = []
+        chances: list[float] = []
+        ahead = [(-chance, node) for node, chance in self._children(tree, 0, 1.0)]
+        heapq.heapify(ahead)
+        while ahead and len(nodes) < most:
+            chance, node = heapq.heappop(ahead)
+            nodes.append(node)
+            chances.append(-chance)
+            for child, reached in self._children(tree, node, -chance):
+                heapq.heappush(ahead, (-reached, child))
+        return nodes, chances
+
+    def _children(self, tree: TokenTree, node: int, chance: float) -> list[tuple[int, float]]:
+        depth = tree.depths[node] + 1
+        rates = {
+            child: max(self.of(kind, depth) for kind in tree.kinds[child])
+            for child in tree.children[node].values()
+        }
+        # One of them is right at most.
+        share = chance / max(1.0, sum(rates.values()))
+        return [(child, rate * share) for child, rate in rates.items()]
+
+    def learn(self, tree: TokenTree, followed: Sequence[int]) -> None:
+        """The tokens that followed; guesses that were not checked are held against them too, which costs nothing."""
+        node = 0
+        for depth, token in enumerate(followed, 1):
+            for guess, child in tree.children[node].items():
+                for kind in tree.kinds[child]:
+                    key = (kind, depth)
+                    self._tried[key] = self._tried[key] * (1 - _FORGET) + 1
+                    self._right[key] = self._right[key] * (1 - _FORGET) + (guess == token)
+            if token not in tree.children[node]:
+                break
+            node = tree.children[node][token]
 
 
 class Policy:
-    """Chooses a chain and its length by what each length costs here and how often guesses of its kind were right."""
+    """How many guesses a step checks: as many as give most tokens a second, and none for a while after losses."""
 
     def __init__(self, curve: CostCurve) -> None:
         self._curve = curve
-        self._lengths = [width - 1 for width in curve.widths]
-        self._kinds: dict[int, _Kind] = {}
         self._spent, self._lost = 0.0, 0.0
 
-    @property
-    def longest(self) -> int:
-        return self._lengths[-1]
+    def longest(self, rows: int) -> int:
+        """How many guesses a row a step may check whose cost is known."""
+        return max(0, self._curve.widths[-1] // rows - 1)
 
-    def choose(self, chains: Sequence[Chain]) -> list[int]:
-        """The guesses to check, those with which most tokens are expected a second; none where none would gain."""
-        best, chosen = 1.0 / self._curve.of(1), list[int]()
-        if self._lost > _MAY_LOSE * self._spent + _CREDIT * self._curve.of(1):
-            return chosen
-        for chain in chains:
-            known = self._known(chain.kind)
-            expected, reached, place = 1.0, 1.0, 0
-            for length in self._lengths[1:]:
-                if length > len(chain.tokens):
-                    break
-                while place < length:
-                    reached *= known.rate(place)
-                    expected += reached
-                    place += 1
-                if expected / self._curve.of(1 + length) > best:
-                    best, chosen = expected / self._curve.of(1 + length), chain.tokens[:length]
+    def guesses(self, chances: Sequence[Sequence[float]]) -> int:
+        """How many of every row, given how likely each is right, the likeliest first."""
+        rows = len(chances)
+        plain = self._cost(rows, 0)
+        if self._lost > _MAY_LOSE * self._spent + _CREDIT * plain:
+            return 0
+        expected = float(rows)
+        best, chosen = expected / plain, 0
+        for count in range(1, 1 + max(map(len, chances))):
+            expected += sum(row[count - 1] for row in chances if len(row) >= count)
+            rate = expected / self._cost(rows, count)
+            if rate > best:
+                best, chosen = rate, count
         return chosen
 
-    def learn(self, chains: Sequence[Chain], checked: int, followed: Sequence[int]) -> None:
-        """What came of a step that checked so many guesses: the tokens that followed.
-
-        Chains that were not checked are held against them too, as far as they go: that costs nothing, and shows when
-        guesses become right again.
-        """
-        single = self._curve.of(1)
-        self._spent += self._curve.of(1 + checked)
+    def learn(self, rows: int, guesses: int, tokens: int, drafting: float) -> None:
+        """What came of a step that checked so many guesses a row: ``tokens`` in all, after ``drafting`` seconds."""
+        cost = self._cost(rows, guesses) + drafting
+        self._spent += cost
         # What was won long ago is no reason to lose now.
-        self._lost = max(0.0, self._lost + self._curve.of(1 + checked) - single * len(followed))
-        for chain in chains:
-            known = self._known(chain.kind)
-            for place, (guess, token) in enumerate(zip(chain.tokens, followed, strict=False)):
-                known.tried[place] = known.tried[place] * (1 - _FORGET) + 1
-                known.right[place] = known.right[place] * (1 - _FORGET) + (guess == token)
-                if guess != token:
-                    break
+        self._lost = max(0.0, self._lost + cost - self._cost(rows, 0) * tokens / rows)
 
-    def _known(self, kind: int) -> _Kind:
-        if kind not in self._kinds:
-            self._kinds[kind] = _Kind([0.0] * self.longest, [0.0] * self.longest)
-        return self._kinds[kind]
+    def _cost(self, rows: int, guesses: int) -> float:
+        # Rows share the weights that are read, so that what counts is how many tokens there are of all of them.
+        return self._curve.of(rows * (1 + guesses))

@@ -83,6 +83,7 @@ class Generator:
         seed: int | None = None,
         stream: Callable[[Any], object] | None = None,
         tokenizer: Any = None,
+        batch_size: int | None = None,
     ) -> Any:
         """See ``OptimizedModel.generate``."""
         if tokenizer is not None:
@@ -114,7 +115,11 @@ class Generator:
                 stream((row, token))
 
         self.statistics = Statistics()
-        new = generate(self.decoder, prompts, stopping, sampling, tell, self._guess, self.statistics)
+        if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+            raise InputError(f"batch_size={batch_size!r} is no number of prompts: give an integer from 1 up")
+        new = generate(
+            self.decoder, prompts, stopping, sampling, tell, self._guess, self.statistics, batch_size
+        )
         if is_text:
             for row, text in enumerate(written):
                 rest = text.finish()

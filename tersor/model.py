@@ -80,7 +80,8 @@ class OptimizedModel:
                 token), ``top_k`` (50), ``top_p``, ``repetition_penalty``; ``stop``, texts behind which nothing
                 follows; ``seed`` of the draws; ``stream``, called with every piece of text (of several prompts: with
                 the row and the piece; of token ids: the row and the token); ``tokenizer``, where the model came
-                without one.
+                without one; ``batch_size``, prompts under way at once, all of them by default: when one is over, the
+                next begins in its place.
 
         Returns:
             for a text the new text; for texts a list; for token ids the rows with the new tokens behind them.

@@ -64,8 +64,8 @@ def decoder_program(name: str) -> Program:
 
 @cache
 def decoder_on(name: str, target: str) -> Decoder:
-    """What runs the model with a cache on a target."""
-    program, _ = run(decoder_program(name), ["kv-cache"])
+    """What runs the model with a cache on a target, trees of tokens too."""
+    program, _ = run(decoder_program(name), ["kv-cache", "speculate"])
     return Decoder(program, find_target(target).lower)
 
 

@@ -66,7 +66,9 @@ class KvCache(Pass):
         by_index = _place(work, decoder, tokens.axis, positions)
         _leave_out(work, stack, tail, wanted)
         slots = _give_slots(work, decoder, self.layout, batch)
-        work.stepping = Stepping(decoder.ids_name, decoder.padding, "positions", "wanted", by_index, slots)
+        work.stepping = Stepping(
+            decoder.ids_name, decoder.padding, str(positions.target), str(wanted.target), by_index, slots
+        )
         infer_shapes(work)
         _describe_outputs(work)
         return work
@@ -131,9 +133,8 @@ def _give_slots(work: Program, decoder: Decoder, layout: CacheLayout, batch: Any
         )  # fmt: skip
         node.replace_all_uses_with(g.item(step, 0))
         for place, what in enumerate(("key", "value")):
-            result = f"present_{what}_{number}"
-            add_output(work, g.item(step, place + 1), result)
-            states[group].append(State(f"past_{what}_{number}", result))
+            result = add_output(work, g.item(step, place + 1), f"present_{what}_{number}")
+            states[group].append(State(str(past[place].target), result))
         work.graph.erase_node(node)
     names = {spec.name: spec.shape for spec in work.inputs}
     return tuple(

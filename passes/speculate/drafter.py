@@ -6,20 +6,27 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ..contract import Method
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A chain of guesses.
+    """A chain of guesses; several that begin alike are a tree.
 
     Attributes:
         tokens: what may follow, the next token first.
-        kind: how the guess came about; guesses of one kind are right about as often as each other.
+        kinds: how each guess came about; those of one kind are right about as often as each other.
     """
 
     tokens: list[int]
-    kind: int = 0
+    kinds: list[int]
+
+    @classmethod
+    def of_kind(cls, tokens: list[int], kind: int) -> Draft:
+        """A chain that came about as a whole."""
+        return cls(tokens, [kind] * len(tokens))
 
 
 class Drafting(ABC):
@@ -32,9 +39,12 @@ class Drafting(ABC):
     def extend(self, tokens: Sequence[int]) -> None:
         """Tokens that have been added to the sequence, those of the prompt first."""
 
+    def observe(self, tokens: Sequence[int], logits: Tensor) -> None:  # noqa: B027
+        """What the model said, ``[tokens, vocabulary]``, behind tokens that it was given, be they right or wrong."""
+
     @abstractmethod
     def draft(self, most: int) -> list[Draft]:
-        """Chains of at most ``most`` guesses of what follows, of which one is checked; none with nothing to go by."""
+        """Chains of at most ``most`` guesses of what follows, of which those are checked that promise most."""
 
 
 @dataclass(frozen=True)

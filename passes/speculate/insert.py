@@ -1,11 +1,21 @@
-"""``speculate``: let a drafter guess tokens ahead; the model checks them, so that the tokens stay its own."""
+"""``speculate``: let a drafter guess tokens ahead; the model checks them, so that the tokens stay its own.
+
+The new tokens of a step become a tree of guesses (tree attention as in SpecInfer, Miao et al. 2024): each sees its
+ancestors, and is where it would be if they had been the text.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+import torch
+
+from tersor.ir.boundary import add_input, input_node
+from tersor.ir.dialect import is_dialect
+from tersor.ir.operands import set_operand
 from tersor.ir.program import Program
+from tersor.ir.stepping import Branches
 
 from ..contract import Pass, Promise, Refusal, Site
 from ..spec import Spec
@@ -34,11 +44,21 @@ class Speculate(Pass):
             )
         if NOTE in program.notes:
             return Refusal(f"{program.notes[NOTE]} guesses already")
-        # Guesses concern the whole graph, for which its output stands.
+        # All attention takes trees or none does, for which the output stands.
         return [Site(program.output_node.name)]
 
     def rewrite(self, program: Program, sites: list[Site]) -> Program:
-        """A chain of guesses needs nothing of the graph that a step of several tokens does not have."""
         work = program.edit()
+        assert work.stepping is not None
+        batch, tokens = input_node(work, work.stepping.ids).meta["val"].shape
+        depth = add_input(work, "depth", (batch, tokens), torch.int64)
+        ancestors = add_input(work, "ancestors", (batch, tokens, tokens), torch.bool)
+        for node in work.graph.nodes:
+            if not is_dialect(node, "cached_attention"):
+                continue
+            set_operand(node, "depth", depth)
+            set_operand(node, "ancestors", ancestors)
+        work.stepping = replace(work.stepping, branches=Branches(str(depth.target), str(ancestors.target)))
         work.notes[NOTE] = str(Spec.of(self))
         return work.finished()
+

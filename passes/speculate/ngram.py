@@ -46,7 +46,7 @@ class _Lookup(Drafting):
         for size in reversed(self._sizes):
             start = self._after.get(tuple(self._tokens[-size:])) if size <= len(self._tokens) else None
             if start is not None:
-                return [Draft(self._continued(start, most), size)]
+                return [Draft.of_kind(self._continued(start, most), size)]
         return []
 
     def _continued(self, start: int, most: int) -> list[int]:

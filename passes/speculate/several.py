@@ -1,10 +1,12 @@
-"""Several drafters at once: of what they guess, the chain is checked that gives most tokens a second."""
+"""Several drafters at once: of what they guess together, a tree, the part is checked that promises most."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
+
+from torch import Tensor
 
 from ..registry import find_methods
 from .drafter import Draft, Drafter, Drafting
@@ -15,11 +17,11 @@ _KINDS = 1000
 
 @dataclass(frozen=True)
 class Several(Drafter):
-    """Ask several drafters, and check the chain that promises most."""
+    """Ask several drafters, and check what promises most of all that they guess."""
 
     name: ClassVar[str] = "several"
 
-    of: tuple[str, ...] = field(default=("ngram", "suffix"), metadata={"help": "which, each at its defaults"})
+    of: tuple[str, ...] = field(default=("ngram", "suffix", "recycle"), metadata={"help": "which, each at its defaults"})
 
     def __post_init__(self) -> None:
         known = find_methods(Drafter)  # type: ignore[type-abstract]
@@ -47,9 +49,13 @@ class _Side(Drafting):
         for drafting in self._draftings:
             drafting.extend(tokens)
 
+    def observe(self, tokens: Sequence[int], logits: Tensor) -> None:
+        for drafting in self._draftings:
+            drafting.observe(tokens, logits)
+
     def draft(self, most: int) -> list[Draft]:
         return [
-            Draft(chain.tokens, number * _KINDS + chain.kind)
+            Draft(chain.tokens, [number * _KINDS + kind for kind in chain.kinds])
             for number, drafting in enumerate(self._draftings)
             for chain in drafting.draft(most)
         ]

@@ -96,4 +96,4 @@ class _Lookup(Drafting):
             if token == _BREAK:
                 break
             guesses.append(token)
-        return [Draft(guesses, min(length, _KINDS))] if guesses else []
+        return [Draft.of_kind(guesses, min(length, _KINDS))] if guesses else []

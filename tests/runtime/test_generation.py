@@ -42,6 +42,17 @@ def test_rows_together_are_the_rows_alone() -> None:
     assert together == [generate(on, [prompt], Stopping(9), Sampling())[0] for prompt in PROMPTS]
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_prompts_that_wait_for_others_to_end_are_the_prompts_alone(batch: int) -> None:
+    on = decoder_on("gemma3", "onnx")
+    prompts = [*PROMPTS, [9, 8], [4], PROMPTS[1]]
+    alone = [generate(on, [prompt], Stopping(9), Sampling())[0] for prompt in prompts]
+    ends = {alone[0][0], alone[1][3]}
+    alone = [generate(on, [prompt], Stopping(9, ends), Sampling())[0] for prompt in prompts]
+    assert len({len(new) for new in alone}) > 2
+    assert generate(on, prompts, Stopping(9, ends), Sampling(), batch=batch) == alone
+
+
 def test_a_prompt_longer_than_a_step_goes_in_pieces() -> None:
     on = decoder_on("mistral", "torch")
     prompt = rows([40])["input_ids"][0].tolist()

@@ -149,3 +149,26 @@ def test_what_a_window_has_lost_cannot_be_taken_back_to() -> None:
         cache.rollback(0, 31)
     with pytest.raises(ValueError, match="longer than the 6"):
         cache.reserve(7)
+
+
+def test_rows_that_end_and_rows_that_begin_leave_the_others_as_they_are() -> None:
+    decoder = decoder_on("gemma3", "torch")
+    cache = small_cache(decoder, 3)
+    rows = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15]]
+    for row, tokens in enumerate(rows):
+        decoder.prefill(cache, row, tokens)
+    with pytest.raises(ValueError, match="room for 3 rows"):
+        cache.add()
+    cache.remove(0)
+    rows = [rows[2], rows[1]]
+    decoder.step(cache, [[20, 21], [22, 23]])
+    rows = [rows[0] + [20, 21], rows[1] + [22, 23]]
+    assert cache.add() == 2
+    rows.append([30, 31])
+    decoder.prefill(cache, 2, rows[2])
+    cache.remove(2)
+    cache.add()
+    decoder.prefill(cache, 2, rows[2])
+    decoder.step(cache, [[40], [41], [42]])
+    for row, tokens in enumerate(rows):
+        assert_same_sight(decoder, cache, row, [*tokens, 40 + row])

@@ -7,16 +7,22 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from decoders import PROMPTS, decoder_on
+from architectures import VOCABULARY
+from decoders import DECODERS, PROMPTS, decoder_on, decoder_program
+from torch import Tensor
 
+from tersor.codegen.target import find_target
+from tersor.ir.errors import InputError
+from tersor.passes.pipeline import run
 from tersor.runtime.cost_curve import CostCurve
 from tersor.runtime.decoder import Decoder
 from tersor.runtime.generation import Stopping, generate
 from tersor.runtime.sampling import Sampling
-from tersor.runtime.speculation import Guesser, Policy, Statistics
+from tersor.runtime.speculation import Guesser, Policy, Rates, Statistics
+from tersor.runtime.tree import TokenTree, side_by_side
 
 # Wider steps cost hardly more, as on a machine that waits for memory.
-CHEAP = CostCurve((1, 2, 3, 5, 9), (1.0, 1.02, 1.04, 1.08, 1.2))
+CHEAP = CostCurve((1, 2, 3, 5, 9, 33), (1.0, 1.02, 1.04, 1.08, 1.2, 1.4))
 
 
 @dataclass
@@ -24,27 +30,45 @@ class Chain:
     tokens: list[int]
     kind: int = 0
 
+    @property
+    def kinds(self) -> list[int]:
+        return [self.kind] * len(self.tokens)
+
 
 @dataclass
 class Knowing:
-    """Guesses from a text that it has been given, some of it changed."""
+    """Guesses from a text that it has been given, some of it changed; in a tree, other guesses are beside them."""
 
     text: list[int]
     wrong_at: frozenset[int] = frozenset()
+    siblings: int = 0
     seen: list[int] = field(default_factory=list)
 
     def extend(self, tokens: Sequence[int]) -> None:
         self.seen += tokens
 
+    def observe(self, tokens: Sequence[int], logits: Tensor) -> None:
+        assert logits.shape == (len(tokens), VOCABULARY)
+
     def draft(self, most: int) -> list[Chain]:
         start = len(self.seen)
         ahead = self.text[start : start + most]
-        return [Chain([(t + 1) % 120 if start + i in self.wrong_at else t for i, t in enumerate(ahead)])]
+        known = [(t + 1) % 120 if start + i in self.wrong_at else t for i, t in enumerate(ahead)]
+        others = [
+            Chain([*known[:place], (token + 2 + other) % 120, *known[place:-1]], 1 + other)
+            for place, token in enumerate(known)
+            for other in range(self.siblings)
+        ]
+        return [*others, Chain(known)]
 
 
 @pytest.fixture
 def decoder(monkeypatch: pytest.MonkeyPatch) -> Decoder:
-    on = decoder_on("gemma3", "torch")
+    return _cheap("gemma3", "torch", monkeypatch)
+
+
+def _cheap(name: str, target: str, monkeypatch: pytest.MonkeyPatch) -> Decoder:
+    on = decoder_on(name, target)
     monkeypatch.setattr(type(on), "cost_curve", CHEAP)
     return on
 
@@ -92,6 +116,34 @@ def test_rows_that_draw_with_guesses_draw_what_they_draw_without(decoder: Decode
     assert guessed == plain
 
 
+@pytest.mark.parametrize("target", ["onnx", "torch"])
+@pytest.mark.parametrize("name", DECODERS)
+def test_tokens_are_the_same_with_trees_of_guesses(
+    name: str, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = _cheap(name, target, monkeypatch)
+    plain = generate(decoder, PROMPTS, Stopping(16), Sampling())
+    wrong = frozenset(range(0, 1000, 5))
+    for prompt, new in zip(PROMPTS, plain, strict=True):
+        counts = Statistics()
+        made: Callable[[], Guesser] = lambda text=prompt + new: Knowing(text, wrong, 2)  # type: ignore[misc]  # noqa: E731
+        assert generate(decoder, [prompt], Stopping(16), Sampling(), None, made, counts)[0] == new
+        assert counts.guesses > sum(counts.drafted)
+        assert counts.steps < 16
+    texts = iter([p + n for p, n in zip(PROMPTS, plain, strict=True)])
+    together = generate(
+        decoder, PROMPTS, Stopping(16), Sampling(), None, lambda: Knowing(next(texts), wrong, 2)
+    )
+    assert together == plain
+
+
+def test_a_model_without_the_pass_checks_no_guesses() -> None:
+    program, _ = run(decoder_program("llama"), ["kv-cache"])
+    bare = Decoder(program, find_target("torch").lower)
+    with pytest.raises(InputError, match="-p speculate"):
+        generate(bare, PROMPTS, Stopping(4), Sampling(), None, lambda: Knowing([]))
+
+
 def test_nothing_follows_an_end_in_the_midst_of_right_guesses(decoder: Decoder) -> None:
     prompt = PROMPTS[1]
     plain = generate(decoder, [prompt], Stopping(20), Sampling())[0]
@@ -103,58 +155,69 @@ def test_nothing_follows_an_end_in_the_midst_of_right_guesses(decoder: Decoder) 
         assert generate(decoder, [prompt], Stopping(most), Sampling(), None, made)[0] == plain[:most]
 
 
-def simulated(policy: Policy, right: Callable[[int], int], steps: int) -> tuple[float, float]:
-    """Seconds with guesses, and for as many tokens without, on the machine of the policy's own curve."""
+def simulated(curve: CostCurve, right: Callable[[int], int], steps: int) -> tuple[float, float]:
+    """Seconds with guesses, and for as many tokens without, on the machine of a curve."""
+    policy, rates = Policy(curve), Rates()
     seconds = tokens = 0.0
     for step in range(steps):
-        chain = Chain([1] * policy.longest)
-        checked = len(policy.choose([chain]))
+        tree = TokenTree.of(0, [Chain([1] * policy.longest(1))])
+        _, chances = rates.ranked(tree, policy.longest(1))
+        checked = policy.guesses([chances])
         accepted = min(checked, right(step))
-        policy.learn([chain], checked, [1] * accepted + [1 if right(step) > accepted else 0])
-        seconds += CHEAP.of(1 + checked)
+        policy.learn(1, checked, 1 + accepted, 0.0)
+        rates.learn(tree, [1] * accepted + [1 if right(step) > accepted else 0])
+        seconds += curve.of(1 + checked)
         tokens += 1 + accepted
-    return seconds, tokens * CHEAP.of(1)
+    return seconds, tokens * curve.of(1)
 
 
 def test_guesses_that_are_never_right_cost_next_to_nothing() -> None:
-    seconds, plain = simulated(Policy(CHEAP), lambda _: 0, 200)
+    seconds, plain = simulated(CHEAP, lambda _: 0, 200)
     assert seconds <= 1.03 * plain
 
 
 def test_guesses_that_are_right_are_made_as_long_as_they_can_be() -> None:
-    seconds, plain = simulated(Policy(CHEAP), lambda _: 99, 100)
-    assert seconds < 0.2 * plain
+    seconds, plain = simulated(CHEAP, lambda _: 99, 100)
+    assert seconds < 0.1 * plain
 
 
 def test_guesses_are_made_again_when_they_become_right() -> None:
-    policy = Policy(CHEAP)
-    simulated(policy, lambda _: 0, 100)
-    seconds, plain = simulated(policy, lambda _: 99, 200)
+    seconds, plain = simulated(CHEAP, lambda step: 99 if step >= 100 else 0, 300)
     assert seconds < 0.5 * plain
 
 
 def test_on_a_machine_where_wider_steps_cost_as_much_more_nothing_is_guessed() -> None:
     policy = Policy(CostCurve((1, 2, 3), (1.0, 2.0, 3.0)))
-    assert policy.choose([Chain([1, 2])]) == []
+    assert policy.guesses([[0.9, 0.8]]) == 0
+    assert policy.guesses([[0.99], [0.99]]) == 0
 
 
-def test_the_chain_is_checked_whose_kind_was_right() -> None:
+def test_rows_together_share_what_a_step_costs() -> None:
+    curve = CostCurve((1, 2, 4, 8), (1.0, 1.2, 3.0, 7.0))
+    assert Policy(curve).guesses([[0.6]]) == 1
+    assert Policy(curve).guesses([[0.6], [0.6]]) == 0
+    assert Policy(curve).longest(2) == 3
+
+
+def test_time_that_guessing_takes_is_a_loss_too() -> None:
     policy = Policy(CHEAP)
-    good, bad = Chain([1] * 8, kind=1), Chain([2] * 8, kind=2)
-    for _ in range(20):
-        policy.learn([bad, good], 0, [1])
-    assert policy.choose([bad, good])[:1] == [1]
+    for _ in range(50):
+        policy.learn(1, 1, 2, 0.9)
+    assert policy.guesses([[0.9]]) == 1
+    for _ in range(50):
+        policy.learn(1, 1, 2, 1.1)
+    assert policy.guesses([[0.9]]) == 0
 
 
 def test_what_is_not_checked_is_learned_from_too() -> None:
-    policy = Policy(CostCurve((1, 2, 3), (1.0, 1.2, 1.4)))
-    chain = Chain([1] * 8)
+    rates, tree = Rates(), TokenTree.of(0, [Chain([1] * 8)])
+    before = rates.of(0, 1)
     for _ in range(60):
-        policy.learn([chain], 0, [0])
-    assert policy.choose([chain]) == []
+        rates.learn(tree, [0])
+    assert rates.of(0, 1) < 0.2 < before
     for _ in range(60):
-        policy.learn([chain], 0, [1])
-    assert policy.choose([chain]) != []
+        rates.learn(tree, [1])
+    assert rates.of(0, 1) > 0.7
 
 
 def test_the_curve_rises_and_is_read_between_its_points() -> None:
@@ -168,10 +231,10 @@ def test_the_curve_rises_and_is_read_between_its_points() -> None:
 
 def test_statistics_are_one_line() -> None:
     counts = Statistics()
-    counts.count(3, 2)
-    counts.count(1, 0)
+    counts.count(TokenTree.of(0, [Chain([1, 2, 3]), Chain([1, 4])]), 2)
+    counts.count(TokenTree.of(0, [Chain([1])]), 0)
     counts.steps, counts.tokens = 2, 4
-    assert "4 tokens in 2 steps (2.00 a step); guesses right by place: 1/2 1/1 0/1" in str(counts)
+    assert "4 tokens in 2 steps (2.00 a step); 5 guesses, right by place: 1/2 1/1 0/1" in str(counts)
     assert "\n" not in str(counts)
 
 
@@ -182,3 +245,21 @@ def test_logits_of_every_guess_are_looked_at(decoder: Decoder) -> None:
     together = decoder.try_step(cache, [[5, 6, 7, 8]])[0]
     one_by_one = torch.stack([decoder.step(cache, [[token]])[0, 0] for token in (5, 6, 7, 8)])
     torch.testing.assert_close(together, one_by_one, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["onnx", "torch"])
+@pytest.mark.parametrize("name", ["gemma3", "gemma2", "gpt2"])
+def test_logits_behind_every_node_of_a_tree_are_those_of_its_path(name: str, target: str) -> None:
+    decoder = decoder_on(name, target)
+    tree = TokenTree.of(5, [Chain([6, 7, 8]), Chain([6, 9]), Chain([10, 7, 11])])
+    for prompts in ([PROMPTS[1]], [PROMPTS[1], PROMPTS[2]]):
+        cache = decoder.new_cache(len(prompts))
+        for row, prompt in enumerate(prompts):
+            decoder.prefill(cache, row, prompt)
+        cache.reserve(len(tree))
+        found = decoder.try_step(cache, *side_by_side([tree] * len(prompts)))
+        for row, prompt in enumerate(prompts):
+            for node, path in enumerate(tree.paths()):
+                along = [tree.tokens[i] for i in path.nonzero()[:, 0].tolist()]
+                expected = decoder.prefill(decoder.new_cache(1), 0, prompt + along)
+                torch.testing.assert_close(found[row, node], expected, rtol=0, atol=1e-5)

@@ -57,8 +57,8 @@ def test_guesses_are_what_followed_the_longest_match_anywhere(
         # What is longest ends an earlier text, and nothing follows it there.
         assert others >= own
         return
-    run = tokens[len(tokens) - draft.kind :] if draft.kind else []
-    assert draft.kind >= min(own, 12)
+    run = tokens[len(tokens) - draft.kinds[0] :] if draft.kinds[0] else []
+    assert draft.kinds[0] >= min(own, 12)
     followed = any(
         [*text, *draft.tokens][place : place + 1] == draft.tokens[:1]
         for text in (tokens, *earlier)

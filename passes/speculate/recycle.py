@@ -1,0 +1,78 @@
+"""Token Recycling: the model's own runners-up, kept by the token that they followed (Luo et al. 2024, arXiv:2408.08696).
+
+The paper's tree is a fixed one of 80 nodes, for a GPU.  Here the drafter offers a wider one, and what is checked of it
+follows from how often each rank was right at each depth, and from what a node costs on the machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar
+
+from torch import Tensor
+
+from .drafter import Draft, Drafter, Drafting
+
+# Ranks along a path add up to this at most: of a tree that is asked for its likeliest nodes, others are never chosen.
+_RANKS_ADD_UP_TO = 4
+
+
+@dataclass(frozen=True)
+class Recycle(Drafter):
+    """Guess what the model thought likeliest behind each token when it stood last, in this text or an earlier one."""
+
+    name: ClassVar[str] = "recycle"
+
+    candidates: int = field(default=8, metadata={"help": "tokens that are kept behind each"})
+    deepest: int = field(default=6, metadata={"help": "tokens ahead, at most"})
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1 or self.deepest < 1:
+            raise ValueError(f"candidates={self.candidates} and deepest={self.deepest} must be 1 or more")
+
+    @cached_property
+    def _followers(self) -> dict[int, list[int]]:
+        """The adjacency of the paper, rows of tokens that have been seen only; requests share it."""
+        return {}
+
+    def begin(self) -> Drafting:
+        return _Recycling(self._followers, self.candidates, self.deepest)
+
+
+class _Recycling(Drafting):
+    """One text, and what was likely behind tokens of all texts."""
+
+    def __init__(self, followers: dict[int, list[int]], candidates: int, deepest: int) -> None:
+        self._followers, self._candidates, self._deepest = followers, candidates, deepest
+        self._last: int | None = None
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            if self._last is not None:
+                # What did follow comes first; of a prompt there is nothing else to go by.
+                others = [other for other in self._followers.get(self._last, ()) if other != token]
+                self._followers[self._last] = [token, *others][: self._candidates]
+            self._last = token
+
+    def observe(self, tokens: Sequence[int], logits: Tensor) -> None:
+        best = logits.topk(min(self._candidates, logits.shape[-1])).indices.tolist()
+        # Of a token that was checked in several places the last counts, as in the paper.
+        self._followers.update(zip(tokens, best, strict=True))
+
+    def draft(self, most: int) -> list[Draft]:
+        if self._last is None:
+            return []
+        drafts: list[Draft] = []
+        self._grow(Draft([], []), self._last, min(most, self._deepest), _RANKS_ADD_UP_TO, drafts)
+        return drafts
+
+    def _grow(self, path: Draft, token: int, most: int, ranks: int, drafts: list[Draft]) -> None:
+        """Every path behind ``token`` whose ranks add up to no more than ``ranks``."""
+        followers = self._followers.get(token, ())[: 1 + ranks] if most else ()
+        for rank, follower in enumerate(followers):
+            longer = Draft([*path.tokens, follower], [*path.kinds, rank])
+            self._grow(longer, follower, most - 1, ranks - rank, drafts)
+        if not followers and path.tokens:
+            drafts.append(path)

@@ -1,0 +1,110 @@
+"""Guesses of what follows a sequence, merged into a tree where they begin alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Chain(Protocol):
+    """Guesses that follow each other, the next token first."""
+
+    @property
+    def tokens(self) -> Sequence[int]: ...
+
+    @property
+    def kinds(self) -> Sequence[int]:
+        """How each guess came about; those of one kind are right about as often as each other."""
+
+
+@dataclass
+class TokenTree:
+    """Node 0 is the last token that is sure; the others are guesses, each behind its parent.
+
+    Attributes:
+        tokens: token id of every node.  parents: node that it follows, -1 for node 0.  depths: nodes before it.
+        children: by token id, of every node.  kinds: of every node.
+    """
+
+    tokens: list[int]
+    parents: list[int] = field(default_factory=lambda: [-1])
+    depths: list[int] = field(default_factory=lambda: [0])
+    children: list[dict[int, int]] = field(default_factory=lambda: [{}])
+    kinds: list[set[int]] = field(default_factory=lambda: [set()])
+
+    @classmethod
+    def of(cls, root: int, chains: Iterable[Chain]) -> TokenTree:
+        """All chains behind ``root``."""
+        tree = cls([root])
+        for chain in chains:
+            node = 0
+            for token, kind in zip(chain.tokens, chain.kinds, strict=True):
+                node = tree._child(node, token)
+                tree.kinds[node].add(kind)
+        return tree
+
+    def _child(self, node: int, token: int) -> int:
+        if token not in self.children[node]:
+            self.children[node][token] = len(self.tokens)
+            self.tokens.append(token)
+            self.parents.append(node)
+            self.depths.append(self.depths[node] + 1)
+            self.children.append({})
+            self.kinds.append(set())
+        return self.children[node][token]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def part(self, nodes: Sequence[int]) -> TokenTree:
+        """Node 0 and ``nodes``, each of which comes behind its parent."""
+        part = TokenTree(self.tokens[:1])
+        new = {0: 0}
+        for node in nodes:
+            new[node] = part._child(new[self.parents[node]], self.tokens[node])
+        return part
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether every node follows the one before it."""
+        return self.parents == list(range(-1, len(self) - 1))
+
+    def paths(self) -> Tensor:
+        """Which nodes (dim 1) lead to each (dim 0), itself included: bool ``[nodes, nodes]``."""
+        paths = torch.eye(len(self), dtype=torch.bool)
+        for node, parent in enumerate(self.parents[1:], 1):
+            paths[node] |= paths[parent]
+        return paths
+
+
+@dataclass(frozen=True)
+class Branching:
+    """How the new tokens of a step branch.
+
+    Attributes:
+        depths: int64 ``[rows, new]``.  ancestors: bool ``[rows, new, new]``.
+    """
+
+    depths: Tensor
+    ancestors: Tensor
+
+
+def side_by_side(trees: Sequence[TokenTree]) -> tuple[list[list[int]], Branching | None]:
+    """One step for a tree a row: tokens ``[rows][new]``, and how they branch, None where none does.
+
+    Smaller trees are filled up with nodes that no other sees.
+    """
+    width = max(map(len, trees))
+    tokens = [tree.tokens + tree.tokens[:1] * (width - len(tree)) for tree in trees]
+    if all(tree.is_chain for tree in trees):
+        return tokens, None
+    depths = torch.zeros(len(trees), width, dtype=torch.int64)
+    ancestors = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
+    for row, tree in enumerate(trees):
+        depths[row, : len(tree)] = torch.tensor(tree.depths)
+        ancestors[row, : len(tree), : len(tree)] = tree.paths()
+    return tokens, Branching(depths, ancestors)

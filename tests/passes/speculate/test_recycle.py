@@ -1,0 +1,88 @@
+"""Token Recycling: what was likely behind a token is guessed behind it, as a tree, across texts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tersor.ir.errors import SpecError
+from tersor.passes.spec import parse_spec
+from tersor.passes.speculate.recycle import Recycle
+
+
+def scores(*ranked: list[int], vocabulary: int = 20) -> Tensor:
+    """Logits ``[len(ranked), vocabulary]`` with these tokens likeliest, in order."""
+    logits = torch.full((len(ranked), vocabulary), -1.0)
+    for row, tokens in enumerate(ranked):
+        for place, token in enumerate(tokens):
+            logits[row, token] = 10.0 - place
+    return logits
+
+
+def test_paths_are_the_likeliest_tokens_behind_each_other() -> None:
+    drafting = Recycle(candidates=2, deepest=2).begin()
+    drafting.observe([1, 2, 3], scores([2, 3], [4, 5], [1, 6]))
+    drafting.extend([1])
+    found = {(tuple(d.tokens), tuple(d.kinds)) for d in drafting.draft(5)}
+    assert found == {((2, 4), (0, 0)), ((2, 5), (0, 1)), ((3, 1), (1, 0)), ((3, 6), (1, 1))}
+    assert {tuple(d.tokens) for d in drafting.draft(1)} == {(2,), (3,)}
+
+
+def test_what_is_said_last_counts_and_other_texts_begin_with_it() -> None:
+    drafter = Recycle(candidates=1, deepest=1)
+    first = drafter.begin()
+    first.observe([1, 1], scores([2], [3]))
+    second = drafter.begin()
+    second.extend([1])
+    assert [d.tokens for d in second.draft(1)] == [[3]]
+    first.observe([1], scores([4]))
+    assert [d.tokens for d in second.draft(1)] == [[4]]
+
+
+def test_what_did_follow_in_a_prompt_comes_first() -> None:
+    drafting = Recycle(candidates=2, deepest=1).begin()
+    drafting.observe([1], scores([7, 8]))
+    drafting.extend([1, 8, 1, 9, 1])
+    assert [d.tokens for d in drafting.draft(1)] == [[9], [8]]
+
+
+def test_with_nothing_to_go_by_nothing_is_guessed() -> None:
+    drafting = Recycle().begin()
+    assert drafting.draft(5) == []
+    drafting.extend([3])
+    assert drafting.draft(5) == []
+
+
+@given(
+    tokens=st.lists(st.integers(0, 5), min_size=1, max_size=30),
+    seen=st.lists(st.tuples(st.integers(0, 5), st.permutations(range(6))), max_size=6),
+    most=st.integers(1, 8),
+    deepest=st.integers(1, 4),
+)
+def test_every_path_is_what_was_kept_and_siblings_differ(
+    tokens: list[int], seen: list[tuple[int, list[int]]], most: int, deepest: int
+) -> None:
+    drafting = Recycle(candidates=3, deepest=deepest).begin()
+    drafting.extend(tokens)
+    for token, ranked in seen:
+        drafting.observe([token], scores(list(ranked), vocabulary=6))
+    drafts = drafting.draft(most)
+    paths = {tuple(d.tokens) for d in drafts}
+    assert len(paths) == len(drafts)
+    for draft in drafts:
+        assert 1 <= len(draft.tokens) <= min(most, deepest)
+        assert len(draft.kinds) == len(draft.tokens)
+        assert all(0 <= kind < 3 for kind in draft.kinds)
+    latest = dict(seen)
+    if latest.get(tokens[-1]) is not None:
+        assert {path[0] for path in paths} <= set(latest[tokens[-1]][:3])
+        assert latest[tokens[-1]][0] in {path[0] for path in paths}
+
+
+@pytest.mark.parametrize("option", ["candidates=0", "deepest=0"])
+def test_its_options_must_be_counts(option: str) -> None:
+    with pytest.raises(SpecError, match="must be 1 or more"):
+        parse_spec(f"speculate:drafter=recycle,{option}")
