@@ -82,7 +82,7 @@ class Bench:
         fast = tersor.optimize_model(self.model, ["kv-cache", "speculate"], "onnx", example_inputs=example)
         # A first text lowers what is needed and measures what steps cost; neither is done again.
         fast.generate([[2, 5]], max_new_tokens=2)
-        generator: Any = fast._generator
+        generator: Any = fast.generator
         self.decoder: Decoder = generator.decoder
         assert self.decoder.cost_curve
 
@@ -118,15 +118,16 @@ class Bench:
         """Where tokens leave those of transformers."""
         expected = result.tokens[PEER]
         for side in (PLAIN, *DRAFTERS):
-            parted = first_divergence(
-                result.prompt.tokens, expected, result.tokens[side], self._their_logits, self._our_logits
+            parted = first_divergence(  # fmt: skip
+                result.prompt.tokens, expected, result.tokens[side],
+                self._their_logits, lambda tokens: self._their_logits(tokens, 4), self._our_logits,
             )
             if parted is not None:
                 return parted
         return None
 
-    def _their_logits(self, tokens: Sequence[int]) -> torch.Tensor:
-        return self.model(input_ids=torch.tensor([list(tokens)]), logits_to_keep=1).logits[0, -1]  # type: ignore[no-any-return]
+    def _their_logits(self, tokens: Sequence[int], rows: int = 1) -> torch.Tensor:
+        return self.model(input_ids=torch.tensor([list(tokens)] * rows), logits_to_keep=1).logits[0, -1]  # type: ignore[no-any-return]
 
     def _our_logits(self, tokens: Sequence[int]) -> torch.Tensor:
         return self.decoder.prefill(self.decoder.new_cache(1), 0, tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 # Logits behind a sequence of tokens, [vocabulary].
@@ -19,13 +20,15 @@ class Divergence:
         place: how many new tokens agree before it.
         tokens: the two that follow there, the reference's first.
         margin: by how much the reference's logits prefer its own token.
-        rounding: the largest difference of the two sides' logits there.
+        rounding: by how much the reference's logits differ from themselves, computed together with others.
+        difference: by how much ours differ from them.
     """
 
     place: int
     tokens: tuple[int, int]
     margin: float
     rounding: float
+    difference: float
 
     @property
     def is_tie(self) -> bool:
@@ -35,26 +38,40 @@ class Divergence:
     def __str__(self) -> str:
         what = "a tie" if self.is_tie else "no tie"
         return (
-            f"token {self.place}: {self.tokens[0]} and {self.tokens[1]}, margin {self.margin:.3g} where logits differ "
-            f"by up to {self.rounding:.3g}: {what}"
+            f"token {self.place}: {self.tokens[0]} and {self.tokens[1]}, margin {self.margin:.3g} where rounding moves "
+            f"logits by up to {self.rounding:.3g}: {what}; ours differ by up to {self.difference:.3g}"
         )
 
 
 def first_divergence(
-    prompt: Sequence[int], expected: Sequence[int], found: Sequence[int], reference: Logits, ours: Logits
+    prompt: Sequence[int],
+    expected: Sequence[int],
+    found: Sequence[int],
+    reference: Logits,
+    again: Logits,
+    ours: Logits,
 ) -> Divergence | None:
     """Where ``found`` leaves ``expected``; None where it does not.
 
     Args:
         expected, found: new tokens behind ``prompt``, of the reference and of what is compared with it.
-        reference, ours: the logits of both, from which the tokens were chosen as the most likely.
+        reference: the logits from which ``expected`` was chosen as the most likely.
+        again: the same by the same model, computed with more rows or tokens beside it.  What is compared has no part
+            in this: what it does wrong must not pass for rounding.
+        ours: the logits of what is compared.
     """
     for place, (want, got) in enumerate(zip(expected, found, strict=False)):
         if want == got:
             continue
         before = [*prompt, *expected[:place]]
-        theirs, mine = reference(before).double(), ours(before).double()
+        theirs, same, mine = (side(before).float() for side in (reference, again, ours))
+        # Two runs may happen to agree to the last bit, which says nothing of a third.
+        least = torch.finfo(torch.float32).eps * float(theirs.abs().max())
         return Divergence(
-            place, (want, got), float(theirs[want] - theirs[got]), float((theirs - mine).abs().max())
+            place,
+            (want, got),
+            float(theirs[want] - theirs[got]),
+            max(least, float((theirs - same).abs().max())),
+            float((theirs - mine).abs().max()),
         )
     return None

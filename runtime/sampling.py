@@ -1,17 +1,26 @@
-"""How the next token is chosen from logits: the most likely one, or a draw, with transformers' own processors."""
+"""How the next token is chosen from logits: the most likely one, or a draw, with transformers' own processors.
+
+A draw is the largest of scores plus Gumbel noise, and the noise is a function of seed, row, place and token alone.  So a
+row draws the same beside others as alone, with guesses as without; and a drafter that draws from a model of its own with
+the same noise is right as often as two models can be made to agree without either hearing of the other (Daliri et al.
+2025, "Coupling without Communication and Drafter-Invariant Speculative Decoding").
+"""
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tersor.ir.errors import ExecutionError, InputError
 
-# Seeds of rows lie so far apart that those of two calls with seeds next to each other are not the same.
-_ROWS_APART = 1_000_003
+_BITS = 2**64
+# Of splitmix64 (Steele et al. 2014).
+_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 @dataclass(frozen=True)
@@ -56,15 +65,12 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, row: int = 0) -> None:
         self.sampling = sampling
-        self._generator = torch.Generator()
-        if sampling.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(sampling.seed + row * _ROWS_APART)
+        seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+        self._key = _hashed(_hashed(seed % _BITS) ^ row)
         self._processors, self._warpers = _processors(sampling)
 
     def choose(self, tokens: list[int], logits: Tensor) -> int:
-        """The token that follows ``tokens``.
+        """The token that follows ``tokens``; the same whenever it is asked.
 
         Args:
             logits: ``[vocabulary]``.
@@ -73,12 +79,22 @@ class Sampler:
             ExecutionError: they are not numbers.
         """
         if self.sampling.greedy:
-            scores = self._processed(self._processors, tokens, logits) if self._processors else logits
-            token = int(scores.argmax())
+            scores = self._processed(self._processors, tokens, logits)
+            token = int(scores.argmax())  # of a NaN, where there is one
             if not torch.isfinite(scores[token]):
                 raise _no_numbers(len(tokens))
             return token
-        return int(torch.multinomial(self.distribution(tokens, logits), 1, generator=self._generator))
+        scores = self._processed([*self._processors, *self._warpers], tokens, logits)
+        possible = (scores != -torch.inf).nonzero()[:, 0]
+        if not len(possible) or not torch.isfinite(scores[possible]).all():
+            raise _no_numbers(len(tokens))
+        return int(possible[(scores[possible].double() + self._noise(len(tokens), possible)).argmax()])
+
+    def _noise(self, place: int, ids: Tensor) -> Tensor:
+        """Gumbel noise of every token, float64."""
+        bits = _mixed(ids.numpy().astype(np.uint64) ^ np.uint64(_hashed(self._key ^ place)))
+        uniform = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+        return torch.from_numpy(-np.log(-np.log(uniform)))
 
     def distribution(self, tokens: list[int], logits: Tensor) -> Tensor:
         """What a draw is from: probabilities ``[vocabulary]`` after every processor.
@@ -93,10 +109,24 @@ class Sampler:
         return probabilities
 
     def _processed(self, processors: list[Any], tokens: list[int], logits: Tensor) -> Tensor:
+        if not processors:
+            return logits
         ids, scores = torch.tensor([tokens]), logits[None].float()
         for processor in processors:
             scores = processor(ids, scores)
         return scores[0]
+
+
+def _hashed(number: int) -> int:
+    return int(_mixed(np.array([number], dtype=np.uint64))[0])
+
+
+def _mixed(numbers: np.ndarray) -> np.ndarray:
+    """Of every uint64 another, as good as drawn."""
+    z = numbers + np.uint64(_GOLDEN)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(_FIRST)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(_SECOND)
+    return z ^ (z >> np.uint64(31))  # type: ignore[no-any-return]
 
 
 def _processors(sampling: Sampling) -> tuple[list[Any], list[Any]]:

@@ -90,9 +90,18 @@ class OptimizedModel:
             InputError: the model keeps no cache or has no tokenizer, or an option or a prompt makes no sense.
             ExecutionError: the model gives no numbers.
         """
+        return self.generator(inputs, **options)
+
+    @property
+    def generator(self) -> Generator:
+        """What ``generate`` runs on: the decoder, and the tokenizer that the model came with.
+
+        Raises:
+            InputError: the model keeps no cache.
+        """
         if self._generator is None:
             self._generator = Generator(self.program, self.target, self.manifest.options, self._folder)
-        return self._generator(inputs, **options)
+        return self._generator
 
     @property
     def generated(self) -> Statistics:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 
-def save_text_model(folder: Path, end: int | None = None) -> Path:
+def save_text_model(folder: Path, end: int | None = None, seed: int = 0) -> Path:
     """A Llama of 2 layers over bytes, as ``save_pretrained`` writes it; ``end``: the token that ends a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -16,7 +16,7 @@ def save_text_model(folder: Path, end: int | None = None) -> Path:
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=256, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=48, max_position_embeddings=128, pad_token_id=0, bos_token_id=1, eos_token_id=end,

@@ -36,7 +36,7 @@ def test_ratios_are_geometric_means_by_kind_and_over_all(monkeypatch: pytest.Mon
 
 
 def test_what_is_missed_is_named() -> None:
-    bug, tie = Divergence(3, (5, 6), 0.5, 1e-4), Divergence(3, (5, 6), 1e-4, 1e-4)
+    bug, tie = Divergence(3, (5, 6), 0.5, 1e-4, 1e-4), Divergence(3, (5, 6), 1e-4, 1e-4, 1e-4)
     assert missed([result("prose", (8.0, 4.0, 1.0), tie)]) == []
     found = missed([result("prose", (8.0, 5.0, 5.2), bug)])
     best = DRAFTERS[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -23,14 +23,29 @@ def test_a_tie_is_a_margin_within_rounding(noise: float, tie: bool) -> None:
         asked.append(list(tokens))
         return logits([1.0, 0.999, 0.0])
 
-    found = first_divergence([7], [2, 0, 2], [2, 1, 1], reference, lambda _: logits([1.0, 0.999, 0.0], noise))
+    def again(_: Sequence[int]) -> Tensor:
+        return logits([1.0, 0.999, 0.0], noise)
+
+    def wrong(_: Sequence[int]) -> Tensor:
+        return logits([0.0, 5.0, 0.0])
+
+    found = first_divergence([7], [2, 0, 2], [2, 1, 1], reference, again, wrong)
     assert found is not None
     assert asked == [[7, 2]]
     assert (found.place, found.tokens, found.is_tie) == (1, (0, 1), tie)
-    assert found.margin == pytest.approx(1e-3)
-    assert found.rounding == pytest.approx(noise)
-    assert ("a tie" in str(found)) == tie
+    assert found.margin == pytest.approx(1e-3, rel=1e-3)
+    assert found.rounding == pytest.approx(noise, rel=1e-3)
+    assert found.difference == pytest.approx(4.001)
+    assert (": a tie" in str(found)) == tie
+
+
+def test_runs_that_happen_to_agree_leave_the_last_bit() -> None:
+    same: Callable[[Sequence[int]], Tensor] = lambda _: logits([1.0, 1.0 - 1e-7, 0.0])  # noqa: E731
+    found = first_divergence([7], [0], [1], same, same, same)
+    assert found is not None
+    assert found.is_tie
 
 
 def test_sequences_that_agree_do_not_part() -> None:
-    assert first_divergence([1], [2, 3], [2, 3, 4], torch.tensor, torch.tensor) is None
+    nobody = torch.tensor
+    assert first_divergence([1], [2, 3], [2, 3, 4], nobody, nobody, nobody) is None

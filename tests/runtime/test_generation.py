@@ -105,6 +105,19 @@ def test_draws_follow_the_distribution_of_transformers_processors() -> None:
     torch.testing.assert_close(probabilities, cut / cut.sum())
 
 
+def test_noise_is_gumbels_and_a_tokens_own() -> None:
+    sampler = Sampler(Sampling(temperature=1.0, seed=3), row=1)
+    noise = sampler._noise(7, torch.arange(200_000)).sort().values
+    expected = -torch.log(-torch.log((torch.arange(200_000) + 0.5).double() / 200_000))
+    # Kolmogorov-Smirnov at 1 in 10,000, on the scale of probabilities.
+    assert (torch.exp(-torch.exp(-noise)) - torch.exp(-torch.exp(-expected))).abs().max() < 2.23 / 200_000**0.5
+    some = torch.tensor([3, 77, 5])
+    assert torch.equal(sampler._noise(7, some), sampler._noise(7, torch.arange(80))[some])
+    others = [Sampler(Sampling(temperature=1.0, seed=s), row=r)._noise(p, some)
+              for s, r, p in ((3, 1, 8), (3, 2, 7), (4, 1, 7), (2, 3, 7))]  # fmt: skip
+    assert not any(torch.isclose(sampler._noise(7, some), other).any() for other in others)
+
+
 def test_a_seed_makes_draws_again() -> None:
     on = decoder_on("llama", "torch")
     hot = [
@@ -147,3 +160,9 @@ def test_options_that_make_no_sense_are_named(options: dict[str, Any], reason: s
 def test_logits_that_are_no_numbers_are_an_error(temperature: float | None) -> None:
     with pytest.raises(ExecutionError, match="behind token 2 are not numbers"):
         Sampler(Sampling(temperature)).choose([1, 2], torch.full((9,), torch.nan))
+    one = torch.zeros(9)
+    one[4] = torch.nan
+    with pytest.raises(ExecutionError, match="not numbers"):
+        Sampler(Sampling(temperature)).choose([1, 2], one)
+    with pytest.raises(ExecutionError, match="not numbers"):
+        Sampler(Sampling(temperature)).choose([1, 2], torch.full((9,), -torch.inf))

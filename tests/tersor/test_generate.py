@@ -57,8 +57,8 @@ def test_text_comes_out_for_text_and_in_pieces(fast: Any) -> None:
     text = fast.generate(PROMPT, max_new_tokens=30, stream=pieces.append)
     assert "".join(pieces) == text
     assert len(pieces) > 1
-    ids = fast._generator.tokenizer(PROMPT)["input_ids"]
-    assert text == fast._generator.tokenizer.decode(fast.generate([ids], max_new_tokens=30)[0][len(ids) :])
+    ids = fast.generator.tokenizer(PROMPT)["input_ids"]
+    assert text == fast.generator.tokenizer.decode(fast.generate([ids], max_new_tokens=30)[0][len(ids) :])
     assert fast.generate([PROMPT, "Hello"], max_new_tokens=30)[0] == text
 
 

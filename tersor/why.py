@@ -1,0 +1,96 @@
+"""Why an artifact's tokens part from its model's: a tie that rounding decides, or a mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .ir.errors import InputError
+from .ir.program import Program
+from .ir.stepping import Stepping
+from .model import OptimizedModel
+from .runtime.divergence import Divergence, first_divergence
+from .verification import capture_like
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Greedy tokens behind a prompt, and where the model would have gone on otherwise.
+
+    Attributes:
+        tokens: how many were compared.
+        divergence: the first at which the model prefers another; None where there is none.
+        texts: of the two tokens there, the model's first; empty where the artifact has no tokenizer.
+    """
+
+    tokens: int
+    divergence: Divergence | None
+    texts: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the tokens are the model's own, but for a tie."""
+        return self.divergence is None or self.divergence.is_tie
+
+    def to_json(self) -> dict[str, Any]:
+        parted = None
+        if self.divergence is not None:
+            parted = {**asdict(self.divergence), "tie": self.divergence.is_tie, "texts": list(self.texts)}
+        return {"ok": self.ok, "tokens": self.tokens, "divergence": parted}
+
+    def __str__(self) -> str:
+        if self.divergence is None:
+            return f"all {self.tokens} tokens are the model's own"
+        told = f"; the model says {self.texts[0]!r}, the artifact {self.texts[1]!r}" if self.texts else ""
+        return f"{self.divergence}{told}"
+
+
+def compare_with_model(
+    model: OptimizedModel, against: nn.Module | str | Path | Program, prompt: str | list[int], most: int
+) -> Comparison:
+    """Generate at most ``most`` tokens, and look where the model itself would have chosen another.
+
+    One run of the model over all of them tells: up to the first token that differs, both have read the same.
+
+    Raises:
+        InputError: the model keeps no cache, the prompt is empty, or ``against`` is no model that takes it.
+    """
+    generator = model.generator
+    tokens = [int(t) for t in generator.tokenizer(prompt)["input_ids"]] if isinstance(prompt, str) else prompt
+    (row,) = model.generate([tokens], max_new_tokens=most)
+    new = row[len(tokens) :]
+    stepping = generator.decoder.stepping
+    source = capture_like(against, model.program)
+    behind = _logits(source, stepping, row)[len(tokens) - 1 : -1]
+
+    def theirs(before: Sequence[int]) -> Tensor:
+        return behind[len(before) - len(tokens)]
+
+    def alone(before: Sequence[int]) -> Tensor:
+        return _logits(source, stepping, list(before))[-1]
+
+    def ours(before: Sequence[int]) -> Tensor:
+        return generator.decoder.prefill(generator.decoder.new_cache(1), 0, before)
+
+    parted = first_divergence(tokens, behind.argmax(-1).tolist(), new, theirs, alone, ours)
+    texts: tuple[str, ...] = ()
+    if parted is not None and isinstance(prompt, str):
+        texts = tuple(generator.tokenizer.decode([token]) for token in parted.tokens)
+    return Comparison(len(new), parted, texts)
+
+
+def _logits(source: Program, stepping: Stepping, row: list[int]) -> Tensor:
+    """Of the model itself, ``[tokens, vocabulary]``."""
+    ids = torch.tensor([row])
+    given = {stepping.ids: ids}
+    if stepping.padding is not None:
+        given[stepping.padding] = torch.ones_like(ids)
+    logits = source.run(source.bind(**given))[0]
+    if logits.shape[:2] != ids.shape:
+        raise InputError(f"the model gives {list(logits.shape)}, and not scores behind each of {len(row)} tokens")
+    return logits[0]
