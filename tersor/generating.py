@@ -158,7 +158,7 @@ def _prompts(inputs: Any, attention_mask: Any) -> list[list[int]]:
             raise InputError(
                 "attention_mask belongs to a tensor of ids: leave padding out of rows that are lists"
             )
-        return [list(row) for row in inputs]
+        return [[int(t) if isinstance(t, np.integer) else t for t in row] for row in inputs]
     raise InputError(
         f"a {type(inputs).__name__} is no prompt: give a text, a list of texts, rows of token ids, or a tensor of them"
     )

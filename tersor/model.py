@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,12 @@ from .certificate import CERTIFICATE, read_certificate
 from .folders import check_output, check_output_file, whole_folder
 from .generating import Generator
 from .ir import archive
+from .ir.errors import InputError
 from .ir.program import Program, TensorSpec
 from .manifest import Manifest, read_manifest
 from .passes.deviation import Deviation, Reference
 from .passes.report import Report
+from .passes.spec import nearest
 from .runtime.session import Session
 from .runtime.speculation import Statistics
 from .verification import Verification, raise_unless_ok, verify_artifact
@@ -90,6 +93,10 @@ class OptimizedModel:
             InputError: the model keeps no cache or has no tokenizer, or an option or a prompt makes no sense.
             ExecutionError: the model gives no numbers.
         """
+        known = [p.name for p in signature(Generator.__call__).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        for name in options:
+            if name not in known:
+                raise InputError(f"generate has no option {name!r}{nearest(name, known)}")
         return self.generator(inputs, **options)
 
     @property

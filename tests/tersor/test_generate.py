@@ -40,6 +40,8 @@ def test_ids_go_in_and_come_out_as_of_transformers(fast: Any, folder: Path) -> N
     assert torch.equal(fast.generate(ids, max_new_tokens=15), expected)
     assert fast.generate(ids.tolist(), max_new_tokens=15) == expected.tolist()
     assert torch.equal(torch.as_tensor(fast.generate(ids.numpy(), max_new_tokens=15)), expected)
+    rows = [list(row) for row in ids.numpy()]
+    assert fast.generate(rows, max_new_tokens=15, batch_size=1) == expected.tolist()
 
 
 def test_padding_is_no_part_of_a_prompt(fast: Any) -> None:
@@ -144,6 +146,8 @@ def test_a_model_without_a_tokenizer_takes_ids_only(folder: Path) -> None:
         (PROMPT, {"stop": ""}, "is no text"),
         (PROMPT, {"max_new_tokens": 0}, "max_new_tokens=0"),
         (PROMPT, {"top_p": 2.0}, "top_p=2.0"),
+        (PROMPT, {"max_tokens": 3}, "no option 'max_tokens'; did you mean 'max_new_tokens'"),
+        ([[5], [6]], {"batch_size": 0}, "batch_size=0"),
     ],
 )
 def test_what_makes_no_sense_is_one_clear_error(fast: Any, given: Any, options: Any, reason: str) -> None:
