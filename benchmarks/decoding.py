@@ -23,30 +23,28 @@ import tersor
 from examples.prompts import Prompt, prompts
 from examples.real_data import prose
 from examples.real_models import gemma3_270m
-from tersor.passes.registry import find_methods
-from tersor.passes.spec import parse_spec
-from tersor.passes.speculate.drafter import Drafter
-from tersor.runtime.decoder import Decoder
 from tersor.runtime.divergence import Divergence, first_divergence
-from tersor.runtime.generation import Stopping, generate
 from tersor.runtime.machine import read_bandwidth
 from tersor.runtime.sampling import Sampling
 from tersor.runtime.speculation import Statistics
 
+from .decoding_sides import DRAFTERS, Ours, Side, Transformers
 from .page import check_limits, provenance, table
 
-PEER, PLAIN = "transformers", "plain"
-DRAFTERS = tuple(find_methods(Drafter))  # type: ignore[type-abstract]
+PEER, LOOKUP, PLAIN, DRAWN = "transformers", "transformers lookup", "plain", "drawn"
 # Of all prompts together: plain over transformers; the best drafter over transformers, and over plain.
 PLAIN_LIMIT, GUESSED_LIMIT, OVER_PLAIN_LIMIT = 2.0, 5.0, 2.4
-# Of every kind of text, and of every prompt, the best drafter over plain.
-KIND_LIMIT, PROMPT_LIMIT = 1.3, 0.97
+# Of every kind of text, and of every prompt, the best drafter over plain; of draws, over plain ones.
+KIND_LIMIT, PROMPT_LIMIT, DRAWN_LIMIT = 1.3, 0.97, 1.3
+# Seconds to the first token of a prompt of so many, over those of transformers.
+FIRST, FIRST_LIMIT = 1000, 0.85
+TEMPERATURE = 0.8
 _OPENING = """\
 Gemma 3 270M, float32, greedy, {new} new tokens behind each of {prompts} prompts, which go through all sides in turns;
 tokens a second with the prompt's own time, median of {repeats} run(s). *plain*: `kv-cache`; the others: with
 `speculate:drafter=...` of that name; all in ONNX Runtime, all with the tokens of `transformers.generate`, but where two
-logits tie. Drafters that remember earlier texts begin each prompt without any. Ratios are geometric means over
-prompts."""
+logits tie. *transformers lookup*: its own `prompt_lookup_num_tokens=8`. Drafters that remember earlier texts begin each
+prompt without any. Ratios are geometric means over prompts."""
 
 _console = Console(stderr=True)
 
@@ -74,63 +72,73 @@ class Bench:
 
     def __init__(self, new: int) -> None:
         self.new = new
-        self.model, self.tokenizer = gemma3_270m()
+        model, self.tokenizer = gemma3_270m()
         # What generate is not told it takes from here: every side goes on past the end of a text.
-        self.model.generation_config.eos_token_id = None  # type: ignore[union-attr]
+        model.generation_config.eos_token_id = None  # type: ignore[union-attr]
         ids = torch.randint(5, 1000, (1, 24))
         example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        fast = tersor.optimize_model(self.model, ["kv-cache", "speculate"], "onnx", example_inputs=example)
+        fast = tersor.optimize_model(model, ["kv-cache", "speculate"], "onnx", example_inputs=example)
+        decoder = self.decoder = fast.generator.decoder
+        drawn = Sampling(TEMPERATURE, seed=1)
+        self.peer, self.plain = Transformers(PEER, model), Ours(PLAIN, decoder)
+        self.greedy: list[Side] = [
+            self.peer,
+            Transformers(LOOKUP, model, {"prompt_lookup_num_tokens": 8}),
+            self.plain,
+            *(Ours(name, decoder, name) for name in DRAFTERS),
+        ]
+        self.drawn: list[Side] = [
+            Ours(DRAWN, decoder, None, drawn),
+            *(Ours(drawn_by(name), decoder, name, drawn) for name in DRAFTERS),
+        ]
         # A first text lowers what is needed and measures what steps cost; neither is done again.
-        fast.generate([[2, 5]], max_new_tokens=2)
-        generator: Any = fast.generator
-        self.decoder: Decoder = generator.decoder
-        assert self.decoder.cost_curve
+        Ours(PLAIN, decoder, "several").run([2, 5, 6, 5], 12)
 
     def run(self, prompt: Prompt, repeats: int) -> Result:
         result = Result(prompt)
         for _ in range(repeats):
-            for side in (PEER, PLAIN, *DRAFTERS):
+            for side in (*self.greedy, *self.drawn):
                 started = time.perf_counter()
-                result.tokens[side] = self._run(side, prompt.tokens, result)
-                result.seconds.setdefault(side, []).append(time.perf_counter() - started)
+                result.tokens[side.name] = side.run(prompt.tokens, self.new)
+                result.seconds.setdefault(side.name, []).append(time.perf_counter() - started)
+                if isinstance(side, Ours) and side.drafter is not None:
+                    result.guesses[side.name] = side.counts
         result.divergence = self._compared(result)
         return result
 
-    def _run(self, side: str, tokens: list[int], result: Result) -> list[int]:
-        if side == PEER:
-            return self._by_transformers(tokens)
-        stopping = Stopping(self.new)
-        if side == PLAIN:
-            return generate(self.decoder, [tokens], stopping, Sampling())[0]
-        spec: Any = parse_spec(f"speculate:drafter={side}")
-        counts = result.guesses[side] = Statistics()
-        return generate(self.decoder, [tokens], stopping, Sampling(), None, spec.drafter.begin, counts)[0]
-
-    def _by_transformers(self, tokens: list[int]) -> list[int]:
-        ids = torch.tensor([tokens])
-        run: Any = self.model.generate
-        found = run(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=self.new, pad_token_id=0
-        )
-        return found[0, len(tokens) :].tolist()  # type: ignore[no-any-return]
+    def first_token(self, prompt: list[int], repeats: int = 5) -> dict[str, float]:
+        """Seconds to the first token, the median of turns."""
+        seconds: dict[str, list[float]] = {PEER: [], PLAIN: []}
+        for _ in range(repeats + 1):
+            for side in (self.peer, self.plain):
+                started = time.perf_counter()
+                side.run(prompt, 1)
+                seconds[side.name].append(time.perf_counter() - started)
+        # The first turn warms up.
+        return {name: median(times[1:]) for name, times in seconds.items()}
 
     def _compared(self, result: Result) -> Divergence | None:
-        """Where tokens leave those of transformers."""
-        expected = result.tokens[PEER]
-        for side in (PLAIN, *DRAFTERS):
-            parted = first_divergence(  # fmt: skip
-                result.prompt.tokens, expected, result.tokens[side],
-                self._their_logits, lambda tokens: self._their_logits(tokens, 4), self._our_logits,
+        """Where tokens leave those of transformers; draws must be those without guesses."""
+        for side in self.drawn:
+            if result.tokens[side.name] != result.tokens[DRAWN]:
+                raise AssertionError(f"{side.name} draws other tokens behind {result.prompt}")
+        for name in (PLAIN, *DRAFTERS):
+            parted = first_divergence(
+                result.prompt.tokens,
+                result.tokens[PEER],
+                result.tokens[name],
+                self.peer.logits,
+                lambda tokens: self.peer.logits(tokens, 4),
+                self.plain.logits,
             )
             if parted is not None:
                 return parted
         return None
 
-    def _their_logits(self, tokens: Sequence[int], rows: int = 1) -> torch.Tensor:
-        return self.model(input_ids=torch.tensor([list(tokens)] * rows), logits_to_keep=1).logits[0, -1]  # type: ignore[no-any-return]
 
-    def _our_logits(self, tokens: Sequence[int]) -> torch.Tensor:
-        return self.decoder.prefill(self.decoder.new_cache(1), 0, tokens)
+def drawn_by(drafter: str) -> str:
+    """The side that draws with a drafter."""
+    return f"{DRAWN}, {drafter}"
 
 
 def mean_ratio(results: Sequence[Result], side: str, over: str) -> float:
@@ -161,6 +169,7 @@ def missed(results: Sequence[Result]) -> list[str]:
             for kind, some in by_kind(results).items()
         ),
         (f"{best} over {PLAIN} on the worst prompt", worst(results, best), PROMPT_LIMIT),
+        (f"draws with {best} over draws", mean_ratio(results, drawn_by(best), DRAWN), DRAWN_LIMIT),
     ]
     found = [f"{what}: {ratio:.2f} (at least {limit:g})" for what, ratio, limit in asked if ratio < limit]
     return found + [
@@ -172,17 +181,32 @@ def worst(results: Sequence[Result], side: str) -> float:
     return min(result.ratio(side, PLAIN) for result in results)
 
 
-def section(results: Sequence[Result], bytes_read: int, curve: str, new: int, repeats: int) -> str:
+def section(
+    results: Sequence[Result],
+    first: dict[str, float],
+    bytes_read: int,
+    curve: str,
+    new: int,
+    repeats: int,
+) -> str:
     """The whole section of the page."""
-    header = ["kind of text", *(f"{side} tokens/s" for side in (PEER, PLAIN, *DRAFTERS)), f"plain / {PEER}"]
+    columns = (PEER, LOOKUP, PLAIN, *DRAFTERS)
+    header = ["kind of text", *(f"{side} tokens/s" for side in columns), f"plain / {PEER}"]
     for name in DRAFTERS:
         header += [f"{name} / {PEER}", f"{name} / plain", f"{name}: tokens a step"]
-    rows = [_cells(kind, some) for kind, some in by_kind(results).items()]
-    rows.append(_cells("**all**", results))
+    rows = [_cells(kind, some, columns) for kind, some in by_kind(results).items()]
+    rows.append(_cells("**all**", results, columns))
+    draws = [f"draws with {name}: / draws" for name in DRAFTERS]
+    drawn_rows = [
+        [kind, *(f"{mean_ratio(some, drawn_by(name), DRAWN):.2f}" for name in DRAFTERS)]
+        for kind, some in (*by_kind(results).items(), ("**all**", results))
+    ]
     fastest = max(result.per_second(PLAIN) for result in results)
     share = fastest * bytes_read / read_bandwidth()
     ties = [result.divergence for result in results if result.divergence is not None]
     short = missed(results)
+    if first[PLAIN] / first[PEER] > FIRST_LIMIT:
+        short.append(f"time to first token: {first[PLAIN] / first[PEER]:.2f} (at most {FIRST_LIMIT})")
     return "\n".join(
         [
             provenance("decoding"),
@@ -191,9 +215,16 @@ def section(results: Sequence[Result], bytes_read: int, curve: str, new: int, re
             "",
             table(header, rows),
             "",
+            f"At temperature {TEMPERATURE}, one seed, the same tokens with guesses as without:",
+            "",
+            table(["kind of text", *draws], drawn_rows),
+            "",
             f"Worst prompt over plain: {', '.join(f'{name} {worst(results, name):.2f}' for name in DRAFTERS)}. "
             f"{len(results) - len(ties)} of {len(results)} prompts have the tokens of transformers to the end"
             + (f"; {len(ties)} part at: {'; '.join(map(str, ties))}." if ties else "."),
+            "",
+            f"Seconds to the first token behind {FIRST} tokens: {first[PLAIN]:.2f}, of transformers {first[PEER]:.2f}, "
+            f"ratio {first[PLAIN] / first[PEER]:.2f}.",
             "",
             (
                 f"Plain decoding reads {bytes_read / 1e9:.2f} GB of weights a token: at its fastest {share:.0%} of "
@@ -205,9 +236,9 @@ def section(results: Sequence[Result], bytes_read: int, curve: str, new: int, re
     )
 
 
-def _cells(label: str, results: Sequence[Result]) -> list[str]:
+def _cells(label: str, results: Sequence[Result], columns: Sequence[str]) -> list[str]:
     cells = [label]
-    cells += [f"{median(r.per_second(side) for r in results):.1f}" for side in (PEER, PLAIN, *DRAFTERS)]
+    cells += [f"{median(r.per_second(side) for r in results):.1f}" for side in columns]
     cells.append(f"{mean_ratio(results, PLAIN, PEER):.2f}")
     for name in DRAFTERS:
         steps, tokens = (sum(getattr(r.guesses[name], what) for r in results) for what in ("steps", "tokens"))
@@ -229,7 +260,7 @@ def main() -> None:
     for prompt in prompts(bench.tokenizer, prose())[: options.prompts or None]:
         results.append(bench.run(prompt, options.repeats))
         last = results[-1]
-        speeds = ", ".join(f"{side} {last.per_second(side):.1f}" for side in (PEER, PLAIN, *DRAFTERS))
+        speeds = ", ".join(f"{side} {last.per_second(side):.1f}" for side in last.tokens)
         parted = f"; parts at {last.divergence}" if last.divergence is not None else ""
         _console.print(
             f"{prompt.kind}, {len(prompt.tokens)} tokens: {speeds} tokens/s{parted}", highlight=False
@@ -238,7 +269,8 @@ def main() -> None:
     bytes_read = sum(tensor.nbytes for tensor in {w.data_ptr(): w for w in weights.values()}.values())
     costs = bench.decoder.cost_curve
     curve = "/".join(map(str, costs.widths)) + " tokens: " + "/".join(f"{s * 1e3:.1f}" for s in costs.seconds)
-    text = section(results, bytes_read, curve, options.new, options.repeats)
+    long: Any = prompts(bench.tokenizer, prose())[-1].tokens[:FIRST]
+    text = section(results, bench.first_token(long), bytes_read, curve, options.new, options.repeats)
     print(text)
     check_limits(missed(results), options.check)
 
