@@ -37,9 +37,8 @@ class Transformers:
 
     def run(self, prompt: list[int], new: int) -> list[int]:
         ids = torch.tensor([prompt])
-        found = self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new, pad_token_id=0, **self.options
-        )  # fmt: skip
+        fixed = dict(do_sample=False, max_new_tokens=new, pad_token_id=0)
+        found = self.model.generate(ids, attention_mask=torch.ones_like(ids), **fixed, **self.options)
         return found[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
 
     def logits(self, tokens: Sequence[int], rows: int = 1) -> torch.Tensor:

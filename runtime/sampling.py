@@ -1,9 +1,9 @@
 """How the next token is chosen from logits: the most likely one, or a draw, with transformers' own processors.
 
-A draw is the largest of scores plus Gumbel noise, and the noise is a function of seed, row, place and token alone.  So a
-row draws the same beside others as alone, with guesses as without; and a drafter that draws from a model of its own with
-the same noise is right as often as two models can be made to agree without either hearing of the other (Daliri et al.
-2025, "Coupling without Communication and Drafter-Invariant Speculative Decoding").
+A draw is the largest of scores plus Gumbel noise, and the noise is a function of seed, row, place and token alone.  So
+a row draws the same beside others as alone, with guesses as without; and a drafter that draws from a model of its own
+with the same noise is right about as often as two models can be made to agree (Daliri et al. 2025, "Coupling without
+Communication and Drafter-Invariant Speculative Decoding").
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _mixed(numbers: np.ndarray) -> np.ndarray:
     z = numbers + np.uint64(_GOLDEN)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(_FIRST)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(_SECOND)
-    return z ^ (z >> np.uint64(31))  # type: ignore[no-any-return]
+    return z ^ (z >> np.uint64(31))
 
 
 def _processors(sampling: Sampling) -> tuple[list[Any], list[Any]]:

@@ -93,7 +93,9 @@ class OptimizedModel:
             InputError: the model keeps no cache or has no tokenizer, or an option or a prompt makes no sense.
             ExecutionError: the model gives no numbers.
         """
-        known = [p.name for p in signature(Generator.__call__).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        known = [
+            p.name for p in signature(Generator.__call__).parameters.values() if p.kind is p.KEYWORD_ONLY
+        ]
         for name in options:
             if name not in known:
                 raise InputError(f"generate has no option {name!r}{nearest(name, known)}")

@@ -92,5 +92,7 @@ def _logits(source: Program, stepping: Stepping, row: list[int]) -> Tensor:
         given[stepping.padding] = torch.ones_like(ids)
     logits = source.run(source.bind(**given))[0]
     if logits.shape[:2] != ids.shape:
-        raise InputError(f"the model gives {list(logits.shape)}, and not scores behind each of {len(row)} tokens")
+        raise InputError(
+            f"the model gives {list(logits.shape)}, and not scores behind each of {len(row)} tokens"
+        )
     return logits[0]

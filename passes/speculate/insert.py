@@ -61,4 +61,3 @@ class Speculate(Pass):
         work.stepping = replace(work.stepping, branches=Branches(str(depth.target), str(ancestors.target)))
         work.notes[NOTE] = str(Spec.of(self))
         return work.finished()
-

@@ -1,4 +1,4 @@
-"""Token Recycling: the model's own runners-up, kept by the token that they followed (Luo et al. 2024, arXiv:2408.08696).
+"""Token Recycling: the model's own runners-up, kept by the token that they followed (Luo et al. 2024).
 
 The paper's tree is a fixed one of 80 nodes, for a GPU.  Here the drafter offers a wider one, and what is checked of it
 follows from how often each rank was right at each depth, and from what a node costs on the machine.

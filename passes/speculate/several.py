@@ -21,7 +21,9 @@ class Several(Drafter):
 
     name: ClassVar[str] = "several"
 
-    of: tuple[str, ...] = field(default=("ngram", "suffix", "recycle"), metadata={"help": "which, each at its defaults"})
+    of: tuple[str, ...] = field(
+        default=("ngram", "suffix", "recycle"), metadata={"help": "which, each at its defaults"}
+    )
 
     def __post_init__(self) -> None:
         known = find_methods(Drafter)  # type: ignore[type-abstract]

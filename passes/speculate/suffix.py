@@ -78,22 +78,29 @@ class _Lookup(Drafting):
             self._state, self._length = self._earlier.step(self._state, self._length, token)
 
     def draft(self, most: int) -> list[Draft]:
+        """What followed in this text, and what followed in earlier ones."""
         length, place = self.own.repeated()
-        text = self.own.text
-        if self._length > length:
-            length, place, text = self._length, self._earlier.end(self._state), self._earlier.text
-        if length < self._shortest or place >= len(text):
-            return []
+        sides = [
+            (self.own.text, length, place, 0),
+            (self._earlier.text, self._length, self._earlier.end(self._state), _KINDS),
+        ]
+        drafts = []
+        for text, length, place, kinds in sides:
+            guesses = self._continued(text, place, most) if length >= self._shortest else []
+            if guesses:
+                drafts.append(Draft.of_kind(guesses, kinds + min(length, _KINDS)))
+        return drafts
+
+    def _continued(self, text: list[int], place: int, most: int) -> list[int]:
+        """What follows from ``place``; past its end this text goes on as the guesses do, an earlier one ends there."""
         guesses: list[int] = []
         for at in range(place, place + most):
-            # Past its end, the text goes on as the guesses do; an earlier one ends there.
+            token = _BREAK
             if at < len(text):
                 token = text[at]
-            elif text is self.own.text:
+            elif text is self.own.text and place < len(text):
                 token = guesses[at - len(text)]
-            else:
-                break
             if token == _BREAK:
                 break
             guesses.append(token)
-        return [Draft.of_kind(guesses, min(length, _KINDS))] if guesses else []
+        return guesses

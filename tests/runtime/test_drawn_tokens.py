@@ -86,11 +86,11 @@ def chi_square(texts: Sequence[Sequence[int]]) -> float:
 def drawn(drafter: Drafter | None, texts: int) -> tuple[list[list[int]], Statistics]:
     counts, found = Statistics(), []
     for seed in range(texts // TOGETHER):
-        sampling = Sampling(SAMPLING.temperature, SAMPLING.top_k, SAMPLING.top_p, SAMPLING.repetition_penalty, seed)
-        guess = None if drafter is None else drafter.begin
-        found += generate(
-            decoder(), [PROMPT] * TOGETHER, Stopping(NEW), sampling, None, guess, counts
+        sampling = Sampling(
+            SAMPLING.temperature, SAMPLING.top_k, SAMPLING.top_p, SAMPLING.repetition_penalty, seed
         )
+        guess = None if drafter is None else drafter.begin
+        found += generate(decoder(), [PROMPT] * TOGETHER, Stopping(NEW), sampling, None, guess, counts)
     return found, counts
 
 

@@ -110,7 +110,9 @@ def test_noise_is_gumbels_and_a_tokens_own() -> None:
     noise = sampler._noise(7, torch.arange(200_000)).sort().values
     expected = -torch.log(-torch.log((torch.arange(200_000) + 0.5).double() / 200_000))
     # Kolmogorov-Smirnov at 1 in 10,000, on the scale of probabilities.
-    assert (torch.exp(-torch.exp(-noise)) - torch.exp(-torch.exp(-expected))).abs().max() < 2.23 / 200_000**0.5
+    assert (
+        torch.exp(-torch.exp(-noise)) - torch.exp(-torch.exp(-expected))
+    ).abs().max() < 2.23 / 200_000**0.5
     some = torch.tensor([3, 77, 5])
     assert torch.equal(sampler._noise(7, some), sampler._noise(7, torch.arange(80))[some])
     others = [Sampler(Sampling(temperature=1.0, seed=s), row=r)._noise(p, some)

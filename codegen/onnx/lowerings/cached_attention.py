@@ -141,7 +141,7 @@ def _seen_of_all(e: Emitter, tree: _Tree, query: ir.Value, past_key: ir.Value) -
 
 
 def _bias(e: Emitter, tree: _Tree, total: ir.Value) -> ir.Value:
-    """What is added to scores over the slots that are filled then, ``[batch, 1, new, total]``: nothing, or too little."""
+    """What is added to scores over the slots that are filled then, ``[batch, 1, new, total]``."""
 
     def compute() -> ir.Value:
         seen = _seen(e, tree, e.op("Cast", total, to=int(ir.DataType.INT64)))

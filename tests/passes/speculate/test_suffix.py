@@ -47,28 +47,18 @@ def test_guesses_are_what_followed_the_longest_match_anywhere(
         drafter.begin().extend(text)
     drafting = drafter.begin()
     drafting.extend(tokens)
-    draft = next(iter(drafting.draft(most)), None)
-    own = longest_end(tokens, tokens)
-    others = max((longest_end(text, tokens) for text in earlier), default=0)
-    if not own and not others:
-        assert draft is None or not places_of_all(earlier, tokens)
-        return
-    if draft is None:
-        # What is longest ends an earlier text, and nothing follows it there.
-        assert others >= own
-        return
-    run = tokens[len(tokens) - draft.kinds[0] :] if draft.kinds[0] else []
-    assert draft.kinds[0] >= min(own, 12)
-    followed = any(
-        [*text, *draft.tokens][place : place + 1] == draft.tokens[:1]
-        for text in (tokens, *earlier)
-        for place in places(text, run)
-    )
-    assert followed
-
-
-def places_of_all(texts: list[list[int]], tokens: list[int]) -> bool:
-    return any(places(text, tokens[-1:]) for text in texts) if tokens else False
+    drafts = drafting.draft(most)
+    for draft in drafts:
+        here = draft.kinds[0] <= 12
+        length = draft.kinds[0] - (0 if here else 12)
+        texts = [[*tokens, *draft.tokens]] if here else earlier
+        assert length == min(max(longest_end(text, tokens) for text in ([tokens] if here else earlier)), 12)
+        assert any(
+            text[place : place + len(draft.tokens)] == draft.tokens
+            for text in texts
+            for place in places(text, tokens[len(tokens) - length :])
+        )
+    assert bool(longest_end(tokens, tokens)) == any(draft.kinds[0] <= 12 for draft in drafts)
 
 
 def test_a_text_that_is_asked_again_is_known_from_its_first_words_on() -> None:
