@@ -15,8 +15,8 @@ from .tree import Chain, TokenTree
 
 # What is known of a kind of guess loses this share of its weight with every one that turns out right or wrong.
 _FORGET = 0.03
-# Before anything is known, a guess counts as right this often, with the weight of as many guesses.
-_PRIOR, _PRIOR_WEIGHT = 0.6, 2.0
+# What a drafter says of a kind beforehand has the weight of so many guesses.
+_PRIOR_WEIGHT = 2.0
 # Guessing may have cost, on balance, this share of all the time and the time of so many steps of one token.
 _MAY_LOSE, _CREDIT = 0.01, 1.0
 
@@ -80,9 +80,10 @@ class Rates:
         self._right: defaultdict[tuple[int, int], float] = defaultdict(float)
         self._tried: defaultdict[tuple[int, int], float] = defaultdict(float)
 
-    def of(self, kind: int, depth: int) -> float:
+    def of(self, kind: int, depth: int, chance: float) -> float:
+        """Of one kind so far ahead; ``chance`` is what is thought of it before anything is known."""
         key = (kind, depth)
-        return (self._right[key] + _PRIOR * _PRIOR_WEIGHT) / (self._tried[key] + _PRIOR_WEIGHT)
+        return (self._right[key] + chance * _PRIOR_WEIGHT) / (self._tried[key] + _PRIOR_WEIGHT)
 
     def ranked(self, tree: TokenTree, most: int) -> tuple[list[int], list[float]]:
         """At most so many guesses, the likeliest first and none before its parent, and how likely each is right."""
@@ -101,7 +102,7 @@ class Rates:
     def _children(self, tree: TokenTree, node: int, chance: float) -> list[tuple[int, float]]:
         depth = tree.depths[node] + 1
         rates = {
-            child: max(self.of(kind, depth) for kind in tree.kinds[child])
+            child: max(self.of(kind, depth, chance) for kind, chance in tree.kinds[child].items())
             for child in tree.children[node].values()
         }
         # One of them is right at most.

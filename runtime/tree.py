@@ -20,6 +20,10 @@ class Chain(Protocol):
     def kinds(self) -> Sequence[int]:
         """How each guess came about; those of one kind are right about as often as each other."""
 
+    @property
+    def chances(self) -> Sequence[float]:
+        """How likely each is if those before it are right, as long as nothing is known of its kind."""
+
 
 @dataclass
 class TokenTree:
@@ -27,14 +31,15 @@ class TokenTree:
 
     Attributes:
         tokens: token id of every node.  parents: node that it follows, -1 for node 0.  depths: nodes before it.
-        children: by token id, of every node.  kinds: of every node.
+        children: by token id, of every node.
+        kinds: of every node, with the chance that each kind begins with.
     """
 
     tokens: list[int]
     parents: list[int] = field(default_factory=lambda: [-1])
     depths: list[int] = field(default_factory=lambda: [0])
     children: list[dict[int, int]] = field(default_factory=lambda: [{}])
-    kinds: list[set[int]] = field(default_factory=lambda: [set()])
+    kinds: list[dict[int, float]] = field(default_factory=lambda: [{}])
 
     @classmethod
     def of(cls, root: int, chains: Iterable[Chain]) -> TokenTree:
@@ -42,9 +47,9 @@ class TokenTree:
         tree = cls([root])
         for chain in chains:
             node = 0
-            for token, kind in zip(chain.tokens, chain.kinds, strict=True):
+            for token, kind, chance in zip(chain.tokens, chain.kinds, chain.chances, strict=True):
                 node = tree._child(node, token)
-                tree.kinds[node].add(kind)
+                tree.kinds[node][kind] = chance
         return tree
 
     def _child(self, node: int, token: int) -> int:
@@ -54,7 +59,7 @@ class TokenTree:
             self.parents.append(node)
             self.depths.append(self.depths[node] + 1)
             self.children.append({})
-            self.kinds.append(set())
+            self.kinds.append({})
         return self.children[node][token]
 
     def __len__(self) -> int:

@@ -20,7 +20,7 @@ from tersor.ir.stepping import Branches
 from ..contract import Pass, Promise, Refusal, Site
 from ..spec import Spec
 from .drafter import Drafter
-from .ngram import NGram
+from .several import Several
 
 NOTE = "speculate"
 
@@ -35,7 +35,7 @@ class Speculate(Pass):
     # What is faster for it is generation, not a run over whole rows.
     must_pay: ClassVar[bool] = False
 
-    drafter: Drafter = field(default_factory=NGram, metadata={"help": "who guesses"})
+    drafter: Drafter = field(default_factory=Several, metadata={"help": "who guesses"})
 
     def legality(self, program: Program) -> list[Site] | Refusal:
         if program.stepping is None:

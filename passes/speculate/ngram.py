@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from .drafter import Draft, Drafter, Drafting
+from .drafter import Draft, Drafter, Drafting, chance_of_match
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Lookup(Drafting):
         for size in reversed(self._sizes):
             start = self._after.get(tuple(self._tokens[-size:])) if size <= len(self._tokens) else None
             if start is not None:
-                return [Draft.of_kind(self._continued(start, most), size)]
+                return [Draft.of_kind(self._continued(start, most), size, chance_of_match(size))]
         return []
 
     def _continued(self, start: int, most: int) -> list[int]:

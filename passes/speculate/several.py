@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -22,7 +22,7 @@ class Several(Drafter):
     name: ClassVar[str] = "several"
 
     of: tuple[str, ...] = field(
-        default=("ngram", "suffix", "recycle"), metadata={"help": "which, each at its defaults"}
+        default=("suffix", "recycle"), metadata={"help": "which, each at its defaults"}
     )
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class _Side(Drafting):
 
     def draft(self, most: int) -> list[Draft]:
         return [
-            Draft(chain.tokens, [number * _KINDS + kind for kind in chain.kinds])
+            replace(chain, kinds=[number * _KINDS + kind for kind in chain.kinds])
             for number, drafting in enumerate(self._draftings)
             for chain in drafting.draft(most)
         ]

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from .automaton import SuffixAutomaton
-from .drafter import Draft, Drafter, Drafting
+from .drafter import Draft, Drafter, Drafting, chance_of_match
 
 # Between texts; no token id.
 _BREAK = -1
@@ -88,7 +88,7 @@ class _Lookup(Drafting):
         for text, length, place, kinds in sides:
             guesses = self._continued(text, place, most) if length >= self._shortest else []
             if guesses:
-                drafts.append(Draft.of_kind(guesses, kinds + min(length, _KINDS)))
+                drafts.append(Draft.of_kind(guesses, kinds + min(length, _KINDS), chance_of_match(length)))
         return drafts
 
     def _continued(self, text: list[int], place: int, most: int) -> list[int]:

@@ -30,9 +30,15 @@ class Chain:
     tokens: list[int]
     kind: int = 0
 
+    chance: float = 0.6
+
     @property
     def kinds(self) -> list[int]:
         return [self.kind] * len(self.tokens)
+
+    @property
+    def chances(self) -> list[float]:
+        return [self.chance] * len(self.tokens)
 
 
 @dataclass
@@ -211,13 +217,13 @@ def test_time_that_guessing_takes_is_a_loss_too() -> None:
 
 def test_what_is_not_checked_is_learned_from_too() -> None:
     rates, tree = Rates(), TokenTree.of(0, [Chain([1] * 8)])
-    before = rates.of(0, 1)
+    before = rates.of(0, 1, 0.6)
     for _ in range(60):
         rates.learn(tree, [0])
-    assert rates.of(0, 1) < 0.2 < before
+    assert rates.of(0, 1, 0.6) < 0.2 < before
     for _ in range(60):
         rates.learn(tree, [1])
-    assert rates.of(0, 1) > 0.7
+    assert rates.of(0, 1, 0.6) > 0.7
 
 
 def test_the_curve_rises_and_is_read_between_its_points() -> None:

@@ -16,6 +16,11 @@ from tersor.runtime.tree import TokenTree, side_by_side
 class Chain:
     tokens: list[int]
     kinds: list[int]
+    chance: float = 0.6
+
+    @property
+    def chances(self) -> list[float]:
+        return [self.chance] * len(self.tokens)
 
 
 def tree_of(*chains: list[int]) -> TokenTree:
@@ -103,3 +108,9 @@ def test_rows_are_filled_up_with_what_nobody_sees() -> None:
     assert branching.depths.tolist() == [[0, 1, 2, 1], [0, 1, 0, 0]]
     assert torch.equal(branching.ancestors[1, 2:], torch.eye(4, dtype=torch.bool)[2:])
     assert branching.ancestors[0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]]
+
+
+def test_of_what_nothing_is_known_the_drafters_own_chances_count() -> None:
+    nodes, chances = Rates().ranked(TokenTree.of(9, [Chain([1], [0]), Chain([2], [1], 0.9)]), 2)
+    assert nodes == [2, 1]
+    assert chances == [0.9 / 1.5, 0.6 / 1.5]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from tersor.ir.errors import SpecError
 from tersor.passes.spec import parse_spec
-from tersor.passes.speculate.recycle import Recycle
+from tersor.passes.speculate.recycle import Recycle, _likeliest
 
 
 def scores(*ranked: list[int], vocabulary: int = 20) -> Tensor:
@@ -80,6 +81,15 @@ def test_every_path_is_what_was_kept_and_siblings_differ(
     if latest.get(tokens[-1]) is not None:
         assert {path[0] for path in paths} <= set(latest[tokens[-1]][:3])
         assert latest[tokens[-1]][0] in {path[0] for path in paths}
+
+
+@given(st.integers(1, 2000), st.integers(1, 9), st.integers(0, 99), st.booleans())
+def test_the_likeliest_are_found_by_blocks(size: int, count: int, seed: int, equal: bool) -> None:
+    drawn = np.random.default_rng(seed).standard_normal(size).astype(np.float32)
+    row = np.round(drawn) if equal else drawn
+    found = _likeliest(row, count)
+    assert len(set(found)) == len(found) == min(count, size)
+    assert [row[i] for i in found] == sorted(row, reverse=True)[:count]
 
 
 @pytest.mark.parametrize("option", ["candidates=0", "deepest=0"])

@@ -16,7 +16,10 @@ TEXT = [5, 6, 7, 8, 9, 5, 6, 7]
 
 
 def test_what_each_guesses_is_there_under_kinds_of_their_own() -> None:
-    together, alone = Several().begin(), [NGram().begin(), Suffix().begin(), Recycle().begin()]
+    together, alone = (
+        Several(of=("ngram", "suffix", "recycle")).begin(),
+        [NGram().begin(), Suffix().begin(), Recycle().begin()],
+    )
     for drafting in (together, *alone):
         drafting.extend(TEXT)
         drafting.observe([7, 3], torch.eye(12)[[9, 4]])
