@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import inf
+from typing import Any
 
 WIDTHS = (1, 2, 3, 5, 9, 17, 33, 65)
 _RUNS = 3
@@ -39,6 +42,22 @@ class CostCurve:
             rising = max(rising, best[width])
             seconds.append(rising)
         return CostCurve(tuple(widths), tuple(seconds))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"widths": list(self.widths), "seconds": list(self.seconds)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CostCurve:
+        """What :meth:`to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        widths, seconds = tuple(map(int, data["widths"])), tuple(map(float, data["seconds"]))
+        rising = all(a < b for a, b in pairwise(widths)) and all(a <= b for a, b in pairwise(seconds))
+        if len(widths) != len(seconds) or widths[:1] != (1,) or not rising or not 0 < seconds[0] < inf:
+            raise ValueError("no curve of costs")
+        return cls(widths, seconds)
 
     def of(self, width: int) -> float:
         """Seconds of a step of ``width`` tokens, between those measured in proportion."""

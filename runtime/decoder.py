@@ -15,7 +15,7 @@ from tersor.ir.fix_sizes import fix_sizes
 from tersor.ir.program import Program
 from tersor.ir.straight import straight
 
-from .cost_curve import CostCurve
+from .cost_curve import WIDTHS, CostCurve
 from .kv_cache import KvCache
 from .tree import Branching
 
@@ -23,6 +23,7 @@ from .tree import Branching
 _MEASURED_BEHIND = 32
 
 Lower = Callable[[Program], Executable]
+Keep = Callable[[Callable[[], CostCurve]], CostCurve]
 
 
 class Decoder:
@@ -33,8 +34,11 @@ class Decoder:
     row, for any; and of the first and the last also one for trees.
     """
 
-    def __init__(self, program: Program, lower: Lower) -> None:
+    def __init__(self, program: Program, lower: Lower, keep: Keep | None = None) -> None:
         """Of a Program that is run in steps.
+
+        Args:
+            keep: gives what a measurement of the cost of steps has found before, or else measures.
 
         Raises:
             InputError: it is not.
@@ -45,21 +49,28 @@ class Decoder:
         self._lower = lower
         self._dtypes = {spec.name: spec.dtype for spec in program.inputs}
         self._forms: dict[tuple[Any, ...], Executable] = {}
+        self._keep = keep or (lambda measure: measure())
         self._curve: CostCurve | None = None
 
     @property
     def cost_curve(self) -> CostCurve:
         """What steps of several tokens of one row cost here; measured when it is first asked for."""
         if self._curve is None:
-            cache = self.new_cache(1)
-            self.prefill(cache, 0, [0] * _MEASURED_BEHIND)
-
-            def step(width: int) -> None:
-                cache.reserve(width)
-                self.try_step(cache, [[0] * width])
-
-            self._curve = CostCurve.measured(step)
+            self._curve = self._keep(self._measured_curve)
         return self._curve
+
+    def _measured_curve(self) -> CostCurve:
+        # A row has no more tokens than the model takes.
+        most = _MEASURED_BEHIND + WIDTHS[-1] if self.longest is None else self.longest
+        behind = max(1, min(_MEASURED_BEHIND, most // 2))
+        cache = self.new_cache(1)
+        self.prefill(cache, 0, [0] * behind)
+
+        def step(width: int) -> None:
+            cache.reserve(width)
+            self.try_step(cache, [[0] * width])
+
+        return CostCurve.measured(step, [width for width in WIDTHS if behind + width <= max(behind + 1, most)])
 
     @property
     def longest(self) -> int | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .codegen.target import find_target
+from .cost_cache import kept
 from .ir.errors import InputError
 from .ir.program import Program
 from .passes.deviation import is_logits
@@ -44,7 +45,11 @@ class Generator:
     def __post_init__(self) -> None:
         """Raises InputError where the Program keeps no cache, or scores no tokens."""
         lower = find_target(self.target).lower
-        self.decoder = Decoder(self.program, lambda program: lower(program, **self.options))
+        self.decoder = Decoder(
+            self.program,
+            lambda program: lower(program, **self.options),
+            lambda measure: kept(self.artifact, {"target": self.target, **self.options}, measure),
+        )
         returned = self.program.returned
         if len(returned) != 1 or not is_logits(self.program, returned[0].name):
             names = ", ".join(spec.name for spec in returned)
