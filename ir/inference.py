@@ -8,11 +8,14 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.utils._pytree import tree_leaves
 
 from .program import Program
 from .shapes import expression, fake_call, fake_mode
 
 _OF_A_MODE = "_tersor_inference"
+# What results are made of is more than shapes.
+_DATA = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 
 
 def inference_of(mode: FakeTensorMode) -> Inference:
@@ -26,11 +29,13 @@ def inference_of(mode: FakeTensorMode) -> Inference:
 
 
 class Inference:
-    """Infers what nodes return; equal calls share one fake value."""
+    """Infers what nodes return; equal calls share one fake value, as long as nothing but its shape is asked for."""
 
     def __init__(self, mode: FakeTensorMode) -> None:
         self._mode = mode
         self._known: dict[Any, Any] = {}
+        # Of what is known, which keeps them alive.
+        self._shared: set[int] = set()
 
     def __call__(self, node: fx.Node) -> Any:
         """What ``node`` returns for its operands' ``meta["val"]``.
@@ -42,12 +47,29 @@ class Inference:
         key = (node.target, signature(args), signature(kwargs))
         if key in self._known:
             return self._known[key]
+        if not _DATA.isdisjoint(getattr(node.target, "tags", ())):
+            self._give_own_values(node)
         with self._mode, torch.no_grad():
             value = fake_call(node)
         # A size that depends on data is another one at every call.
         if not free_unbacked_symbols(value):
             self._known[key] = value
+            self._shared.update(id(tensor) for tensor in tree_leaves(value))
         return value
+
+    def _give_own_values(self, node: fx.Node) -> None:
+        """Let no operand of ``node`` share its value with another node.
+
+        What an operator finds out of data (how many entries are not zero) torch notes on the value that it read.
+        """
+        for operand in node.all_input_nodes:
+            value = operand.meta["val"]
+            if id(value) in self._shared and isinstance(value, Tensor):
+                with self._mode:
+                    own = torch.empty_strided(
+                        value.shape, value.stride(), dtype=value.dtype, device=value.device
+                    )
+                operand.meta["val"] = own
 
 
 def infer_shapes(program: Program, start: fx.Node | None = None, end: fx.Node | None = None) -> None:

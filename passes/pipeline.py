@@ -12,6 +12,7 @@ from torch import Tensor
 from tersor.ir.errors import InputError, PromiseError, RefusedError, VerifierError
 from tersor.ir.other_sizes import verify_other_sizes
 from tersor.ir.program import Program
+from tersor.ir.shapes import undone_on_failure
 from tersor.ir.verifier import verify
 
 from .blame import blame
@@ -115,7 +116,7 @@ class _Pipeline:
             str(Spec.of(instance)), instance.family, instance.promised, "kept", before=before, after=before
         )
         try:
-            with blame(instance):
+            with undone_on_failure(program), blame(instance):
                 sites = _sites(instance, program)
                 step = replace(step, sites=tuple(sites))
                 if not sites:

@@ -70,7 +70,9 @@ class Decoder:
             cache.reserve(width)
             self.try_step(cache, [[0] * width])
 
-        return CostCurve.measured(step, [width for width in WIDTHS if behind + width <= max(behind + 1, most)])
+        return CostCurve.measured(
+            step, [width for width in WIDTHS if behind + width <= max(behind + 1, most)]
+        )
 
     @property
     def longest(self) -> int | None:

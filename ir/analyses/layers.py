@@ -199,7 +199,8 @@ def _stream(program: Program, flow: nx.DiGraph) -> list[fx.Node]:
     backwards = flow.reverse(copy=True)
     # A result that no attention has a part in leaves the model before the stack and is no part of the stream.
     attended = {n for a in program.graph.nodes if is_attention(a) for n in nx.descendants(flow, a)}
-    states = program.stepping.results if program.stepping is not None else ()
+    stepping = program.stepping
+    states, driven = (stepping.results, stepping.driven) if stepping is not None else ((), ())
     returned: Any = output.args[0]
     kept = {r for r, spec in zip(returned, program.outputs, strict=True) if spec.name in states}
     results = [r for r in flow.predecessors(output) if r in attended and r not in kept]
@@ -209,7 +210,8 @@ def _stream(program: Program, flow: nx.DiGraph) -> list[fx.Node]:
     post = nx.immediate_dominators(backwards, output)
     best: list[fx.Node] = []
     for node in program.graph.nodes:
-        if node.op != "placeholder" or node not in post:
+        # What drives steps says where tokens are; the stream is what they are.
+        if node.op != "placeholder" or node not in post or node.target in driven:
             continue
         chain, current = [node], node
         while post.get(current) not in (None, current):

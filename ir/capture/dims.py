@@ -33,8 +33,9 @@ def dynamic_dims(inputs: Mapping[str, Tensor], dynamic: Any, tokens_first: bool 
     """The dims of each input that may vary, with their names.
 
     ``"auto"``: dim 0 is the batch; dim 1 counts tokens in ids, masks and ``[batch, tokens, features]`` values, and
-    samples in ``[batch, samples]`` values.  Images (four dims) keep their height and width.  A dim whose size
-    differs from its namesake's gets a name of its own.  ``tokens_first`` swaps the first two dims of such values.
+    samples in ``[batch, samples]`` values, unless they are as many as the tokens of an input before them.  Images (four
+    dims) keep their height and width.  A dim whose size differs from its namesake's gets a name of its own.
+    ``tokens_first`` swaps the first two dims of such values.
 
     Raises:
         InputError: an explicit mapping names an unknown input or a dim that the input does not have.
@@ -50,7 +51,9 @@ def _automatic(name: str, tensor: Tensor, sizes: dict[str, int], tokens_first: b
     counted = tensor.dim() if not tensor.dtype.is_floating_point else min(tensor.dim(), 2)
     if tensor.dim() >= 4:
         counted = 1
-    usual = (BATCH, "samples" if tensor.dim() == 2 and tensor.dtype.is_floating_point else "tokens")
+    # Beside an input that counts tokens, floats of as many are a mask.
+    beside = sizes.get("tokens") == tensor.shape[1] if tensor.dim() == 2 else True
+    usual = (BATCH, "samples" if tensor.dtype.is_floating_point and not beside else "tokens")
     if tokens_first and tensor.dim() == 3:
         usual = ("tokens", BATCH)
     dims: dict[int, str] = {}

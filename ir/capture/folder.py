@@ -81,15 +81,19 @@ def _check_shapes(folder: Path, kind: Any, files: list[Path]) -> None:
     """Compare the shapes in the files' headers with the model's, before anything is allocated."""
     from transformers import AutoConfig
 
+    tensors = sum(len(stored_in(file)) for file in files)
     try:
         with _quiet(), torch.device("meta"):
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            _check_layers(folder, config, tensors)
             model = kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(f"{folder / 'config.json'} describes no model: {_one_line(error)}") from error
     expected = model.state_dict()
     for file in files:
-        for name, (shape, stored) in stored_in(file).items():
+        for name, (shape, dtype) in stored_in(file).items():
             if name not in expected:
                 continue
             if list(expected[name].shape) != shape:
@@ -97,11 +101,22 @@ def _check_shapes(folder: Path, kind: Any, files: list[Path]) -> None:
                     f"{file}: {name} has shape {shape}, config.json describes {list(expected[name].shape)}: the two "
                     "belong to different models"
                 )
-            if expected[name].is_floating_point() and not stored.startswith(("F", "BF")):
+            if expected[name].is_floating_point() and not dtype.startswith(("F", "BF")):
                 raise InputError(
-                    f"{file}: {name} holds {stored} where the model computes with floating-point numbers: quantised "
+                    f"{file}: {name} holds {dtype} where the model computes with floating-point numbers: quantised "
                     "weights have to be dequantised first"
                 )
+
+
+def _check_layers(folder: Path, config: Any, tensors: int) -> None:
+    """A model of a thousand million layers is not built, not even without its weights."""
+    count = getattr(config, "num_hidden_layers", None)
+    # Layers may share weights, though not thousands of them.
+    if isinstance(count, int) and count > max(1000, tensors):
+        raise InputError(
+            f"{folder / 'config.json'} says {count} layers, and the weights are {tensors} tensors: the two belong to "
+            "different models"
+        )
 
 
 def _one_line(error: Exception) -> str:

@@ -97,7 +97,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file.  Raises InputError when it is anything else."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{file} is no readable JSON ({error})") from error
     if not isinstance(data, dict):
         raise InputError(f"{file} holds a {type(data).__name__} where an object was expected")

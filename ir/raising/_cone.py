@@ -21,11 +21,13 @@ _LIMIT = 200
 
 
 class Sizes:
-    """One concrete size for every symbol of a program: ``length`` for those of ``spanned``, 2 for the others."""
+    """One concrete size for every symbol of a program: ``length`` for those of ``spanned``, ``others`` for the rest."""
 
-    def __init__(self, program: Program, length: int, spanned: Collection[sympy.Symbol] = ()) -> None:
+    def __init__(
+        self, program: Program, length: int, spanned: Collection[sympy.Symbol] = (), others: int = 2
+    ) -> None:
         long = {str(symbol) for symbol in spanned}
-        self.values = {symbol: length if symbol in long else 2 for symbol in program.symbols}
+        self.values = {symbol: length if symbol in long else others for symbol in program.symbols}
 
     def of(self, size: Any) -> int:
         expr = expression(size)

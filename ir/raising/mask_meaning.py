@@ -27,6 +27,8 @@ aten = torch.ops.aten
 HIDDEN = -1e4
 # Lengths at which a mask is evaluated; what needs a longer one to show is not proved.
 SHORT, LONGEST = 9, 4100
+# Larger numbers in the code are no row of a batch.
+_ROWS = 128
 # Beyond this length few values are tried where a shorter one is tried too, beyond the other in any case: what values
 # mean does not depend on the length.
 _MANY_VALUES, _MANY_VALUES_ALONE = 256, 1024
@@ -286,11 +288,12 @@ def _lengths(
 ) -> list[Sizes] | None:
     """Long and short trials; None when the code could hold a window longer than any trial.
 
-    The lengths in between tell a window from a part of the length.
+    The lengths in between tell a window from a part of the length, and many rows show one that is unlike the others.
     """
     symbols = expression(queries).free_symbols | expression(keys).free_symbols
+    rows = Sizes(program, SHORT, symbols, 2 + max((n for n in cone.literals if 2 < n <= _ROWS), default=2))
     if not symbols:
-        return [Sizes(program, SHORT)]
+        return [rows, Sizes(program, SHORT)]
     scale = longest_scale(program, cone, padding)
     if scale is None:
         return None
@@ -301,7 +304,8 @@ def _lengths(
     if longest > LONGEST:
         return None
     lengths = {min(SHORT, longest), max(1, 2 * longest // 3), max(1, longest - 1), longest}
-    return [Sizes(program, n, symbols) for n in sorted(lengths, reverse=True)]
+    long, *shorter = (Sizes(program, n, symbols) for n in sorted(lengths, reverse=True))
+    return [long, *([rows] if longest >= SHORT else []), *shorter]
 
 
 def _is_low(program: Program, value: Any) -> bool:

@@ -72,7 +72,7 @@ def _attention_differs(layer: Layer, dim: int) -> Refusal | None:
 def _opaque_mask(attention: fx.Node) -> Refusal | None:
     """A mask computed from an input may hide padding, and padding must never be taken for content."""
     mask = operand(attention, "mask")
-    if mask is None or operand(attention, "padding") is not None:
+    if mask is None:
         return None
     inputs = depends_on_inputs(mask)
     if not inputs or hides_nothing(mask):

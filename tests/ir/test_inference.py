@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from random_programs import Config, build, programs
+from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
+from tersor.codegen.target import find_target
+from tersor.ir.capture import capture
 from tersor.ir.inference import Inference, signature
 from tersor.ir.program import Program
 from tersor.ir.shapes import describe, fake_call, fake_mode
@@ -35,3 +39,56 @@ def test_signatures_tell_apart_what_operators_do() -> None:
              torch.zeros(2, 3, dtype=torch.float64), torch.zeros(3, 2)]  # fmt: skip
     assert len({signature(value) for value in table}) == len(table)
     assert signature(torch.zeros(2, 3)) == signature(torch.ones(2, 3))
+
+
+class Gated(nn.Module):
+    """Layers that work on the tokens their gates choose, of which there are others in each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates = nn.ModuleList(nn.Linear(8, 1) for _ in range(3))
+        self.work = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for gate, work in zip(self.gates, self.work, strict=True):
+            chosen = gate(x)[:, 0] > 0
+            some = work(x[chosen]) / (1 + x[chosen].shape[0])
+            x = x.clone()
+            x[chosen] = torch.tanh(some)
+        return x
+
+
+def test_a_size_that_depends_on_data_is_another_one_in_each_layer() -> None:
+    torch.manual_seed(0)
+    program = capture(Gated().eval(), {"x": torch.randn(9, 8)})
+    sizes = [
+        free_unbacked_symbols(node.meta["val"])
+        for node in program.graph.nodes
+        if node.target is torch.ops.aten.linear.default and free_unbacked_symbols(node.meta["val"])
+    ]
+    assert len(sizes) == 3
+    assert len(set().union(*sizes)) == 3
+
+
+def test_counts_that_coincide_in_the_example_are_not_taken_for_equal() -> None:
+    torch.manual_seed(0)
+    model = Gated().eval()
+
+    def counts(x: Tensor) -> list[int]:
+        found: list[int] = []
+        hooks = [
+            g.register_forward_hook(lambda _, __, out: found.append(int((out > 0).sum())))
+            for g in model.gates
+        ]
+        model(x)
+        for hook in hooks:
+            hook.remove()
+        return found
+
+    drawn = [torch.randn(9, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(400)]
+    example = next(x for x in drawn if len(set(counts(x))) == 1)
+    others = [x for x in drawn if len(set(counts(x))) == 3][:4]
+    assert len(others) == 4
+    executable = find_target("onnx").lower(capture(model, {"x": example}))
+    for x in (example, *others):
+        torch.testing.assert_close(executable.run({"x": x})[0], model(x), rtol=0, atol=1e-5)

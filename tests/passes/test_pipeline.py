@@ -204,6 +204,28 @@ def test_a_malformed_result_names_the_pass_and_is_a_defect_of_tersors_own_only(
         run(PROGRAM, [Breaks()])
 
 
+@unregistered
+@dataclass(frozen=True)
+class FixesASize(Scale):
+    """Takes the number of tokens for a number, as ``int(x.shape[1])`` does."""
+
+    name: ClassVar[str] = "test-fixes-a-size"
+
+    def rewrite(self, program: Program, sites: list[Site]) -> Program:
+        assert int(program.find(sites[0].node).meta["val"].shape[1]) > 0
+        return super().rewrite(program, sites)
+
+
+def test_a_pass_that_fails_leaves_no_trace_on_the_program() -> None:
+    program = build(Config(dynamic=True))
+    before = program_text(program)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"dimension '\w+' was fixed to"):
+            run(program, [FixesASize()])
+        assert program_text(program) == before
+        assert [step.verdict for step in run(program, [Scale(shift=0.1)])[1].steps][-1] == "kept"
+
+
 def test_a_pass_that_does_not_pay_is_reverted_when_speed_is_required() -> None:
     calls: list[tuple[int, int]] = []
 

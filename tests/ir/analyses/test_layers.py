@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from decoders import DECODERS, decoder_program
 from hypothesis import given, settings
 from random_programs import Config, build, configs
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from tersor.ir.analyses.layers import content_flow, is_attention, layers
 from tersor.ir.capture import capture
 from tersor.ir.program import Program
+from tersor.passes.pipeline import run
 from tersor.passes.spec import parse_spec
 
 
@@ -133,3 +136,13 @@ def test_masks_and_positions_carry_no_content(tiny_bert: nn.Module) -> None:
     for node in program.graph.nodes:
         if is_attention(node):
             assert set(flow.predecessors(node)) == set(node.args[:3])
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_cache_leaves_the_layers_what_they_were(name: str) -> None:
+    before = layers(decoder_program(name))
+    program, _ = run(decoder_program(name), ["kv-cache", "speculate"])
+    after = layers(program)
+    assert [layer.label for layer in after.blocks] == [layer.label for layer in before.blocks]
+    assert after.outside == ()
+    assert str(after.stream[0].target) in [spec.name for spec in program.called_with]

@@ -79,6 +79,8 @@ BROKEN = {
     "a size is absurd": (config(vocab_size=10**12), "has shape"),
     "another width": (config(hidden_size=32), "has shape"),
     "more layers than weights": (config(num_hidden_layers=2), "weights are missing"),
+    "config is nested without end": (lambda f: (f / "config.json").write_text("[" * 100_000), "no readable JSON"),
+    "layers without end": (config(num_hidden_layers=10**9), "says 1000000000 layers"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "holds no weights"),
     "pickled weights": (
         lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "pytorch_model.bin holds pickled",

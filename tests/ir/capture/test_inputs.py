@@ -89,6 +89,16 @@ def test_sizes_that_differ_have_names_of_their_own():
     assert dims["mask"] == {0: "tokens", 1: "memory_tokens"}
 
 
+def test_floats_beside_ids_are_a_mask_of_their_tokens():
+    ids, mask = torch.zeros(2, 9, dtype=torch.int64), torch.zeros(2, 9)
+    assert dynamic_dims({"ids": ids, "mask": mask}, "auto")["mask"] == {0: "batch", 1: "tokens"}
+    assert dynamic_dims({"audio": torch.zeros(2, 400)}, "auto")["audio"] == {0: "batch", 1: "samples"}
+    assert dynamic_dims({"ids": ids, "audio": torch.zeros(2, 400)}, "auto")["audio"] == {
+        0: "batch",
+        1: "samples",
+    }
+
+
 class ByPosition(nn.Module):
     def __init__(self) -> None:
         super().__init__()

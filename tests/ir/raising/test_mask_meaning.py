@@ -168,6 +168,24 @@ def test_what_is_not_proved_stays_an_operand(make):
     agree(model, program, 11)
 
 
+def third_row_sees_all(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    return real[:, None, None, :].bool() | (torch.arange(x.shape[0]) >= 2)[:, None, None, None]
+
+
+def fourth_row_is_causal(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    other = torch.arange(x.shape[0])[:, None, None, None] != 3
+    return real[:, None, None, :].bool() & ((index(x) >= 0) | other)
+
+
+@pytest.mark.parametrize("make", [third_row_sees_all, fourth_row_is_causal], ids=lambda v: v.__name__)
+def test_a_row_unlike_the_others_is_seen_past_the_example(make):
+    model, program, node = captured(make)
+    assert node.args[4] is None
+    x = torch.randn(6, 9, WIDTH)
+    real = (torch.arange(9)[None] < torch.tensor([[9], [7], [3], [5], [9], [2]])).long()
+    torch.testing.assert_close(program(x, real), model(x, real), atol=1e-6, rtol=1e-5)
+
+
 def flagged_see_all(_: Masked, x: Tensor, real: Tensor) -> Tensor:
     return (real[:, None, :, None] != 0) | (index(x) == 0)
 

@@ -56,6 +56,31 @@ def test_a_mask_that_was_not_understood_is_refused() -> None:
     assert refusal.node == layers(program)[0].attention[0].name
 
 
+def test_a_mask_that_hides_more_than_the_padding_that_was_proven_is_refused() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.project = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor, real: Tensor, bias: Tensor) -> Tensor:
+            mask = (1.0 - real[:, None, None, :].float()) * -1e9 + bias[:, None, None, :]
+            for _ in range(2):
+                heads = self.project(x)[:, None]
+                attended = nn.functional.scaled_dot_product_attention(heads, heads, heads, mask)
+                x = x + attended[:, 0]
+                x = x + self.project(x).relu()
+            return x
+
+    inputs = {
+        "x": torch.randn(2, 6, 8),
+        "real": torch.ones(2, 6, dtype=torch.int64),
+        "bias": torch.randn(2, 6),
+    }
+    refusal = parse_spec("token-drop:method=random").legality(capture(Twice().eval(), inputs))
+    assert isinstance(refusal, Refusal)
+    assert "computed from bias" in refusal.reason
+
+
 def test_a_model_without_attention_is_refused(refused: Refuse) -> None:
     program = capture(nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval(), {"input": torch.randn(2, 4)})
     assert "no attention was found" in refused(program, "token-drop:method=random").reason
