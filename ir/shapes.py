@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from copy import copy
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +22,6 @@ if TYPE_CHECKING:
     from .program import Program
 
 Size = int | torch.SymInt
-# Where torch keeps what it has found out of symbols.
-_FOUND_OUT = (
-    "replacements", "replacements_slocs", "var_to_range", "var_to_range_sloc", "guards", "axioms", "divisible",
-)  # fmt: skip
 
 
 class SymbolTable:
@@ -73,27 +68,6 @@ def fake_mode(program: Program) -> FakeTensorMode:
         if isinstance(value, FakeTensor):
             return value.fake_mode
     return SymbolTable().mode
-
-
-@contextmanager
-def undone_on_failure(program: Program) -> Iterator[None]:
-    """Within it, what is found out of sizes is forgotten again where it ends in an error.
-
-    Programs that were edited from each other share their symbols: one that fixes a size fixes it for all.
-    """
-    environment = fake_mode(program).shape_env
-    assert environment is not None
-    before = {name: copy(getattr(environment, name)) for name in _FOUND_OUT if hasattr(environment, name)}
-    try:
-        yield
-    except BaseException:
-        for name, value in before.items():
-            setattr(environment, name, value)
-        # What torch remembers of a size is for as long as these stand still.
-        for name in ("_version_counter", "_replacements_version_counter"):
-            if hasattr(environment, name):
-                setattr(environment, name, getattr(environment, name) + 1)
-        raise
 
 
 def fake_call(node: fx.Node) -> Any:

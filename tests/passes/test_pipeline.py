@@ -216,14 +216,12 @@ class FixesASize(Scale):
         return super().rewrite(program, sites)
 
 
-def test_a_pass_that_fails_leaves_no_trace_on_the_program() -> None:
+def test_a_program_whose_size_a_pass_has_fixed_is_to_be_captured_again() -> None:
     program = build(Config(dynamic=True))
-    before = program_text(program)
-    for _ in range(2):
-        with pytest.raises(InputError, match=r"dimension '\w+' was fixed to"):
-            run(program, [FixesASize()])
-        assert program_text(program) == before
-        assert [step.verdict for step in run(program, [Scale(shift=0.1)])[1].steps][-1] == "kept"
+    with pytest.raises(InputError, match=r"your pass 'test-fixes-a-size' .* dimension '\w+' was fixed to"):
+        run(program, [FixesASize()])
+    with pytest.raises(InputError, match=r"was fixed to .* capture the model again"):
+        run(program, [Scale(shift=0.1)])
 
 
 def test_a_pass_that_does_not_pay_is_reverted_when_speed_is_required() -> None:
