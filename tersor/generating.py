@@ -34,6 +34,7 @@ class Generator:
 
     Attributes:
         artifact: the folder that the model was loaded from; None where it was made in this process.
+        drafter: who guesses; None where nobody does.
         statistics: what came of guesses in the last call.
     """
 
@@ -58,7 +59,8 @@ class Generator:
             )
         noted = self.program.notes.get(NOTE)
         pass_ = None if noted is None else parse_spec(noted)
-        self._guess = pass_.drafter.begin if isinstance(pass_, Speculate) else None
+        self.drafter = pass_.drafter if isinstance(pass_, Speculate) else None
+        self._guess = None if self.drafter is None else self.drafter.begin
         self.statistics = Statistics()
         self._folder = tokenizer_folder(self.program, self.artifact)
         self._tokenizer: Any = None
@@ -73,6 +75,11 @@ class Generator:
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._folder)
         return self._tokenizer
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The token ids behind which nothing follows."""
+        return end_tokens(self.program.facts.config, self._folder)
 
     def __call__(
         self,
@@ -105,7 +112,7 @@ class Generator:
             raise InputError(f"stop={stop!r} is no text: give one, or a list of them")
         stopping = Stopping(
             max_new_tokens,
-            end_tokens(self.program.facts.config, self._folder),
+            self.ends,
             stops_at(self.tokenizer, stops) if stops else None,
         )
         sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)

@@ -31,6 +31,7 @@ from .verification import Verification, raise_unless_ok, verify_artifact
 
 if TYPE_CHECKING:
     from .codegen.onnx.emitter import Ops
+    from .generator_file import EndTokens
 
 
 class OptimizedModel:
@@ -156,22 +157,44 @@ class OptimizedModel:
             manifest=self.manifest,
         )
 
-    def export_onnx(self, path: str | os.PathLike[str], ops: Ops = "portable") -> list[Path]:
+    def export_onnx(
+        self,
+        path: str | os.PathLike[str],
+        ops: Ops = "portable",
+        *,
+        generate: bool = False,
+        guess: bool = True,
+        end_tokens: EndTokens = "model",
+    ) -> list[Path]:
         """Write one ONNX file (weights beside it above 2 GB) that computes what the Program computes.
+
+        With ``generate`` the file decodes by itself, in standard operators: it takes ``input_ids`` (int64
+        ``[1, prompt]``) and ``max_new_tokens`` (an int64 number), and returns ``new_tokens`` (int64 ``[1, new]``),
+        those that :meth:`generate` adds by default.
 
         Args:
             ops: ``portable`` for the standard operator set, ``ort`` to allow ONNX Runtime's own operators.
+            generate: of a model with ``kv-cache`` among its passes, write prompt in, new tokens out.
+            guess: let the file guess ahead where ``speculate`` is among the passes.
+            end_tokens: the ids behind which the file adds nothing; the model's own by default, none for None.
 
         Returns:
             the files written.
 
         Raises:
-            InputError: the path cannot be written, or ``ops`` is unknown.
+            InputError: the path cannot be written, an option makes no sense, or the model is none that generates.
             LoweringError: an operator has no ONNX form, or ONNX Runtime computed something else.
         """
+        file = check_output_file(path)
+        if generate:
+            from .generator_file import export_generating
+
+            return export_generating(self.generator, file, ops, self.report, self.samples, guess, end_tokens)
+        if not guess or end_tokens != "model":
+            raise InputError("guess and end_tokens are of files that generate: add generate=True")
         from .onnx_file import export_checked
 
-        return export_checked(self.program, check_output_file(path), ops, self.report, self.samples)
+        return export_checked(self.program, file, ops, self.report, self.samples)
 
     def deviation(self) -> Deviation:
         """Deviation of what runs from the captured model, on ``samples``; from the Program for a loaded model."""

@@ -39,13 +39,13 @@ def build(
     """
     model = translate(program, ops, metadata, store_transposed=not for_session)
     if not for_session:
-        _tidy(model)
+        tidy(model)
     check_model(model, portable=ops == "portable")
     assert_dynamic(model, program)
     return model
 
 
-def _tidy(model: ir.Model) -> None:
+def tidy(model: ir.Model) -> None:
     """onnxscript's folding and onnx-ir's clean-up.
 
     The rest of onnxscript's optimiser is left out: its rewrite rules take longer than all that is done here, and find

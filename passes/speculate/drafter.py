@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..contract import Method
 
@@ -61,3 +61,12 @@ class Drafter(Method):
     @abstractmethod
     def begin(self) -> Drafting:
         """Start on a new sequence."""
+
+    def as_module(self, most: int) -> nn.Module | None:
+        """Guesses as a function of the text alone, at most ``most``; None where they follow from more than that.
+
+        Returns:
+            a module of tensor operators that ``capture`` takes: from the tokens so far, int64 ``[n]``, to guesses,
+            int64 ``[most]``, the next token first, and how many of them count, int64 ``[1]``.
+        """
+        return None

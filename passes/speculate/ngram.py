@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from torch import nn
+
 from .drafter import Draft, Drafter, Drafting, chance_of_match
+from .lookup import Lookup
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,9 @@ class NGram(Drafter):
 
     def begin(self) -> Drafting:
         return _Lookup(self.shortest, self.longest)
+
+    def as_module(self, most: int) -> nn.Module:
+        return Lookup(self.shortest, self.longest, most)
 
 
 class _Lookup(Drafting):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..registry import find_methods
 from .drafter import Draft, Drafter, Drafting
@@ -39,6 +39,12 @@ class Several(Drafter):
     def begin(self) -> Drafting:
         drafters: list[Drafter] = self._drafters  # type: ignore[attr-defined]
         return _Side([drafter.begin() for drafter in drafters])
+
+    def as_module(self, most: int) -> nn.Module | None:
+        """That of the first that has one: a function guesses a chain, and no tree."""
+        drafters: list[Drafter] = self._drafters  # type: ignore[attr-defined]
+        modules = (drafter.as_module(most) for drafter in drafters)
+        return next((module for module in modules if module is not None), None)
 
 
 class _Side(Drafting):

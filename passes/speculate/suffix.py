@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
+from torch import nn
+
 from .automaton import SuffixAutomaton
 from .drafter import Draft, Drafter, Drafting, chance_of_match
+from .lookup import Lookup
 
 # Between texts; no token id.
 _BREAK = -1
@@ -46,6 +49,10 @@ class Suffix(Drafter):
         if self.remember:
             self._earlier.under_way.append(drafting)
         return drafting
+
+    def as_module(self, most: int) -> nn.Module:
+        """Of this text alone: a function remembers no earlier one."""
+        return Lookup(self.shortest, max(self.shortest, _KINDS), most)
 
 
 class _Earlier:

@@ -80,13 +80,21 @@ def convert(
         str | None, typer.Option(metavar="portable|ort", help="ONNX operators.", show_default="ort")
     ] = None,
     threads: Threads = None,
+    generator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write one ONNX file that generates by itself; needs -p kv-cache, guesses with -p speculate.",
+        ),
+    ] = None,
     imports: Imports = None,
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
     """Capture MODEL, apply passes, lower it to a target, and write an artifact that runs."""
     from ..calibration import read_batches
-    from ..folders import check_output
+    from ..folders import check_output, check_output_file
+    from ..ir.errors import InputError
     from ..lowering import target_with_options
     from ..optimize import optimize_model
     from ..passes.spec import parse_spec
@@ -96,6 +104,9 @@ def convert(
     import_modules(imports)
     instances = [parse_spec(spec) for spec in passes or ()]
     target_with_options(target, {"ops": ops, "threads": threads})
+    generating = None if generator is None else check_output_file(generator)
+    if generating is not None and all(instance.family != "cache" for instance in instances):
+        raise InputError(f"--generator {generator} needs a model that keeps a cache: add -p kv-cache")
     sizes = parse_dynamic(dynamic)
     examples = read_examples(example_inputs)
     batches = read_batches(calibration) if calibration is not None else None
@@ -116,16 +127,19 @@ def convert(
         )
         report(f"writing {out}", len(instances) + 4, len(instances) + 5)
         fast.save(place)
+        written = [] if generating is None else fast.export_onnx(generating, generate=True)
     data = {
         "out": str(place),
+        "generator": [str(file) for file in written],
         "target": target,
         "calibrated": batches is not None,
         "report": fast.report.to_json(),
     }
-    emit(data, _text(fast, out, made_up=examples is None), json)
+    wrote = ", ".join([out, *([] if generator is None else [generator])])
+    emit(data, _text(fast, wrote, made_up=examples is None), json)
 
 
-def _text(fast: OptimizedModel, out: str, made_up: bool) -> RenderableType:
+def _text(fast: OptimizedModel, wrote: str, made_up: bool) -> RenderableType:
     from rich.console import Group
 
     parts: list[Any] = [fast.report.table()]
@@ -134,5 +148,5 @@ def _text(fast: OptimizedModel, out: str, made_up: bool) -> RenderableType:
             f"Measured on {'inputs that Tersor made up' if made_up else 'the example inputs alone'}. For figures that "
             "mean something, and for a check that it got faster, pass --calibration."
         )
-    parts.append(f"Wrote {out}")
+    parts.append(f"Wrote {wrote}")
     return Group(*parts)

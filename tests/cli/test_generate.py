@@ -47,3 +47,27 @@ def test_an_artifact_without_a_cache_says_what_to_do(tersor: Tersor, artifact: P
     outcome = tersor("generate", artifact, "Once")
     assert outcome.code == 2
     assert "convert it with -p kv-cache" in outcome.error
+
+
+def test_a_file_that_generates_by_itself_is_written_beside_the_artifact(
+    tersor: Tersor, tmp_path: Path
+) -> None:
+    import numpy as np
+    import onnxruntime
+
+    outcome = tersor(
+        "convert", save_text_model(tmp_path / "model"), "-p", "kv-cache", "-p", "speculate", "--target", "torch",
+        "-o", tmp_path / "out", "--generator", tmp_path / "gen.onnx", "--json",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.json["generator"] == [str(tmp_path / "gen.onnx")]
+    session = onnxruntime.InferenceSession(str(tmp_path / "gen.onnx"), providers=["CPUExecutionProvider"])
+    new = session.run(None, {"input_ids": np.array([[79, 110]]), "max_new_tokens": np.array(5)})[0]
+    assert new.shape == (1, 5)
+
+
+def test_a_file_that_generates_needs_a_cache(tersor: Tersor, model_folder: Path, tmp_path: Path) -> None:
+    outcome = tersor("convert", model_folder, "-o", tmp_path / "out", "--generator", tmp_path / "gen.onnx")
+    assert outcome.code == 2
+    assert "add -p kv-cache" in outcome.error
+    assert not list(tmp_path.iterdir())

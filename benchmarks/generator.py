@@ -1,0 +1,189 @@
+"""Gemma 3 270M as a file that generates by itself, beside ``generate`` step by step, on CPU.
+
+python -m benchmarks.generator                       prints its section, which the page does not have yet
+python -m benchmarks.generator --new 32 --prompts 6  a quick look
+
+Every prompt goes through all sides in turns; their tokens must be the same, or part at a tie.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from rich.console import Console
+
+import tersor
+from examples.prompts import Prompt, prompts
+from examples.real_data import prose
+from examples.real_models import gemma3_270m
+from tersor.runtime.divergence import Divergence, first_divergence
+from tersor.runtime.generation import Stopping, generate
+from tersor.runtime.sampling import Sampling
+
+from .page import check_limits, provenance, table
+
+PLAIN, GREEDY, GUESSING = "generate, plain", "greedy file", "guessing file"
+SIDES = (PLAIN, GREEDY, GUESSING)
+# Of all prompts together: seconds of the greedy file over plain decoding, and over those of the guessing one.
+GREEDY_LIMIT, GUESSING_LIMIT = 1.15, 1.7
+_OPENING = """\
+Gemma 3 270M, float32, greedy, {new} new tokens behind each of {prompts} prompts, which go through all sides in turns;
+seconds with the prompt's own, median of {repeats} run(s). *{plain}*: `fast.generate` with `kv-cache`; the files: what
+`fast.export_onnx(..., generate=True)` writes, without guesses and with those of `speculate:drafter=ngram`, in ONNX
+Runtime alone. Ratios are geometric means over prompts."""
+
+_console = Console(stderr=True)
+
+
+@dataclass
+class Result:
+    """One prompt: seconds of every side, and its tokens."""
+
+    prompt: Prompt
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    tokens: dict[str, list[int]] = field(default_factory=dict)
+    divergences: list[Divergence] = field(default_factory=list)
+
+    def ratio(self, side: str, over: str) -> float:
+        """How many times the seconds of ``over`` those of ``side`` are."""
+        return median(a / b for a, b in zip(self.seconds[side], self.seconds[over], strict=True))
+
+
+class Bench:
+    """The model on all sides."""
+
+    def __init__(self, new: int, folder: Path) -> None:
+        self.new = new
+        self.model, self.tokenizer = gemma3_270m()
+        ids = torch.randint(5, 1000, (1, 24))
+        example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        fast = tersor.optimize_model(
+            self.model, ["kv-cache", "speculate:drafter=ngram"], "onnx", example_inputs=example
+        )
+        fast.generate([[2, 5]], max_new_tokens=2)
+        generator: Any = fast._generator
+        self.decoder = generator.decoder
+        self.sessions = {}
+        for side in (GREEDY, GUESSING):
+            (file,) = fast.export_onnx(
+                folder / f"{side}.onnx", generate=True, guess=side == GUESSING, end_tokens=None
+            )
+            self.sessions[side] = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+            self._run(side, [2, 5])
+
+    def run(self, prompt: Prompt, repeats: int) -> Result:
+        result = Result(prompt)
+        for _ in range(repeats):
+            for side in SIDES:
+                started = time.perf_counter()
+                result.tokens[side] = self._run(side, prompt.tokens)
+                result.seconds.setdefault(side, []).append(time.perf_counter() - started)
+        for side in (GREEDY, GUESSING):
+            parted = first_divergence(
+                prompt.tokens, result.tokens[PLAIN], result.tokens[side], self._stepped, self._whole
+            )
+            result.divergences += [] if parted is None else [parted]
+        return result
+
+    def _stepped(self, tokens: Sequence[int]) -> torch.Tensor:
+        return self.decoder.prefill(self.decoder.new_cache(1), 0, tokens)  # type: ignore[no-any-return]
+
+    def _whole(self, tokens: Sequence[int]) -> torch.Tensor:
+        ids = torch.tensor([list(tokens)])
+        return self.model(input_ids=ids, logits_to_keep=1).logits[0, -1]  # type: ignore[no-any-return]
+
+    def _run(self, side: str, tokens: list[int]) -> list[int]:
+        if side == PLAIN:
+            return generate(self.decoder, [tokens], Stopping(self.new), Sampling())[0]
+        given = {"input_ids": np.array([tokens]), "max_new_tokens": np.array(self.new)}
+        return self.sessions[side].run(None, given)[0][0].tolist()  # type: ignore[no-any-return]
+
+
+def mean_ratio(results: Sequence[Result], side: str, over: str) -> float:
+    return math.exp(sum(math.log(result.ratio(side, over)) for result in results) / len(results))
+
+
+def missed(results: Sequence[Result]) -> list[str]:
+    """What is asked of the figures and is not so."""
+    slower, faster = mean_ratio(results, GREEDY, PLAIN), mean_ratio(results, GREEDY, GUESSING)
+    found = []
+    if slower > GREEDY_LIMIT:
+        found.append(f"{GREEDY} takes {slower:.2f} of {PLAIN} (at most {GREEDY_LIMIT:g})")
+    if faster < GUESSING_LIMIT:
+        found.append(f"{GUESSING} over {GREEDY}: {faster:.2f} (at least {GUESSING_LIMIT:g})")
+    return found + [str(d) for result in results for d in result.divergences if not d.is_tie]
+
+
+def section(results: Sequence[Result], new: int, repeats: int) -> str:
+    """The whole section of the page."""
+    kinds: dict[str, list[Result]] = {}
+    for result in results:
+        kinds.setdefault(result.prompt.kind, []).append(result)
+    header = ["kind of text", *(f"{side}, s" for side in SIDES), "greedy / plain", "greedy / guessing"]
+    rows = [_cells(kind, some) for kind, some in kinds.items()]
+    rows.append(_cells("**all**", results))
+    whole = sum(not result.divergences for result in results)
+    parted = "; ".join(str(d) for result in results for d in result.divergences)
+    short = missed(results)
+    return "\n".join(
+        [
+            provenance("generator"),
+            "",
+            _OPENING.format(new=new, prompts=len(results), repeats=repeats, plain=PLAIN),
+            "",
+            table(header, rows),
+            "",
+            f"{whole} of {len(results)} prompts have the same tokens on all sides to the end"
+            + (f"; the others part at: {parted}." if parted else "."),
+            "",
+            "Below what is asked: " + ("; ".join(short) if short else "nothing") + ".",
+        ]
+    )
+
+
+def _cells(label: str, results: Sequence[Result]) -> list[str]:
+    seconds = [f"{median(median(r.seconds[side]) for r in results):.2f}" for side in SIDES]
+    ratios = [f"{mean_ratio(results, GREEDY, over):.2f}" for over in (PLAIN, GUESSING)]
+    return [label, *seconds, *ratios]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.generator", description=__doc__.split("\n")[0])
+    parser.add_argument("--new", type=int, default=128, help="new tokens behind each prompt")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each prompt and side")
+    parser.add_argument("--prompts", type=int, default=0, help="only so many, from all kinds")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a stated limit is missed")
+    options = parser.parse_args()
+    torch.set_grad_enabled(False)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(options.new, Path(folder))
+        chosen = prompts(bench.tokenizer, prose())
+        if options.prompts:
+            chosen = chosen[:: max(1, len(chosen) // options.prompts)][: options.prompts]
+        results = []
+        for prompt in chosen:
+            results.append(bench.run(prompt, options.repeats))
+            last = results[-1]
+            times = ", ".join(f"{side} {median(last.seconds[side]):.2f} s" for side in SIDES)
+            _console.print(
+                f"{prompt.kind}, {len(prompt.tokens)} tokens: {times}"
+                + "".join(f"; parts at {d}" for d in last.divergences),
+                highlight=False,
+            )
+    print(section(results, options.new, options.repeats))
+    check_limits(missed(results), options.check)
+
+
+if __name__ == "__main__":
+    main()
