@@ -45,6 +45,9 @@ class Stepped(Executable):
     def compute(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return run_in_steps(self.stepping, self.steps.inputs, self.steps.outputs, self.steps.run, inputs)
 
+    def describe(self, texts: Mapping[str, str]) -> None:
+        self.steps.describe(texts)
+
     def save(self, folder: Path) -> None:
         self.steps.save(folder)
 

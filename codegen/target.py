@@ -66,6 +66,9 @@ class Executable(ABC):
             for spec, result in zip(self.outputs, results, strict=True)
         )
 
+    def describe(self, texts: Mapping[str, str]) -> None:  # noqa: B027
+        """Texts that the target's own files are to carry, where they can carry any."""
+
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write this target's own files into ``folder``, which exists."""
@@ -85,6 +88,9 @@ class Target(ABC):
 
     name: ClassVar[str]
     executable: ClassVar[type[Executable]]
+
+    def check_options(self, options: Mapping[str, Any]) -> None:  # noqa: B027
+        """Raise InputError where options that are each right do not go together, before any work is done."""
 
     @abstractmethod
     def lower(self, program: Program, **options: Any) -> Executable:

@@ -12,6 +12,7 @@ from tersor.ir.program import Program
 
 from .contract import Promise, Site
 from .deviation import Deviation
+from .storage import Storage
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,6 +70,7 @@ class Report:
         samples: calibration inputs that the promises were checked on.
         deviation: of the final Program from the captured one.
         notes: what capture had to settle without being asked, one line each.
+        storage: what it costs to store weights in fewer bits; None where they are stored as they are.
     """
 
     steps: tuple[Step, ...]
@@ -76,6 +78,7 @@ class Report:
     samples: int
     deviation: Deviation | None = None
     notes: tuple[str, ...] = ()
+    storage: Storage | None = None
 
     @property
     def kept(self) -> tuple[Step, ...]:
@@ -98,6 +101,7 @@ class Report:
             "after": asdict(self.after) if self.after else None,
             "deviation": _plain(self.deviation.to_json()) if self.deviation else None,
             "notes": list(self.notes),
+            "storage": _plain(self.storage.to_json()) if self.storage else None,
             "steps": [step.to_json() for step in self.steps],
         }
 
@@ -110,7 +114,8 @@ class Report:
             ]
             told = ", ".join(cell for cell in cells if not cell.endswith(" -"))
             lines.append(f"  {step.spec}: {step.verdict}{f' ({step.reason})' if step.reason else ''}; {told}")
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+        stored = [f"  {self.storage}"] if self.storage else []
+        return "\n".join([*lines, *stored, *(f"  note: {note}" for note in self.notes)])
 
     def table(self) -> Table:
         """A rich table, one row a pass."""
@@ -118,7 +123,10 @@ class Report:
 
         table = Table(
             title="passes" + "".join(f", {name} {size}" for name, size in self.sizes.items()),
-            caption="\n".join(f"note: {note}" for note in self.notes) or None,
+            caption="\n".join(
+                [*([str(self.storage)] if self.storage else []), *(f"note: {note}" for note in self.notes)]
+            )
+            or None,
         )
         table.add_column(_COLUMNS[0], overflow="fold")
         for column in _COLUMNS[1:-1]:

@@ -33,6 +33,7 @@ def target_with_options(name: str, options: Mapping[str, Any]) -> tuple[Target, 
         if key not in known:
             raise InputError(f"target {name!r} has no option {key!r}{nearest(key, known)}")
         _check_value(key, value, hints[key])
+    target.check_options(given)
     return target, given
 
 

@@ -171,6 +171,7 @@ class OptimizedModel:
         With ``generate`` the file decodes by itself, in standard operators: it takes ``input_ids`` (int64
         ``[1, prompt]``) and ``max_new_tokens`` (an int64 number), and returns ``new_tokens`` (int64 ``[1, new]``),
         those that :meth:`generate` adds by default.
+        Weights are in it as the Program holds them; ``model.onnx`` of a saved artifact has them as they were stored.
 
         Args:
             ops: ``portable`` for the standard operator set, ``ort`` to allow ONNX Runtime's own operators.

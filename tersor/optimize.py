@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,12 +24,12 @@ from .passes import pipeline
 from .passes.blame import outside_kinds
 from .passes.contract import Pass
 from .passes.pipeline import OnViolation
-from .passes.report import Report
 from .passes.spec import parse_spec
 from .profit import Profit
 from .progress import Report as Progress
 from .progress import Steps
 from .runtime.session import Session
+from .storing import lower_stored
 
 
 def optimize_model(
@@ -43,6 +43,7 @@ def optimize_model(
     require_speedup: bool | None = None,
     dynamic: Dynamic = "auto",
     ops: str | None = None,
+    weights: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -64,6 +65,8 @@ def optimize_model(
             the first calibration batch; on when calibration is given.
         dynamic: as for ``capture``.
         ops: ``portable`` or ``ort``, for ONNX: standard operators only, or ONNX Runtime's own too (the default).
+        weights: how matrices are stored, for ONNX: ``fp32`` (the default), ``fp16``, ``bf16``, ``int8``, ``int4``,
+            ``gguf``, or ``auto``, the smallest that costs at most 1%; see ``tersor.storing`` for what is measured.
         threads: threads of one session; all cores by default.
         progress: called as a step begins, with its name, the number of steps done and the number of steps.
         options: further options of the target, such as ``compile=True`` for torch.
@@ -71,11 +74,12 @@ def optimize_model(
     Raises:
         SpecError, InputError: found before the model is read wherever they can be.
         CaptureError: the model cannot be captured.
-        RefusedError, PromiseError: a pass cannot act, or broke its promise, and ``on_violation`` is ``"raise"``.
+        RefusedError, PromiseError: a pass cannot act, or broke its promise, or weights cannot be stored as asked for
+            what they may cost, and ``on_violation`` is ``"raise"``.
         LoweringError: the target has no form for an operator, or computed something else.
     """
     instances = _instances(passes)
-    _, lowering = target_with_options(target, {"ops": ops, "threads": threads, **options})
+    _, lowering = target_with_options(target, {"ops": ops, "weights": weights, "threads": threads, **options})
     _check_policy(max_deviation, on_violation, require_speedup)
     batches = list_batches(calibration) if calibration is not None else []
     if require_speedup is None:
@@ -103,11 +107,19 @@ def optimize_model(
         progress=steps.begin,
     )
     steps.begin(f"lowering to {target}")
-    executable = lower(rewritten, target, lowering | _metadata(target, report))
-    steps.begin(f"comparing {target} with the Program")
-    # The example and the calibration inputs differ in size, which shows a size that was fixed on the way.
-    compared = [samples[0], *([source.bind(**source.example_inputs)] if batches else [])]
-    check_agreement(executable, rewritten, compared, target)
+    if lowering.get("weights", "fp32") == "fp32":
+        executable = lower(rewritten, target, lowering)
+        steps.begin(f"comparing {target} with the Program")
+        # The example and the calibration inputs differ in size, which shows a size that was fixed on the way.
+        compared = [samples[0], *([source.bind(**source.example_inputs)] if batches else [])]
+        check_agreement(executable, rewritten, compared, target)
+    else:
+        # Rounded weights are no rounding of sums: in place of agreement there is a measured loss.
+        found = lower_stored(rewritten, target, lowering, samples, bool(batches), on_violation, steps.detail)
+        steps.begin(f"comparing {target} with the Program")
+        executable, lowering = found.executable, found.options
+        report = replace(report, storage=found.storage)
+    executable.describe(report_metadata(report))
     manifest = Manifest(
         target,
         lowering,
@@ -156,13 +168,7 @@ def _outside_modules(instances: Sequence[Pass]) -> tuple[str, ...]:
 
 
 def _profit(target: str, lowering: dict[str, Any], batch: Batch, tell: Callable[[str], None]) -> Profit:
-    found, options = target_with_options(target, lowering)
+    # How weights are stored is settled behind all passes, which are timed without.
+    plain = {key: value for key, value in lowering.items() if key not in ("weights", "weight_kinds")}
+    found, options = target_with_options(target, plain)
     return Profit(found, options, batch, tell)
-
-
-def _metadata(target: str, report: Report) -> dict[str, Any]:
-    """What a target that can carry texts in its files is to write there."""
-    found, _ = target_with_options(target, {})
-    if "metadata" not in inspect.signature(found.lower).parameters:
-        return {}
-    return {"metadata": report_metadata(report)}

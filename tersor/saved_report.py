@@ -9,6 +9,7 @@ from .ir.analyses.cost import Totals
 from .passes.contract import Promise, Site
 from .passes.deviation import Deviation, OutputDeviation
 from .passes.report import Report, Step
+from .passes.storage import Storage, trial_from_json
 
 
 def read_report(data: Mapping[str, Any]) -> Report:
@@ -23,6 +24,7 @@ def read_report(data: Mapping[str, Any]) -> Report:
         int(data["samples"]),
         read_deviation(data["deviation"]),
         tuple(map(str, data.get("notes", ()))),
+        _storage(data.get("storage")),
     )
     for key, total in (("before", report.before), ("after", report.after)):
         if _totals(data[key]) != total:
@@ -55,6 +57,23 @@ def read_deviation(data: Mapping[str, Any] | None) -> Deviation | None:
     if float(data["overall"]) != deviation.overall:
         raise ValueError(f"'overall' is {data['overall']}, and its outputs give {deviation.overall}")
     return deviation
+
+
+def _storage(data: Mapping[str, Any] | None) -> Storage | None:
+    if data is None:
+        return None
+    deviation = read_deviation(data["deviation"])
+    trials = tuple(map(trial_from_json, data["trials"]))
+    if deviation is None or not trials:
+        raise ValueError("'storage' holds no measurement")
+    return Storage(
+        str(data["measure"]),
+        int(data["positions"]),
+        float(data["most_loss"]),
+        int(data["bytes"]),
+        trials,
+        deviation,
+    )
 
 
 def _step(data: Mapping[str, Any]) -> Step:

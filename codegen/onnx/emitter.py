@@ -14,6 +14,7 @@ from tersor.ir.errors import LoweringError
 from tersor.ir.shapes import expression, size_text
 
 from .sizes import Sizes
+from .weights.kind import Stored
 
 Ops = Literal["portable", "ort"]
 Operand = ir.Value | Tensor | int | float | bool | torch.SymInt
@@ -29,6 +30,8 @@ class Emitter:
         ops: ``portable`` (standard operators only) or ``ort`` (ONNX Runtime's own are allowed).
         node: the FX node being lowered.
         shared: names of weights that something other than linear layers reads too.
+        stored: the weights that are stored otherwise than the Program holds them, by name.
+        for_session: whether the model is run in this process, and not written to a file.
     """
 
     def __init__(
@@ -37,10 +40,12 @@ class Emitter:
         symbols: Mapping[str, str],
         weights: Mapping[str, Tensor],
         *,
-        store_transposed: bool = True,
+        stored: Mapping[str, Stored] | None = None,
+        for_session: bool = False,
     ) -> None:
         self.ops = ops
-        self._store_transposed = store_transposed
+        self.stored = dict(stored or {})
+        self.for_session = for_session
         self.node: fx.Node | None = None
         self.nodes: list[ir.Node] = []
         self.initializers: dict[str, ir.Value] = {}
@@ -114,7 +119,7 @@ class Emitter:
         tensor = tensor.detach().contiguous()
         key = (dtype, tuple(tensor.shape), tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         if key not in self._constants:
-            self._constants[key] = self._initializer(f"const.{len(self._constants)}", tensor)
+            self._constants[key] = self.initializer(f"const.{len(self._constants)}", tensor)
         return self._constants[key]
 
     def ints(self, values: Sequence[int]) -> ir.Value:
@@ -123,22 +128,26 @@ class Emitter:
 
     def weight(self, name: str) -> ir.Value:
         """The initializer of a weight of the Program."""
-        if name not in self.initializers:
-            self._initializer(name, self._weights[name].detach())
-        return self.initializers[name]
+        return self._read(name, name, lambda weight: weight)
 
     def transposed_weight(self, name: str) -> ir.Value:
         """A weight matrix stored transposed; nothing is copied before the file is written."""
-        if not self._store_transposed:
+        if self.for_session:
             return self.shared_value(
                 ("transposed", name), lambda: self.op("Transpose", self.weight(name), perm=[1, 0])
             )
-        stored = f"{name}.T"
-        if stored not in self.initializers:
-            self._initializer(stored, self._weights[name].detach().t())
-        return self.initializers[stored]
+        return self._read(f"{name}.T", name, Tensor.t)
 
-    def _initializer(self, name: str, tensor: Tensor) -> ir.Value:
+    def _read(self, under: str, name: str, view: Callable[[Tensor], Tensor]) -> ir.Value:
+        weight, stored = self._weights[name].detach(), self.stored.get(name)
+        if stored is None:
+            return self.initializer(under, view(weight))
+        return stored.read(self, under, weight, view)
+
+    def initializer(self, name: str, tensor: Tensor) -> ir.Value:
+        """The initializer called ``name``, which is ``tensor`` where there is none yet."""
+        if name in self.initializers:
+            return self.initializers[name]
         held = TorchTensor(tensor, name=name)
         value = ir.Value(
             name=name, shape=ir.Shape(held.shape), type=ir.TensorType(held.dtype), const_value=held
@@ -239,3 +248,8 @@ class Emitter:
             # The one -1 goes to the first unknown; the others are computed from the inputs' sizes.
             return self.op("Reshape", value, self.shape(target))
         return self.op("Reshape", value, self.ints([int(t) for t in target]))
+
+
+def stored_name(source: Any) -> str | None:
+    """The name of the weight that an argument of an FX node is; None for a computed value."""
+    return str(source.target) if isinstance(source, fx.Node) and source.op == "get_attr" else None

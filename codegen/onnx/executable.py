@@ -20,12 +20,17 @@ from .emitter import Ops
 from .export import build, export
 from .file import replacing, weights_beside
 from .session import chosen_providers, run, session_from_file, session_from_model, session_options
+from .weights import Stored, check_operators, stored_weights
 
 MODEL_FILE, SETTINGS_FILE = "model.onnx", "onnx.json"
 
 
 class OnnxExecutable(Executable):
-    """An ONNX Runtime session, and the Program or file that it came from."""
+    """An ONNX Runtime session, and the Program or file that it came from.
+
+    Attributes:
+        metadata: texts for the saved model's ``metadata_props``.
+    """
 
     def __init__(
         self,
@@ -35,13 +40,14 @@ class OnnxExecutable(Executable):
         *,
         ops: Ops,
         program: Program | None = None,
+        stored: Mapping[str, Stored] | None = None,
         path: Path | None = None,
-        metadata: Mapping[str, str] | None = None,
         domains: tuple[InputDomain, ...] = (),
     ) -> None:
         self.session = session
         self.ops = ops
-        self.metadata = dict(metadata or {})
+        self.metadata: dict[str, str] = {}
+        self._stored = dict(stored or {})
         self._inputs, self._outputs = inputs, outputs
         self._program, self._path = program, path
         self._domains = domains
@@ -55,10 +61,18 @@ class OnnxExecutable(Executable):
         ops: Ops = "ort",
         threads: int | None = None,
         providers: Sequence[str] | None = None,
-        metadata: Mapping[str, str] | None = None,
+        weights: str = "fp32",
+        weight_kinds: Mapping[str, str] | None = None,
     ) -> Self:
-        """Lower ``program`` and open a session on it; the weights stay where the Program holds them."""
-        model = build(program, ops, metadata, for_session=True)
+        """Lower ``program`` and open a session on it; the weights stay where the Program holds them.
+
+        Raises:
+            InputError: ``weights`` or ``weight_kinds`` makes no sense for this Program.
+            LoweringError: an operator has no ONNX form.
+        """
+        check_operators(ops, {weights, *(weight_kinds or {}).values()})
+        stored = stored_weights(program, weights, weight_kinds)
+        model = build(program, ops, stored=stored, for_session=True)
         session = session_from_model(model, session_options(threads), chosen_providers(providers))
         return cls(
             session,
@@ -66,7 +80,7 @@ class OnnxExecutable(Executable):
             program.outputs,
             ops=ops,
             program=program,
-            metadata=metadata,
+            stored=stored,
             domains=input_domains(program),
         )
 
@@ -82,6 +96,9 @@ class OnnxExecutable(Executable):
     def domains(self) -> tuple[InputDomain, ...]:
         return self._domains
 
+    def describe(self, texts: Mapping[str, str]) -> None:
+        self.metadata.update(texts)
+
     def compute(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return run(self.session, {spec.name: inputs[spec.name] for spec in self._inputs})
 
@@ -94,7 +111,7 @@ class OnnxExecutable(Executable):
         """Write ``model.onnx`` (and its weights beside it above 2 GB) and ``onnx.json``."""
         target = folder / MODEL_FILE
         if self._program is not None:
-            export(self._program, target, ops=self.ops, metadata=self.metadata)
+            export(self._program, target, ops=self.ops, metadata=self.metadata, stored=self._stored)
         elif self._path is not None and self._path.resolve() != target.resolve():
             for source in (self._path, *weights_beside(self._path)):
                 shutil.copyfile(source, folder / source.name)

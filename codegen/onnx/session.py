@@ -13,12 +13,13 @@ from torch.utils.dlpack import from_dlpack
 
 from tersor.ir.errors import ArtifactError, InputError, LoweringError
 
+from .emitter import MICROSOFT
 from .failures import load_failure, run_failure
 from .file import external, split_weights
 from .in_place import weights_in_place
 
 CPU = "CPUExecutionProvider"
-_MATRIX_READERS = {"MatMul", "Gemm", "Conv", "Gather"}
+_MATRIX_READERS = {("", "MatMul"), ("", "Gemm"), ("", "Conv"), ("", "Gather"), (MICROSOFT, "MatMulNBits")}
 
 
 def runtime() -> Any:
@@ -98,8 +99,8 @@ def _read_as_stored(model: ir.Model) -> set[str]:
 def _is_matrix(value: ir.Value) -> bool:
     readers = [use.node for use in value.uses()]
     return all(
-        not node.domain
-        and (node.op_type in _MATRIX_READERS or (node.op_type == "Transpose" and _is_matrix(node.outputs[0])))
+        (node.domain, node.op_type) in _MATRIX_READERS
+        or (node.op_type == "Transpose" and not node.domain and _is_matrix(node.outputs[0]))
         for node in readers
     )
 

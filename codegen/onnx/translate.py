@@ -19,6 +19,7 @@ from .emitter import Emitter, Ops
 from .lowerings import LOWERINGS
 from .torchlib import lower_with_torchlib
 from .version import IR_VERSION, OPSET
+from .weights.kind import Stored
 
 aten = torch.ops.aten
 
@@ -28,9 +29,13 @@ def translate(
     ops: Ops = "portable",
     metadata: Mapping[str, str] | None = None,
     *,
-    store_transposed: bool = True,
+    stored: Mapping[str, Stored] | None = None,
+    for_session: bool = False,
 ) -> ir.Model:
     """Lower ``program`` to an ONNX model whose weights are the Program's own tensors, not copies.
+
+    Args:
+        stored: the weights that are stored otherwise, by name.
 
     Raises:
         LoweringError: an operator has no ONNX form; the message names operator, node and layer.
@@ -38,7 +43,7 @@ def translate(
     """
     if ops not in get_args(Ops):
         raise InputError(f"ops={ops!r} is unknown; choose one of: {', '.join(get_args(Ops))}")
-    emitter = Emitter(ops, program.symbols, program.weights, store_transposed=store_transposed)
+    emitter = Emitter(ops, program.symbols, program.weights, stored=stored, for_session=for_session)
     emitter.shared = _shared_weights(program)
     walker = _Walker(emitter)
     inputs = [_input(emitter, walker, node) for node in program.graph.nodes if node.op == "placeholder"]

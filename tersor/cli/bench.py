@@ -89,7 +89,7 @@ def _capture(against: str, fast: OptimizedModel) -> Program:
 
 
 def _lower(source: Program, baseline: str | None, fast: OptimizedModel, threads: int | None) -> Any:
-    """MODEL without passes, with the options of the artifact where it is the same target."""
+    """MODEL without passes, its weights as they are, with the artifact's other options where it is the same target."""
     import inspect
 
     from ..codegen.target import find_target
@@ -98,6 +98,7 @@ def _lower(source: Program, baseline: str | None, fast: OptimizedModel, threads:
 
     name = baseline or fast.target
     options = dict(fast.manifest.options) if name == fast.target else {}
+    options = {key: value for key, value in options.items() if key not in ("weights", "weight_kinds")}
     if threads is not None and "threads" in inspect.signature(find_target(name).lower).parameters:
         options["threads"] = threads
     cleaned, _ = pipeline.run(source, [], calibration=fast.samples[:1])

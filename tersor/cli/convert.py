@@ -79,6 +79,14 @@ def convert(
     ops: Annotated[
         str | None, typer.Option(metavar="portable|ort", help="ONNX operators.", show_default="ort")
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="How matrices are stored, for onnx: fp32, fp16, bf16, int8, int4, gguf, or auto.",
+            show_default="fp32",
+        ),
+    ] = None,
     threads: Threads = None,
     generator: Annotated[
         str | None,
@@ -103,7 +111,7 @@ def convert(
     place = check_output(out)
     import_modules(imports)
     instances = [parse_spec(spec) for spec in passes or ()]
-    target_with_options(target, {"ops": ops, "threads": threads})
+    target_with_options(target, {"ops": ops, "weights": weights, "threads": threads})
     generating = None if generator is None else check_output_file(generator)
     if generating is not None and all(instance.family != "cache" for instance in instances):
         raise InputError(f"--generator {generator} needs a model that keeps a cache: add -p kv-cache")
@@ -122,6 +130,7 @@ def convert(
             require_speedup=require_speedup,
             dynamic=sizes,
             ops=ops,
+            weights=weights,
             threads=threads,
             progress=report,
         )

@@ -71,3 +71,22 @@ def test_a_file_that_generates_needs_a_cache(tersor: Tersor, model_folder: Path,
     assert outcome.code == 2
     assert "add -p kv-cache" in outcome.error
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_in_8_bits_are_stated_saved_and_generated_with(tersor: Tersor, tmp_path: Path) -> None:
+    model, out = save_text_model(tmp_path / "model"), tmp_path / "out"
+    outcome = tersor("convert", model, "-p", "kv-cache", "--weights", "int8", "-o", out, "--json")
+    assert outcome.code == 0, outcome.stderr
+    (trial,) = outcome.json["report"]["storage"]["trials"]
+    assert trial["kind"] == "int8"
+    assert abs(trial["loss"]) < 0.01
+    told = tersor("generate", out, "Once", "--max-new-tokens", "12", "--json")
+    assert told.code == 0, told.stderr
+    assert told.json["statistics"]["tokens"] > 0
+    assert tersor("verify", out, "--against", model).code == 0
+
+
+def test_a_kind_of_weights_that_does_not_go_with_the_target_is_named(tersor: Tersor, tmp_path: Path) -> None:
+    outcome = tersor("convert", tmp_path, "--weights", "int8", "--target", "torch", "-o", tmp_path / "out")
+    assert outcome.code == 2
+    assert "no option 'weights'" in outcome.error

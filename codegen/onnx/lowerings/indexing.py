@@ -10,7 +10,7 @@ import torch
 
 from tersor.ir.shapes import expression
 
-from ..emitter import Emitter, Operand
+from ..emitter import Emitter, Operand, stored_name
 from ..registry import lowers
 
 aten = torch.ops.aten
@@ -47,6 +47,12 @@ def index_select(e: Emitter, x: ir.Value, dim: int, index: ir.Value) -> ir.Value
 
 @lowers(aten.embedding.default)
 def embedding(e: Emitter, weight: ir.Value, indices: ir.Value, *_: Any, **__: Any) -> ir.Value:
+    assert e.node is not None
+    name = stored_name(e.node.args[0])
+    if name is not None and name in e.stored:
+        rows = e.stored[name].rows(e, name, indices)
+        if rows is not NotImplemented:
+            return rows  # type: ignore[no-any-return]
     return e.op("Gather", weight, indices, axis=0)
 
 

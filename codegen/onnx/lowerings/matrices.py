@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from ..emitter import Emitter
+from ..emitter import Emitter, stored_name
 from ..registry import lowers
 
 aten = torch.ops.aten
@@ -19,10 +19,14 @@ def linear(e: Emitter, x: ir.Value, weight: ir.Value, bias: ir.Value | None = No
     """``MatMul`` by the transposed weight and ``Add``, the form that ONNX Runtime's fusions look for.
 
     A weight that only linear layers read is stored transposed.  One that is read otherwise too (a tied embedding)
-    is stored once, as it is, and multiplied by ``Gemm``, which transposes while it packs.
+    is stored once, as it is, and multiplied by ``Gemm``, which transposes while it packs.  One that is stored
+    otherwise than the Program holds it has a product of its own.
     """
     assert e.node is not None
-    stored = _stored_name(e.node.args[1])
+    stored = stored_name(e.node.args[1])
+    product = _kept_product(e, stored, x, bias)
+    if product is not NotImplemented:
+        return product
     if stored is not None and stored not in e.shared:
         product = e.op("MatMul", x, e.transposed_weight(stored))
         return product if bias is None else e.op("Add", product, bias)
@@ -36,20 +40,28 @@ def linear(e: Emitter, x: ir.Value, weight: ir.Value, bias: ir.Value | None = No
     return e.reshape(product, e.result.shape, current=())
 
 
-def _stored_name(source: Any) -> str | None:
-    """The name of the weight that an argument is, or None for a computed one."""
-    return str(source.target) if isinstance(source, torch.fx.Node) and source.op == "get_attr" else None
+def _kept_product(e: Emitter, name: str | None, x: ir.Value, bias: ir.Value | None = None) -> Any:
+    """The product with a weight that is stored otherwise than the Program holds it; NotImplemented with any other."""
+    if name is None or name not in e.stored:
+        return NotImplemented
+    return e.stored[name].product(e, name, x, bias)
 
 
 @lowers(aten.matmul.default, aten.mm.default, aten.bmm.default)
 def matmul(e: Emitter, left: ir.Value, right: ir.Value) -> ir.Value:
-    return e.op("MatMul", left, right)
+    assert e.node is not None
+    product = _kept_product(e, stored_name(e.node.args[1]), left)
+    return e.op("MatMul", left, right) if product is NotImplemented else product
 
 
 @lowers(aten.addmm.default)
 def addmm(
     e: Emitter, bias: ir.Value, left: ir.Value, right: ir.Value, *, beta: float = 1, alpha: float = 1
 ) -> ir.Value:
+    assert e.node is not None
+    product = _kept_product(e, stored_name(e.node.args[2]), left)
+    if product is not NotImplemented:
+        return e.op("Add", product, bias)
     return e.op("Gemm", left, right, bias, alpha=float(alpha), beta=float(beta))
 
 

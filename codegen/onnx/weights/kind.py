@@ -1,0 +1,68 @@
+"""What a kind of weights is: how a matrix is stored, and what an operator that reads it becomes.
+
+A kind is a file of this folder with one subclass of ``Kind``, and its name in ``WeightKind``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import onnx_ir as ir
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..emitter import Emitter
+
+# What the target's option takes: ``auto`` is settled by measurements before anything is lowered.
+WeightKind = Literal["fp32", "fp16", "bf16", "int8", "int4", "gguf", "auto"]
+
+
+class Stored(ABC):
+    """One weight as a kind keeps it."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """What it takes in a file."""
+
+    @abstractmethod
+    def values(self) -> Tensor:
+        """The float32 numbers that it stands for, in the shape of the weight."""
+
+    def product(self, e: Emitter, name: str, x: ir.Value, bias: ir.Value | None) -> Any:
+        """``x @ values.T + bias`` for ``x [..., in]`` and ``values [out, in]``; NotImplemented: as of any weight."""
+        return NotImplemented
+
+    def rows(self, e: Emitter, name: str, indices: ir.Value) -> Any:
+        """``values[indices]``, ``[..., in]``; NotImplemented: as of any weight."""
+        return NotImplemented
+
+    def read(self, e: Emitter, name: str, weight: Tensor, view: Callable[[Tensor], Tensor]) -> ir.Value:
+        """The weight, through a view of it, for an operator that takes it as it is, under a name of its own."""
+        return e.initializer(name, view(weight))
+
+
+class Kind(ABC):
+    """A way of storing weights.
+
+    Attributes:
+        name: what the option calls it.
+        portable: whether standard operators read it.
+        own_layout: whether it keeps a weight as the Program does, and not always as ``[out, in]``.
+        most_loss: by what share perplexity may differ before the kind is refused.
+    """
+
+    name: ClassVar[str]
+    portable: ClassVar[bool] = False
+    own_layout: ClassVar[bool] = False
+    most_loss: ClassVar[float] = 0.01
+
+    @abstractmethod
+    def store(self, weight: Tensor) -> Stored | None:
+        """``weight``, float32 ``[out, in]`` (or as it is, in its own layout), as this kind keeps it.
+
+        Returns:
+            None where this kind has no form for it, and it stays as it is.
+        """

@@ -1,0 +1,101 @@
+"""Guesses change nothing of what a model with rounded weights says: its rows do not depend on those beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import pytest
+import torch
+from decoders import DECODERS, PROMPTS, decoder_program
+from torch import Tensor
+
+from tersor.codegen.target import find_target
+from tersor.passes.pipeline import run
+from tersor.runtime.cost_curve import CostCurve
+from tersor.runtime.decoder import Decoder
+from tersor.runtime.generation import Stopping, generate
+from tersor.runtime.sampling import Sampling
+from tersor.runtime.speculation import Statistics
+
+# Wider steps cost hardly more, so that guesses are checked.
+CHEAP = CostCurve((1, 2, 3, 5, 9, 33), (1.0, 1.02, 1.04, 1.08, 1.2, 1.4))
+
+
+@cache
+def decoder_stored(name: str, kind: str) -> Decoder:
+    program, _ = run(decoder_program(name), ["kv-cache", "speculate"])
+    return Decoder(program, lambda form: find_target("onnx").lower(form, weights=kind, threads=1))
+
+
+@dataclass
+class Chain:
+    tokens: list[int]
+    kind: int = 0
+
+    @property
+    def kinds(self) -> list[int]:
+        return [self.kind] * len(self.tokens)
+
+
+@dataclass
+class Mostly:
+    """Guesses a text, every fifth token wrong, with another guess beside each."""
+
+    text: list[int]
+    seen: list[int] = field(default_factory=list)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        self.seen += tokens
+
+    def observe(self, tokens: Sequence[int], logits: Tensor) -> None:
+        pass
+
+    def draft(self, most: int) -> list[Chain]:
+        start = len(self.seen)
+        ahead = self.text[start : start + most]
+        known = [(t + 1) % 100 if (start + i) % 5 == 0 else t for i, t in enumerate(ahead)]
+        others = [Chain([*known[:place], (token + 2) % 100], 1) for place, token in enumerate(known)]
+        return [*others, Chain(known)]
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("name", DECODERS)
+def test_tokens_are_the_same_with_guesses_and_without(
+    name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = decoder_stored(name, kind)
+    monkeypatch.setattr(type(decoder), "cost_curve", CHEAP)
+    plain = generate(decoder, PROMPTS, Stopping(24), Sampling())
+    counts = Statistics()
+    for prompt, new in zip(PROMPTS, plain, strict=True):
+        text = prompt + new
+        assert generate(decoder, [prompt], Stopping(24), Sampling())[0] == new
+        guessed = generate(
+            decoder, [prompt], Stopping(24), Sampling(), None, lambda text=text: Mostly(text), counts
+        )
+        assert guessed[0] == new
+    assert sum(counts.accepted) > 20
+    texts = iter([p + n for p, n in zip(PROMPTS, plain, strict=True)])
+    assert generate(decoder, PROMPTS, Stopping(24), Sampling(), None, lambda: Mostly(next(texts))) == plain
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_logits_of_a_wide_step_are_those_of_single_steps(kind: str) -> None:
+    decoder = decoder_stored("gemma3", kind)
+    cache_ = decoder.new_cache(1)
+    decoder.prefill(cache_, 0, PROMPTS[1])
+    cache_.reserve(4)
+    together = decoder.try_step(cache_, [[5, 6, 7, 8]])[0]
+    one_by_one = torch.stack([decoder.step(cache_, [[token]])[0, 0] for token in (5, 6, 7, 8)])
+    torch.testing.assert_close(together, one_by_one, rtol=0, atol=2e-3)
+
+
+def test_forms_share_what_is_stored() -> None:
+    decoder = decoder_stored("llama", "int8")
+    generate(decoder, PROMPTS, Stopping(3), Sampling())
+    generate(decoder, PROMPTS[:1], Stopping(3), Sampling())
+    held = [executable._stored for executable in decoder._forms.values()]  # type: ignore[attr-defined]
+    assert len(held) > 1
+    assert all(one[name] is other[name] for one in held for other in held for name in one)
