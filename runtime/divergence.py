@@ -21,14 +21,14 @@ class Divergence:
         tokens: the two that follow there, the reference's first.
         margin: by how much the reference's logits prefer its own token.
         rounding: by how much the reference's logits differ from themselves, computed together with others.
-        difference: by how much ours differ from them.
+        difference: by how much ours differ from them; None where we have none.
     """
 
     place: int
     tokens: tuple[int, int]
     margin: float
     rounding: float
-    difference: float
+    difference: float | None = None
 
     @property
     def is_tie(self) -> bool:
@@ -37,9 +37,10 @@ class Divergence:
 
     def __str__(self) -> str:
         what = "a tie" if self.is_tie else "no tie"
+        told = "" if self.difference is None else f"; ours differ by up to {self.difference:.3g}"
         return (
             f"token {self.place}: {self.tokens[0]} and {self.tokens[1]}, margin {self.margin:.3g} where rounding moves "
-            f"logits by up to {self.rounding:.3g}: {what}; ours differ by up to {self.difference:.3g}"
+            f"logits by up to {self.rounding:.3g}: {what}{told}"
         )
 
 
@@ -49,7 +50,7 @@ def first_divergence(
     found: Sequence[int],
     reference: Logits,
     again: Logits,
-    ours: Logits,
+    ours: Logits | None = None,
 ) -> Divergence | None:
     """Where ``found`` leaves ``expected``; None where it does not.
 
@@ -58,13 +59,14 @@ def first_divergence(
         reference: the logits from which ``expected`` was chosen as the most likely.
         again: the same by the same model, computed with more rows or tokens beside it.  What is compared has no part
             in this: what it does wrong must not pass for rounding.
-        ours: the logits of what is compared.
+        ours: the logits of what is compared, where it has any.
     """
     for place, (want, got) in enumerate(zip(expected, found, strict=False)):
         if want == got:
             continue
         before = [*prompt, *expected[:place]]
-        theirs, same, mine = (side(before).float() for side in (reference, again, ours))
+        theirs, same = (side(before).float() for side in (reference, again))
+        difference = None if ours is None else float((theirs - ours(before).float()).abs().max())
         # Two runs may happen to agree to the last bit, which says nothing of a third.
         least = torch.finfo(torch.float32).eps * float(theirs.abs().max())
         return Divergence(
@@ -72,6 +74,6 @@ def first_divergence(
             (want, got),
             float(theirs[want] - theirs[got]),
             max(least, float((theirs - same).abs().max())),
-            float((theirs - mine).abs().max()),
+            difference,
         )
     return None

@@ -113,13 +113,13 @@ def _compare(session: Any, generator: Generator, prompts: Sequence[list[int]], e
     decoder, program = generator.decoder, generator.program
     longest = decoder.longest
 
-    def ours(tokens: Sequence[int]) -> torch.Tensor:
+    def again(tokens: Sequence[int]) -> torch.Tensor:
         given = {spec.name: torch.ones(1, len(tokens), dtype=spec.dtype) for spec in program.called_with}
         assert program.stepping is not None
         given[program.stepping.ids] = torch.tensor([list(tokens)], dtype=given[program.stepping.ids].dtype)
         return program.run(given)[0][0, -1]
 
-    def theirs(tokens: Sequence[int]) -> torch.Tensor:
+    def reference(tokens: Sequence[int]) -> torch.Tensor:
         return decoder.prefill(decoder.new_cache(1), 0, tokens)
 
     for prompt in prompts:
@@ -129,7 +129,7 @@ def _compare(session: Any, generator: Generator, prompts: Sequence[list[int]], e
         found = run(session, given)[0][0].tolist()
         if found == expected:
             continue
-        parted = first_divergence(prompt, expected, found, theirs, ours)
+        parted = first_divergence(prompt, expected, found, reference, again)
         if parted is None or not parted.is_tie:
             what = f"{len(found)} tokens for {len(expected)}" if parted is None else str(parted)
             raise LoweringError(
