@@ -36,6 +36,11 @@ class Executable(ABC):
     def domains(self) -> tuple[InputDomain, ...]:
         """What numbers the inputs may hold: ``input_domains`` of the Program, also after :meth:`load`."""
 
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether activations are rounded to few bits on the way, which makes much of the order of a sum."""
+        return False
+
     def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Outputs as a flat tuple in the order of ``outputs``; ``inputs`` by name, as ``Program.bind`` returns them.
 

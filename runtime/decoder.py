@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -87,6 +88,17 @@ class Decoder:
         ]
         return min((bound for bound in bounds if bound is not None), default=None)
 
+    @cached_property
+    def rounds_activations(self) -> bool:
+        """Whether steps must sum in one order to give one result.
+
+        Where activations are rounded to few bits, what two orders differ by in the last place puts some of them on the
+        other side of a step, and after a few layers logits differ by as much as rounding costs: what a token is would
+        depend on how many were guessed behind it, and on what lies between it and those before it.
+        """
+        form = next(iter(self._forms.values()), None) or self._form(1, 1, False)
+        return form.rounds_activations
+
     def new_cache(self, rows: int) -> KvCache:
         return KvCache(self.stepping, self.program.inputs, rows)
 
@@ -130,6 +142,11 @@ class Decoder:
         row: int | None,
         branching: Branching | None = None,
     ) -> Tensor:
+        own = torch.arange(len(tokens[0]))
+        if len(own) == 1 and branching is None and self.rounds_activations:
+            # Products with one row and with several are other kernels; so a single token is fed twice.
+            cache.reserve(2, row)
+            tokens, own = [[token, token] for (token,) in tokens], torch.zeros(2, dtype=torch.int64)
         executable = self._form(len(tokens), len(tokens[0]), branching is not None)
         lengths = cache.lengths if row is None else [cache.lengths[row]]
         given = cache.inputs(row)
@@ -137,7 +154,6 @@ class Decoder:
         given[self.stepping.ids] = ids.to(self._dtypes[self.stepping.ids])
         if self.stepping.padding is not None:
             given[self.stepping.padding] = torch.ones_like(ids, dtype=self._dtypes[self.stepping.padding])
-        own = torch.arange(len(tokens[0]))
         if branching is not None:
             assert self.stepping.branches is not None, "no speculate pass let its steps branch"
             own = given[self.stepping.branches.depth] = branching.depths

@@ -187,6 +187,9 @@ class _Loop:
             return guessed
         most = self.policy.longest(len(rows))
         ranked = [row.rates.ranked(tree, most) for row, tree in zip(rows, guessed, strict=True)]
+        if self.decoder.rounds_activations:
+            # Between siblings the tokens of a path lie elsewhere than in plain decoding.
+            ranked = [tree.one_path(*found) for tree, found in zip(guessed, ranked, strict=True)]
         count = self.policy.guesses([chances for _, chances in ranked])
         return [tree.part(nodes[:count]) for tree, (nodes, _) in zip(guessed, ranked, strict=True)]
 

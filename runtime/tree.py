@@ -73,6 +73,16 @@ class TokenTree:
             new[node] = part._child(new[self.parents[node]], self.tokens[node])
         return part
 
+    def one_path(self, nodes: Sequence[int], chances: Sequence[float]) -> tuple[list[int], list[float]]:
+        """Of ``nodes``, the likeliest first and none before its parent, those on one path, and their ``chances``."""
+        path: list[tuple[int, float]] = []
+        last = 0
+        for node, chance in zip(nodes, chances, strict=True):
+            if self.parents[node] == last:
+                path.append((node, chance))
+                last = node
+        return [node for node, _ in path], [chance for _, chance in path]
+
     @property
     def is_chain(self) -> bool:
         """Whether every node follows the one before it."""

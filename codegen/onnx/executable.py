@@ -96,6 +96,10 @@ class OnnxExecutable(Executable):
     def domains(self) -> tuple[InputDomain, ...]:
         return self._domains
 
+    @property
+    def rounds_activations(self) -> bool:
+        return any(weight.rounds_activations for weight in self._stored.values())
+
     def describe(self, texts: Mapping[str, str]) -> None:
         self.metadata.update(texts)
 

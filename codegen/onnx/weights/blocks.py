@@ -7,7 +7,7 @@ rows beside it, which ``DynamicQuantizeMatMul``, with one scale for all, does no
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import onnx_ir as ir
 import torch
@@ -35,6 +35,8 @@ class Blocks(Stored):
         zeros: uint8 ``[out, blocks]``; None: 8 of 4 bits, 128 of 8 bits.
         offsets: float32 ``[out, blocks]``; None: none.
     """
+
+    rounds_activations: ClassVar[bool] = True
 
     width: int
     bits: int

@@ -20,7 +20,13 @@ WeightKind = Literal["fp32", "fp16", "bf16", "int8", "int4", "gguf", "auto"]
 
 
 class Stored(ABC):
-    """One weight as a kind keeps it."""
+    """One weight as a kind keeps it.
+
+    Attributes:
+        rounds_activations: whether its product rounds what it is multiplied by to few bits.
+    """
+
+    rounds_activations: ClassVar[bool] = False
 
     @property
     @abstractmethod
