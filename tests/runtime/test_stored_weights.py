@@ -38,6 +38,10 @@ class Chain:
     def kinds(self) -> list[int]:
         return [self.kind] * len(self.tokens)
 
+    @property
+    def chances(self) -> list[float]:
+        return [0.6] * len(self.tokens)
+
 
 @dataclass
 class Mostly:
