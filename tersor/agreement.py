@@ -12,7 +12,8 @@ from torch import Tensor, fx
 from .calibration import Batch
 from .codegen.target import Executable
 from .ir.analyses.rounding import coarsest_dtypes, rounding_allowances
-from .ir.errors import LoweringError
+from .ir.capture.dims import example_at
+from .ir.errors import ExecutionError, LoweringError, TersorError
 from .ir.program import Program
 from .passes.deviation import Deviation, OutputDeviation, Reference
 
@@ -20,6 +21,8 @@ from .passes.deviation import Deviation, OutputDeviation, Reference
 _ROUNDING_NOISE = 1e-6
 # Each of two moves, one the other turned around: of two equal scores, each move puts another in front.
 _PROBES = 3
+# Sizes below it are not tried in place of larger ones.
+_LEAST = 3
 
 
 def measure(executable: Executable, reference: Reference) -> Deviation:
@@ -42,7 +45,10 @@ def check_agreement(
         LoweringError: the outputs differ by more than that; the message names the output.
     """
     reference = Reference(program, samples)
-    deviation = measure(executable, reference)
+    try:
+        deviation = measure(executable, reference)
+    except ExecutionError as error:
+        raise LoweringError(f"{target} fails where the Program runs: {error}") from error
     if deviation.is_rounding:
         return deviation
     if (
@@ -53,6 +59,31 @@ def check_agreement(
     ):
         return deviation
     raise LoweringError(_message(deviation, target))
+
+
+def at_other_sizes(program: Program) -> list[Batch]:
+    """The example at another size of every dimension that may vary, which shows one that a lowering has fixed.
+
+    Empty where none may vary, or where the Program itself does not run at these sizes.
+    """
+    own = program.sizes()
+    varying = {dim for spec in program.called_with for dim in spec.shape if isinstance(dim, str)}
+    sizes: dict[str, int] = {}
+    for name in varying & program.ranges.keys():
+        low, high = program.ranges[name]
+        # One that becomes 1 would be broadcast to whatever was fixed.
+        smaller, larger = own[name] // 2, own[name] + 1
+        other = smaller if smaller >= max(low, _LEAST) else larger
+        if high is None or other <= high:
+            sizes[name] = other
+    if not sizes:
+        return []
+    try:
+        sample = program.bind(**example_at(program, sizes))
+        program.run(sample)
+    except (TersorError, RuntimeError, IndexError, ValueError):
+        return []
+    return [sample]
 
 
 def _chooses(program: Program) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .agreement import check_agreement
+from .agreement import at_other_sizes, check_agreement
 from .calibration import Batch
 from .codegen.onnx.emitter import Ops
 from .codegen.onnx.executable import OnnxExecutable
@@ -41,5 +41,5 @@ def export_checked(
         session = trial_session(folder / path.name)
         steps = OnnxExecutable(session, program.inputs, program.outputs, ops=ops)
         executable = called_whole(steps, program.stepping)
-        check_agreement(executable, program, samples, "onnx")
+        check_agreement(executable, program, [*samples, *at_other_sizes(program)], "onnx")
         return put_in_place(written, path)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from torch import nn
 
-from .agreement import check_agreement
+from .agreement import at_other_sizes, check_agreement
 from .calibration import Batch, bind_batches, list_batches
 from .imports import module_text
 from .ir.capture import capture
@@ -22,6 +22,7 @@ from .model import OptimizedModel
 from .onnx_file import report_metadata
 from .passes import pipeline
 from .passes.blame import outside_kinds
+from .passes.cleanup.cleanup import parts
 from .passes.contract import Pass
 from .passes.pipeline import OnViolation
 from .passes.spec import parse_spec
@@ -110,9 +111,7 @@ def optimize_model(
     if lowering.get("weights", "fp32") == "fp32":
         executable = lower(rewritten, target, lowering)
         steps.begin(f"comparing {target} with the Program")
-        # The example and the calibration inputs differ in size, which shows a size that was fixed on the way.
-        compared = [samples[0], *([source.bind(**source.example_inputs)] if batches else [])]
-        check_agreement(executable, rewritten, compared, target)
+        check_agreement(executable, rewritten, [samples[0], *at_other_sizes(rewritten)], target)
     else:
         # Rounded weights are no rounding of sums: in place of agreement there is a measured loss.
         found = lower_stored(rewritten, target, lowering, samples, bool(batches), on_violation, steps.detail)
@@ -162,8 +161,8 @@ def _check_policy(max_deviation: Any, on_violation: Any, require_speedup: Any) -
 
 
 def _outside_modules(instances: Sequence[Pass]) -> tuple[str, ...]:
-    """Modules and files outside Tersor that define one of the passes, or a method in a slot of theirs."""
-    names = {kind.__module__ for instance in instances for kind in outside_kinds(instance)}
+    """Modules and files outside Tersor that define one of the passes, a method in a slot of theirs, or clean-up."""
+    names = {kind.__module__ for instance in (*instances, *parts()) for kind in outside_kinds(instance)}
     return tuple(sorted(map(module_text, names)))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import artifact
-from .agreement import check_agreement, measure
+from .agreement import at_other_sizes, check_agreement, measure
 from .calibration import batches_hash, load_batches
 from .certificate import changed_files, read_certificate
 from .ir import archive
@@ -146,7 +146,7 @@ def _stages(folder: Path, against: Any, steps: Steps) -> Iterator[Check]:
     found, recorded = weights_hash(source.weights), certificate["model"]["weights_sha256"]
     told = f"sha256 {found[:12]}, certified {recorded[:12]}"
     if found != recorded:
-        told = f"{_other_model(source, program, certificate['model'].get('family'))}: {told}"
+        told = f"{other_model(source, program, certificate['model'].get('family'))}: {told}"
     yield Check("model", found == recorded, told)
 
     steps.begin("applying the passes again")
@@ -160,7 +160,7 @@ def _stages(folder: Path, against: Any, steps: Steps) -> Iterator[Check]:
 def _agreement(executable: Any, program: Program, samples: Any) -> Check:
     name = "artifact against its Program"
     try:
-        deviation = check_agreement(executable, program, samples, "the artifact")
+        deviation = check_agreement(executable, program, [*samples, *at_other_sizes(program)], "the artifact")
     except LoweringError as error:
         return Check(name, False, str(error))
     return Check(name, True, f"differs by {deviation.overall:.2g}")
@@ -178,7 +178,7 @@ def capture_like(against: nn.Module | str | Path | Program, program: Program) ->
     return capture(against, program.example_inputs, dynamic)
 
 
-def _other_model(source: Program, program: Program, family: Any) -> str:
+def other_model(source: Program, program: Program, family: Any) -> str:
     """How ``source`` is another model than the one that ``program`` was made from, whose weights are not its own."""
     if source.facts.family != family:
         return f"it is a {source.facts.family}, and the artifact was made from a {family}"

@@ -128,7 +128,7 @@ def example_at(program: Program, sizes: Mapping[str, int]) -> dict[str, Tensor]:
     """The example at given sizes of its dimensions, made as :func:`resized` says; others stay as they are."""
     return {
         spec.name: _resize(program.example_inputs[spec.name], [sizes.get(str(dim)) for dim in spec.shape])
-        for spec in program.inputs
+        for spec in program.called_with
     }
 
 

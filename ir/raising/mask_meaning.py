@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -27,8 +27,6 @@ aten = torch.ops.aten
 HIDDEN = -1e4
 # Lengths at which a mask is evaluated; what needs a longer one to show is not proved.
 SHORT, LONGEST = 9, 4100
-# Larger numbers in the code are no row of a batch.
-_ROWS = 128
 # Beyond this length few values are tried where a shorter one is tried too, beyond the other in any case: what values
 # mean does not depend on the length.
 _MANY_VALUES, _MANY_VALUES_ALONE = 256, 1024
@@ -291,21 +289,27 @@ def _lengths(
     The lengths in between tell a window from a part of the length, and many rows show one that is unlike the others.
     """
     symbols = expression(queries).free_symbols | expression(keys).free_symbols
-    rows = Sizes(program, SHORT, symbols, 2 + max((n for n in cone.literals if 2 < n <= _ROWS), default=2))
-    if not symbols:
-        return [rows, Sizes(program, SHORT)]
     scale = longest_scale(program, cone, padding)
+    past = 4 * SHORT if scale is None else max(4 * SHORT, 2 * math.ceil(scale) + 3)
+    others = {name for symbol, name in program.symbols.items() if symbol not in map(str, symbols)}
+    rows = min(past, LONGEST, *_limits(program, others))
+    if not symbols:
+        return [Sizes(program, SHORT, symbols, rows), Sizes(program, SHORT)]
     if scale is None:
         return None
-    limits = [program.ranges.get(program.symbols.get(str(s), ""), (1, None))[1] for s in symbols]
-    limit = min((n for n in limits if n is not None), default=None)
-    longest = max(4 * SHORT, 2 * math.ceil(scale) + 3)
-    longest = longest if limit is None else min(longest, limit)
+    names = {program.symbols.get(str(symbol), "") for symbol in symbols}
+    longest = min(past, *_limits(program, names))
     if longest > LONGEST:
         return None
     lengths = {min(SHORT, longest), max(1, 2 * longest // 3), max(1, longest - 1), longest}
     long, *shorter = (Sizes(program, n, symbols) for n in sorted(lengths, reverse=True))
-    return [long, *([rows] if longest >= SHORT else []), *shorter]
+    return [long, Sizes(program, min(SHORT, longest), symbols, rows), *shorter]
+
+
+def _limits(program: Program, names: Collection[str]) -> list[int]:
+    """How large sizes of these names may be; one number more than any trial stands for those that have no limit."""
+    highs = [program.ranges.get(name, (1, None))[1] for name in names]
+    return [LONGEST + 1, *(high for high in highs if high is not None)]
 
 
 def _is_low(program: Program, value: Any) -> bool:

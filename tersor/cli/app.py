@@ -23,7 +23,7 @@ from .signals import end_on_signals, ending
 
 # Parameters of the Python interface that errors name, and that are options here: name=value, with or without quotes.
 _PARAMETER = re.compile(
-    r"\b(example_inputs|calibration|max_deviation|on_violation|require_speedup|target|ops|threads)"
+    r"\b(example_inputs|calibration|max_deviation|on_violation|require_speedup|target|ops|weights|threads)"
     r"(?:=(?:(['\"])([^'\"]*)\2|([\w.+-]+))?)"
 )
 
@@ -42,6 +42,9 @@ class Commands(TyperGroup):
             with _quiet_libraries(shown):
                 result = super().main(arguments or ["--help"], "tersor", **extra)
             code = result if isinstance(result, int) else ExitCode.OK
+            if ExitCode.INTERRUPTED in (code, ending()):
+                # Typer has made an exit of what the signal raised.
+                code = emit_error("interrupted", "Interrupted", ExitCode.INTERRUPTED, arguments)
         except BaseException as error:
             code = _outcome(error, arguments, shown)
         sys.exit(int(code))

@@ -52,7 +52,7 @@ def bench(
         report(f"reading {out}", 0, 4)
         fast = load(out, threads=threads) if _takes_threads(out) else load(out)
         report(f"capturing {against}", 1, 4)
-        source = _capture(against, fast)
+        source = _capture(out, against, fast)
         report("lowering the model without passes", 2, 4)
         plain = _lower(source, baseline, fast, threads)
         inputs = _inputs(fast, sizes)
@@ -82,10 +82,18 @@ def _takes_threads(out: str) -> bool:
     return "threads" in inspect.signature(find_target(read_manifest(Path(out)).target).lower).parameters
 
 
-def _capture(against: str, fast: OptimizedModel) -> Program:
-    from ..verification import capture_like
+def _capture(out: str, against: str, fast: OptimizedModel) -> Program:
+    from ..certificate import read_certificate
+    from ..ir.archive import weights_hash
+    from ..ir.errors import InputError
+    from ..verification import capture_like, other_model
 
-    return capture_like(against, fast.program)
+    source = capture_like(against, fast.program)
+    recorded = read_certificate(Path(out))["model"]
+    if weights_hash(source.weights) != recorded["weights_sha256"]:
+        why = other_model(source, fast.program, recorded.get("family"))
+        raise InputError(f"{against} is not the model that {out} was made from: {why}")
+    return source
 
 
 def _lower(source: Program, baseline: str | None, fast: OptimizedModel, threads: int | None) -> Any:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Artifact, Json, Threads, Traceback
+from .options import Artifact, Imports, Json, Threads, Traceback, import_modules
 from .output import emit, progress_bar
 
 
@@ -31,6 +31,7 @@ def generate(
         list[str] | None, typer.Option(metavar="TEXT", help="Stop behind this text; may be repeated.")
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Makes draws again.")] = None,
+    imports: Imports = None,
     threads: Threads = None,
     json: Json = False,
     traceback: Traceback = False,
@@ -40,6 +41,7 @@ def generate(
 
     from ..model import load
 
+    import_modules(imports)
     text = sys.stdin.read() if prompt == "-" else prompt
     with progress_bar() as report:
         report(f"reading {out}", 0, 1)

@@ -277,3 +277,17 @@ def test_a_terminated_conversion_leaves_nothing(model_folder: Path, tmp_path: Pa
     # The signal may have come after the last rename; then the artifact is whole.
     left = [path.name for path in place.iterdir()]
     assert (code, left) in [(128 + signal.SIGTERM, []), (128 + signal.SIGTERM, ["out"]), (0, ["out"])]
+
+
+def test_bench_against_another_model_is_an_error(
+    tersor: Any, artifact: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    from transformers import BertModel
+
+    other = BertModel.from_pretrained(model_folder)
+    with torch.no_grad():
+        other.embeddings.word_embeddings.weight.add_(1.0)
+    other.save_pretrained(tmp_path / "other")
+    outcome = tersor("bench", artifact, "--against", tmp_path / "other", "--pairs", "1")
+    assert outcome.code == 2
+    assert "is not the model that" in outcome.error

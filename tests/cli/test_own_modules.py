@@ -195,3 +195,42 @@ def test_a_module_that_cannot_be_run_is_one_clear_error(tmp_path: Path, content:
     with pytest.raises(InputError, match=r"cannot import .*broken\.py"):
         import_from(str(path))
     assert not {name for name in set(sys.modules) - before if "broken" in name}
+
+
+DRAFTER = """
+from dataclasses import dataclass
+from typing import ClassVar
+from tersor.passes.registry import unregistered
+from tersor.passes.speculate.drafter import Drafter, Drafting
+
+class _Nothing(Drafting):
+    def extend(self, tokens): pass
+    def draft(self, most): return []
+
+@dataclass(frozen=True)
+class Silent(Drafter):
+    \"\"\"Guess nothing.\"\"\"
+
+    name: ClassVar[str] = "silent"
+
+    def begin(self): return _Nothing()
+"""
+
+
+def test_a_drafter_of_ones_own_generates(tersor: Any, tmp_path: Path) -> None:
+    from text_folder import save_text_model
+
+    (tmp_path / "silent_drafter.py").write_text(DRAFTER)
+    imported = ("--import", tmp_path / "silent_drafter.py")
+    request = (
+        "convert",
+        save_text_model(tmp_path / "model"),
+        "-p",
+        "kv-cache",
+        "-p",
+        "speculate:drafter=silent",
+    )
+    outcome = tersor(*request, *imported, "--target", "torch", "-o", tmp_path / "out")
+    assert outcome.code == 0, outcome.stderr
+    told = tersor("generate", tmp_path / "out", "Once", "--max-new-tokens", "5", *imported)
+    assert told.code == 0, told.stderr

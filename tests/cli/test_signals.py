@@ -86,3 +86,17 @@ def test_a_signal_is_the_reason_whatever_a_library_made_of_it(
     )
     assert (result.returncode, result.stderr) == (128 + number, said)
     assert not list(place.iterdir())
+
+
+def test_an_interruption_is_said_in_json_too(tmp_path: Path) -> None:
+    program = "import os, signal; from tersor.cli import app as _; from tersor.cli.app import app, main\n"
+    program += "@app.command('work')\ndef work(json: bool = False) -> None:\n"
+    program += "    os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(10)\n"
+    for options, said in (([], "error: interrupted\n"), (["--json"], "")):
+        code = f"{program}import sys; sys.argv = ['tersor', 'work', *{options!r}]; main()"
+        result = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert result.returncode == 130
+        assert result.stderr == said or options
+        assert bool(result.stdout) is bool(options)

@@ -242,6 +242,29 @@ def test_a_lowering_that_computes_something_else_is_not_handed_over(
         optimize_model(program, target="torch")
 
 
+def test_a_size_that_the_lowering_has_fixed_is_found(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sympy
+
+    from tersor.codegen.onnx.sizes import Sizes
+
+    fast = optimize_model(program, target="torch")
+    sound, example = Sizes.value, {symbol: program.sizes()[name] for symbol, name in program.symbols.items()}
+
+    def fixed(self: Sizes, expr: sympy.Expr) -> object:
+        return sound(self, sympy.Integer(int(expr.subs({s: example[str(s)] for s in expr.free_symbols}))))
+
+    monkeypatch.setattr(Sizes, "value", fixed)
+    for lower in (
+        lambda: optimize_model(program, target="onnx"),
+        lambda: fast.export_onnx(tmp_path / "m.onnx"),
+    ):
+        with pytest.raises(LoweringError):
+            lower()
+    assert not list(tmp_path.iterdir())
+
+
 def test_public_names_are_there_and_unknown_ones_are_not() -> None:
     for name in tersor.__all__:
         assert getattr(tersor, name).__name__ == name

@@ -177,12 +177,39 @@ def fourth_row_is_causal(_: Masked, x: Tensor, real: Tensor) -> Tensor:
     return real[:, None, None, :].bool() & ((index(x) >= 0) | other)
 
 
-@pytest.mark.parametrize("make", [third_row_sees_all, fourth_row_is_causal], ids=lambda v: v.__name__)
+def rows(x: Tensor) -> Tensor:
+    return torch.arange(x.shape[0])[:, None, None, None]
+
+
+def rows_past_a_float(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    return real[:, None, None, :].bool() | (rows(x) * 0.25 > 1.5)
+
+
+def rows_past_a_quotient(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    return ~((rows(x) / 2 > 3) & (torch.arange(x.shape[1]) > 2)).expand(-1, 1, x.shape[1], -1)
+
+
+def rows_past_a_large_number(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    return ~((rows(x) >= 200) & (torch.arange(x.shape[1]) > 2)).expand(-1, 1, x.shape[1], -1)
+
+
+def rows_of_a_table(model: Masked, x: Tensor, real: Tensor) -> Tensor:
+    few = (model.triangle[0, 0, 6, : x.shape[0]])[:, None, None, None]
+    return few | (torch.arange(x.shape[1]) <= 2).expand(x.shape[0], 1, x.shape[1], -1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [third_row_sees_all, fourth_row_is_causal, rows_past_a_float, rows_past_a_quotient, rows_past_a_large_number,
+     rows_of_a_table],
+    ids=lambda v: v.__name__,
+)  # fmt: skip
 def test_a_row_unlike_the_others_is_seen_past_the_example(make):
     model, program, node = captured(make)
     assert node.args[4] is None
-    x = torch.randn(6, 9, WIDTH)
-    real = (torch.arange(9)[None] < torch.tensor([[9], [7], [3], [5], [9], [2]])).long()
+    batch = 240 if make is rows_past_a_large_number else 30
+    x = torch.randn(batch, 9, WIDTH)
+    real = (torch.arange(9)[None] < torch.randint(2, 10, (batch, 1))).long()
     torch.testing.assert_close(program(x, real), model(x, real), atol=1e-6, rtol=1e-5)
 
 
