@@ -55,7 +55,7 @@ def test_perplexity_stays_within_a_percent(gemma: tuple[Program, Any], losses: L
     loss, _ = losses.of(lower(gemma[0], "onnx", {"weights": kind}))
     assert losses.positions >= WINDOWS * (TOKENS - 1)
     assert abs(loss.share) < 0.01 + 2 * loss.error
-    assert loss.error < 0.006
+    assert loss.error < 0.015
 
 
 def test_the_tied_embedding_is_stored_once(gemma: tuple[Program, Any], tmp_path: Any) -> None:

@@ -52,7 +52,7 @@ def _automatic(name: str, tensor: Tensor, sizes: dict[str, int], tokens_first: b
     if tensor.dim() >= 4:
         counted = 1
     # Beside an input that counts tokens, floats of as many are a mask.
-    beside = sizes.get("tokens") == tensor.shape[1] if tensor.dim() == 2 else True
+    beside = tensor.dim() != 2 or sizes.get("tokens") == tensor.shape[1] > 1
     usual = (BATCH, "samples" if tensor.dtype.is_floating_point and not beside else "tokens")
     if tokens_first and tensor.dim() == 3:
         usual = ("tokens", BATCH)
