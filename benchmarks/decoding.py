@@ -9,7 +9,6 @@ Every prompt goes through all sides in turns; their tokens must be the same, or 
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,7 +27,8 @@ from tersor.runtime.machine import read_bandwidth
 from tersor.runtime.sampling import Sampling
 from tersor.runtime.speculation import Statistics
 
-from .decoding_sides import DRAFTERS, Ours, Side, Transformers
+from . import decoding_sides
+from .decoding_sides import DRAFTERS, Ours, Side, Transformers, by_kind, mean_ratio
 from .page import check_limits, provenance, table
 
 PEER, LOOKUP, PLAIN, DRAWN = "transformers", "transformers lookup", "plain", "drawn"
@@ -50,18 +50,11 @@ _console = Console(stderr=True)
 
 
 @dataclass
-class Result:
-    """One prompt: seconds of every side, the tokens, what came of guesses."""
+class Result(decoding_sides.Result):
+    """And what came of guesses."""
 
-    prompt: Prompt
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    tokens: dict[str, list[int]] = field(default_factory=dict)
     divergence: Divergence | None = None
     guesses: dict[str, Statistics] = field(default_factory=dict)
-
-    def ratio(self, side: str, over: str) -> float:
-        """How many times as fast ``side`` is as ``over``."""
-        return median(b / a for a, b in zip(self.seconds[side], self.seconds[over], strict=True))
 
     @property
     def drawn_apart(self) -> list[str]:
@@ -101,13 +94,10 @@ class Bench:
 
     def run(self, prompt: Prompt, repeats: int) -> Result:
         result = Result(prompt)
+        sides = (*self.greedy, *self.drawn)
         for _ in range(repeats):
-            for side in (*self.greedy, *self.drawn):
-                started = time.perf_counter()
-                result.tokens[side.name] = side.run(prompt.tokens, self.new)
-                result.seconds.setdefault(side.name, []).append(time.perf_counter() - started)
-                if isinstance(side, Ours) and side.drafter is not None:
-                    result.guesses[side.name] = side.counts
+            result.take_turn(sides, self.new)
+        result.guesses = {s.name: s.counts for s in sides if isinstance(s, Ours) and s.drafter is not None}
         result.divergence = self._compared(result)
         return result
 
@@ -141,17 +131,6 @@ class Bench:
 def drawn_by(drafter: str) -> str:
     """The side that draws with a drafter."""
     return f"{DRAWN}, {drafter}"
-
-
-def mean_ratio(results: Sequence[Result], side: str, over: str) -> float:
-    return math.exp(sum(math.log(r.ratio(side, over)) for r in results) / len(results))
-
-
-def by_kind(results: Sequence[Result]) -> dict[str, list[Result]]:
-    kinds: dict[str, list[Result]] = {}
-    for result in results:
-        kinds.setdefault(result.prompt.kind, []).append(result)
-    return kinds
 
 
 def best_drafter(results: Sequence[Result]) -> str:

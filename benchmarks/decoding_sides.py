@@ -1,13 +1,17 @@
-"""What generates in the decoding benchmark: Tersor with every drafter, and its peers."""
+"""What generates in the benchmarks of decoding, in turns: Tersor with every drafter, and its peers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from statistics import median
+from typing import Any, Protocol, TypeVar
 
 import torch
 
+from examples.prompts import Prompt
 from tersor.passes.registry import find_methods
 from tersor.passes.speculate.drafter import Drafter
 from tersor.runtime.decoder import Decoder
@@ -25,6 +29,41 @@ class Side(Protocol):
 
     def run(self, prompt: list[int], new: int) -> list[int]:
         """So many new tokens behind a prompt, past the end of a text too."""
+
+
+@dataclass
+class Result:
+    """One prompt: seconds of every side, and its tokens."""
+
+    prompt: Prompt
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    tokens: dict[str, list[int]] = field(default_factory=dict)
+
+    def take_turn(self, sides: Iterable[Side], new: int) -> None:
+        """Let every side generate once."""
+        for side in sides:
+            started = time.perf_counter()
+            self.tokens[side.name] = side.run(self.prompt.tokens, new)
+            self.seconds.setdefault(side.name, []).append(time.perf_counter() - started)
+
+    def ratio(self, side: str, over: str) -> float:
+        """How many times as fast ``side`` is as ``over``."""
+        return median(b / a for a, b in zip(self.seconds[side], self.seconds[over], strict=True))
+
+
+AnyResult = TypeVar("AnyResult", bound=Result)
+
+
+def mean_ratio(results: Sequence[Result], side: str, over: str) -> float:
+    """The geometric mean over prompts."""
+    return math.exp(sum(math.log(result.ratio(side, over)) for result in results) / len(results))
+
+
+def by_kind(results: Sequence[AnyResult]) -> dict[str, list[AnyResult]]:
+    kinds: dict[str, list[AnyResult]] = {}
+    for result in results:
+        kinds.setdefault(result.prompt.kind, []).append(result)
+    return kinds
 
 
 @dataclass

@@ -9,9 +9,7 @@ Every prompt goes through all sides in turns; their tokens must be the same, or 
 from __future__ import annotations
 
 import argparse
-import math
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,9 +26,9 @@ from examples.prompts import Prompt, prompts
 from examples.real_data import prose
 from examples.real_models import gemma3_270m
 from tersor.runtime.divergence import Divergence, first_divergence
-from tersor.runtime.generation import Stopping, generate
-from tersor.runtime.sampling import Sampling
 
+from . import decoding_sides
+from .decoding_sides import Ours, Side, Transformers, by_kind, mean_ratio
 from .page import check_limits, provenance, table
 
 PLAIN, GREEDY, GUESSING = "generate, plain", "greedy file", "guessing file"
@@ -47,17 +45,22 @@ _console = Console(stderr=True)
 
 
 @dataclass
-class Result:
-    """One prompt: seconds of every side, and its tokens."""
+class Result(decoding_sides.Result):
+    """And where tokens part."""
 
-    prompt: Prompt
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    tokens: dict[str, list[int]] = field(default_factory=dict)
     divergences: list[Divergence] = field(default_factory=list)
 
-    def ratio(self, side: str, over: str) -> float:
-        """How many times the seconds of ``over`` those of ``side`` are."""
-        return median(a / b for a, b in zip(self.seconds[side], self.seconds[over], strict=True))
+
+@dataclass
+class File:
+    """A file that generates by itself."""
+
+    name: str
+    session: Any
+
+    def run(self, prompt: list[int], new: int) -> list[int]:
+        given = {"input_ids": np.array([prompt]), "max_new_tokens": np.array(new)}
+        return self.session.run(None, given)[0][0].tolist()  # type: ignore[no-any-return]
 
 
 class Bench:
@@ -65,58 +68,38 @@ class Bench:
 
     def __init__(self, new: int, folder: Path) -> None:
         self.new = new
-        self.model, self.tokenizer = gemma3_270m()
+        model, self.tokenizer = gemma3_270m()
         ids = torch.randint(5, 1000, (1, 24))
         example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         fast = tersor.optimize_model(
-            self.model, ["kv-cache", "speculate:drafter=ngram"], "onnx", example_inputs=example
+            model, ["kv-cache", "speculate:drafter=ngram"], "onnx", example_inputs=example
         )
-        fast.generate([[2, 5]], max_new_tokens=2)
-        generator: Any = fast._generator
-        self.decoder = generator.decoder
-        self.sessions = {}
+        self.model, self.plain = Transformers("the model", model), Ours(PLAIN, fast.generator.decoder)
+        self.sides: list[Side] = [self.plain]
         for side in (GREEDY, GUESSING):
             (file,) = fast.export_onnx(
                 folder / f"{side}.onnx", generate=True, guess=side == GUESSING, end_tokens=None
             )
-            self.sessions[side] = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-            self._run(side, [2, 5])
+            session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+            self.sides.append(File(side, session))
+        for side_ in self.sides:
+            side_.run([2, 5], 2)
 
     def run(self, prompt: Prompt, repeats: int) -> Result:
         result = Result(prompt)
         for _ in range(repeats):
-            for side in SIDES:
-                started = time.perf_counter()
-                result.tokens[side] = self._run(side, prompt.tokens)
-                result.seconds.setdefault(side, []).append(time.perf_counter() - started)
+            result.take_turn(self.sides, self.new)
         for side in (GREEDY, GUESSING):
             parted = first_divergence(
-                prompt.tokens, result.tokens[PLAIN], result.tokens[side], self._stepped, self._whole
+                prompt.tokens, result.tokens[PLAIN], result.tokens[side], self.plain.logits, self.model.logits
             )
             result.divergences += [] if parted is None else [parted]
         return result
 
-    def _stepped(self, tokens: Sequence[int]) -> torch.Tensor:
-        return self.decoder.prefill(self.decoder.new_cache(1), 0, tokens)  # type: ignore[no-any-return]
-
-    def _whole(self, tokens: Sequence[int]) -> torch.Tensor:
-        ids = torch.tensor([list(tokens)])
-        return self.model(input_ids=ids, logits_to_keep=1).logits[0, -1]  # type: ignore[no-any-return]
-
-    def _run(self, side: str, tokens: list[int]) -> list[int]:
-        if side == PLAIN:
-            return generate(self.decoder, [tokens], Stopping(self.new), Sampling())[0]
-        given = {"input_ids": np.array([tokens]), "max_new_tokens": np.array(self.new)}
-        return self.sessions[side].run(None, given)[0][0].tolist()  # type: ignore[no-any-return]
-
-
-def mean_ratio(results: Sequence[Result], side: str, over: str) -> float:
-    return math.exp(sum(math.log(result.ratio(side, over)) for result in results) / len(results))
-
 
 def missed(results: Sequence[Result]) -> list[str]:
     """What is asked of the figures and is not so."""
-    slower, faster = mean_ratio(results, GREEDY, PLAIN), mean_ratio(results, GREEDY, GUESSING)
+    slower, faster = mean_ratio(results, PLAIN, GREEDY), mean_ratio(results, GUESSING, GREEDY)
     found = []
     if slower > GREEDY_LIMIT:
         found.append(f"{GREEDY} takes {slower:.2f} of {PLAIN} (at most {GREEDY_LIMIT:g})")
@@ -127,11 +110,8 @@ def missed(results: Sequence[Result]) -> list[str]:
 
 def section(results: Sequence[Result], new: int, repeats: int) -> str:
     """The whole section of the page."""
-    kinds: dict[str, list[Result]] = {}
-    for result in results:
-        kinds.setdefault(result.prompt.kind, []).append(result)
     header = ["kind of text", *(f"{side}, s" for side in SIDES), "greedy / plain", "greedy / guessing"]
-    rows = [_cells(kind, some) for kind, some in kinds.items()]
+    rows = [_cells(kind, some) for kind, some in by_kind(results).items()]
     rows.append(_cells("**all**", results))
     whole = sum(not result.divergences for result in results)
     parted = "; ".join(str(d) for result in results for d in result.divergences)
@@ -154,7 +134,7 @@ def section(results: Sequence[Result], new: int, repeats: int) -> str:
 
 def _cells(label: str, results: Sequence[Result]) -> list[str]:
     seconds = [f"{median(median(r.seconds[side]) for r in results):.2f}" for side in SIDES]
-    ratios = [f"{mean_ratio(results, GREEDY, over):.2f}" for over in (PLAIN, GUESSING)]
+    ratios = [f"{mean_ratio(results, side, GREEDY):.2f}" for side in (PLAIN, GUESSING)]
     return [label, *seconds, *ratios]
 
 
