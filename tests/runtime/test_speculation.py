@@ -9,6 +9,7 @@ import pytest
 import torch
 from architectures import VOCABULARY
 from decoders import DECODERS, PROMPTS, decoder_on, decoder_program
+from guesses import CHEAP, Chain
 from torch import Tensor
 
 from tersor.codegen.target import find_target
@@ -20,25 +21,6 @@ from tersor.runtime.generation import Stopping, generate
 from tersor.runtime.sampling import Sampling
 from tersor.runtime.speculation import Guesser, Policy, Rates, Statistics
 from tersor.runtime.tree import TokenTree, side_by_side
-
-# Wider steps cost hardly more, as on a machine that waits for memory.
-CHEAP = CostCurve((1, 2, 3, 5, 9, 33), (1.0, 1.02, 1.04, 1.08, 1.2, 1.4))
-
-
-@dataclass
-class Chain:
-    tokens: list[int]
-    kind: int = 0
-
-    chance: float = 0.6
-
-    @property
-    def kinds(self) -> list[int]:
-        return [self.kind] * len(self.tokens)
-
-    @property
-    def chances(self) -> list[float]:
-        return [self.chance] * len(self.tokens)
 
 
 @dataclass

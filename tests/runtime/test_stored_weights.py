@@ -9,38 +9,21 @@ from functools import cache
 import pytest
 import torch
 from decoders import DECODERS, PROMPTS, decoder_program
+from guesses import CHEAP, Chain
 from torch import Tensor
 
 from tersor.codegen.target import find_target
 from tersor.passes.pipeline import run
-from tersor.runtime.cost_curve import CostCurve
 from tersor.runtime.decoder import Decoder
 from tersor.runtime.generation import Stopping, generate
 from tersor.runtime.sampling import Sampling
 from tersor.runtime.speculation import Statistics
-
-# Wider steps cost hardly more, so that guesses are checked.
-CHEAP = CostCurve((1, 2, 3, 5, 9, 33), (1.0, 1.02, 1.04, 1.08, 1.2, 1.4))
 
 
 @cache
 def decoder_stored(name: str, kind: str) -> Decoder:
     program, _ = run(decoder_program(name), ["kv-cache", "speculate"])
     return Decoder(program, lambda form: find_target("onnx").lower(form, weights=kind, threads=1))
-
-
-@dataclass
-class Chain:
-    tokens: list[int]
-    kind: int = 0
-
-    @property
-    def kinds(self) -> list[int]:
-        return [self.kind] * len(self.tokens)
-
-    @property
-    def chances(self) -> list[float]:
-        return [0.6] * len(self.tokens)
 
 
 @dataclass
