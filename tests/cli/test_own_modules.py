@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from safetensors.torch import save_file
 
 from tersor import InputError
 from tersor.imports import import_from, module_text
+from tersor.passes.contract import Method, Pass
+from tersor.passes.registry import find_methods, unregistered
+from tersor.passes.tokens.method import TokenMethod
 
 MODEL = """
 import torch
@@ -49,6 +53,22 @@ class FirstHead(Scorer):
     def score(self, g: Builder, site: TokenSite) -> fx.Node:
         return g.mean(site.key, [1, 3])
 """
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_defined() -> Iterator[None]:
+    """Passes and methods of files that a test imports are nobody's after it."""
+    yield
+    for base in (Pass, Method):
+        for kind in _subclasses(base):
+            if kind.__module__.startswith("tersor_import_"):
+                unregistered(kind)
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    for kind in base.__subclasses__():
+        yield kind
+        yield from _subclasses(kind)
 
 
 @pytest.fixture
@@ -111,27 +131,21 @@ def test_a_size_that_cannot_vary_is_one_clear_error(tersor: Any, place: Path) ->
 
 
 def test_a_method_of_ones_own_is_found_by_every_command_that_reads_specs(tersor: Any, place: Path) -> None:
-    from tersor.passes.registry import find_methods, registered, unregistered
-    from tersor.passes.tokens.method import TokenMethod
-
     (place / "method_of_mine.py").write_text(METHOD.format(name="first-head"))
     model, given = "model_of_mine:make", ("--example-inputs", "words.safetensors")
     request = ("convert", model, *given, "-p", "token-drop:method=first-head,keep=0.5", "--target", "torch")
     assert "no method 'first-head'" in tersor(*request, "-o", "out").error
     imported = ("--import", "method_of_mine.py")
-    try:
-        outcome = tersor(*request, *imported, "-o", "out")
-        assert outcome.code == 0, outcome.stderr
-        assert "method=first-head" in tersor("passes", "token-drop", *imported).stdout
-        assert "method=first-head" in tersor("inspect", model, *given, *imported).stdout
-        assert tersor("verify", "out", "--against", model, *imported).code == 0
-    finally:
-        unregistered(find_methods(TokenMethod)["first-head"])
+    outcome = tersor(*request, *imported, "-o", "out")
+    assert outcome.code == 0, outcome.stderr
+    assert "method=first-head" in tersor("passes", "token-drop", *imported).stdout
+    assert "method=first-head" in tersor("inspect", model, *given, *imported).stdout
+    assert tersor("verify", "out", "--against", model, *imported).code == 0
+    unregistered(find_methods(TokenMethod)["first-head"])
     outcome = tersor("verify", "out", "--against", model)
     assert outcome.code == 1
     assert "it was defined outside Tersor, in method_of_mine.py: import that first (--import" in outcome.error
-    with registered():
-        assert tersor("verify", "out").code == 0
+    assert tersor("verify", "out").code == 0
 
 
 @pytest.mark.parametrize(
@@ -143,18 +157,12 @@ def test_a_method_of_ones_own_is_found_by_every_command_that_reads_specs(tersor:
     ],
 )
 def test_a_broken_method_of_ones_own_is_bad_input(tersor: Any, place: Path, score: str, reason: str) -> None:
-    from tersor.passes.registry import find_methods, unregistered
-    from tersor.passes.tokens.method import TokenMethod
-
     code = METHOD.format(name="broken-head").replace("g.mean(site.key, [1, 3])", score)
     (place / "method_of_mine.py").write_text(code)
     given = ("--example-inputs", "words.safetensors", "--import", "method_of_mine.py", "--target", "torch")
-    try:
-        outcome = tersor(
-            "convert", "model_of_mine:make", *given, "-p", "token-drop:method=broken-head", "-o", "out"
-        )
-    finally:
-        unregistered(find_methods(TokenMethod)["broken-head"])
+    outcome = tersor(
+        "convert", "model_of_mine:make", *given, "-p", "token-drop:method=broken-head", "-o", "out"
+    )
     assert outcome.code == 2, outcome
     assert "your method 'broken-head' " in outcome.error
     assert reason in outcome.error
