@@ -102,7 +102,7 @@ class Ours:
 
     def run(self, prompt: list[int], new: int) -> list[int]:
         self.counts = Statistics()
-        guess: Callable[[], Any] | None = None
+        guess: Callable[[Any], Any] | None = None
         if self.drafter is not None:
             # A new one for each prompt: what it remembers of other texts is no merit of this one.
             guess = find_methods(Drafter)[self.drafter]().begin  # type: ignore[type-abstract]

@@ -80,6 +80,15 @@ def add_output(program: Program, node: fx.Node, name: str) -> str:
     return name
 
 
+def remove_output(program: Program, name: str) -> None:
+    """Return the output ``name`` no longer; what the caller's structure holds does not include it."""
+    output, place = program.output_node, [spec.name for spec in program.outputs].index(name)
+    results = list(output.args[0])  # type: ignore[arg-type]
+    del results[place]
+    output.args = (tuple(results),)
+    program.outputs = tuple(spec for spec in program.outputs if spec.name != name)
+
+
 def spec_of(node: fx.Node, name: str, symbols: Mapping[str, str]) -> TensorSpec:
     """The boundary spec of a node, with symbolic sizes under their names."""
     value = node.meta["val"]

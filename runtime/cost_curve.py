@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
+from statistics import median
 from typing import Any
 
 WIDTHS = (1, 2, 3, 5, 9, 17, 33, 65)
-_RUNS = 3
+_RUNS = 5
 
 
 @dataclass(frozen=True)
@@ -27,19 +28,22 @@ class CostCurve:
 
     @staticmethod
     def measured(step: Callable[[int], object], widths: Sequence[int] = WIDTHS) -> CostCurve:
-        """The shortest of a few runs of every width, in turns; what runs first warms up the others."""
-        best = dict.fromkeys(widths, float("inf"))
+        """The median of a few runs of every width, in turns; what runs first warms up the others.
+
+        What counts is how they compare, and the shortest run of one may have been lucky where none of another was.
+        """
+        runs: dict[int, list[float]] = {width: [] for width in widths}
         for width in widths:
             step(width)
         for _ in range(_RUNS):
             for width in widths:
                 start = time.perf_counter()
                 step(width)
-                best[width] = min(best[width], time.perf_counter() - start)
+                runs[width].append(time.perf_counter() - start)
         # A wider step does more: where one seems faster, the machine was busy with something else.
         rising, seconds = 0.0, []
         for width in widths:
-            rising = max(rising, best[width])
+            rising = max(rising, median(runs[width]))
             seconds.append(rising)
         return CostCurve(tuple(widths), tuple(seconds))
 

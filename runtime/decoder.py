@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,11 +14,12 @@ from tersor.codegen.target import Executable
 from tersor.ir.errors import InputError
 from tersor.ir.fix_sizes import fix_sizes
 from tersor.ir.program import Program
+from tersor.ir.stepping import Branches
 from tersor.ir.straight import straight
 
 from .cost_curve import WIDTHS, CostCurve
 from .kv_cache import KvCache
-from .tree import Branching
+from .tree import Branching, in_a_row
 
 # Tokens that lie before those of a step that is measured.
 _MEASURED_BEHIND = 32
@@ -30,9 +31,8 @@ Keep = Callable[[Callable[[], CostCurve]], CostCurve]
 class Decoder:
     """Runs prompts and new tokens over a cache.
 
-    What a target can do depends on how many rows there are, how many new tokens each has, and whether these branch,
-    so that several forms of one Program are lowered, each when it is first needed: for one row, for one new token a
-    row, for any; and of the first and the last also one for trees.
+    What a target can do depends on how many rows there are and how many new tokens each has, so that several forms of
+    one Program are lowered, each when it is first needed: for one row, for one new token in each of several, for any.
     """
 
     def __init__(self, program: Program, lower: Lower, keep: Keep | None = None) -> None:
@@ -47,7 +47,8 @@ class Decoder:
         if program.stepping is None:
             raise InputError("this model keeps no cache: convert it with -p kv-cache, or passes=['kv-cache']")
         self.program, self.stepping = program, program.stepping
-        self._lower = lower
+        self._states = self.stepping.driven | self.stepping.results
+        self.lower = lower
         self._dtypes = {spec.name: spec.dtype for spec in program.inputs}
         self._forms: dict[tuple[Any, ...], Executable] = {}
         self._keep = keep or (lambda measure: measure())
@@ -96,8 +97,12 @@ class Decoder:
         other side of a step, and after a few layers logits differ by as much as rounding costs: what a token is would
         depend on how many were guessed behind it, and on what lies between it and those before it.
         """
-        form = next(iter(self._forms.values()), None) or self._form(1, 1, False)
+        form = next(iter(self._forms.values()), None) or self._form(1, 1)[0]
         return form.rounds_activations
+
+    def prepare(self) -> None:
+        """Lower what runs steps of one row, which is done once."""
+        self._form(1, 1)
 
     def new_cache(self, rows: int) -> KvCache:
         return KvCache(self.stepping, self.program.inputs, rows)
@@ -134,6 +139,16 @@ class Decoder:
         wanted = [list(range(len(tokens[0])))] * cache.rows
         return self._run(cache, tokens, wanted, None, branching)
 
+    def look_ahead(self, cache: KvCache, row: int, tokens: Sequence[int], ahead: int) -> Tensor:
+        """Logits ``[vocabulary]`` behind the last of ``tokens``, which are written to a row and not counted as filled.
+
+        Args:
+            cache: of this Program, or of one that has its states among others.
+            ahead: tokens that were written so before them.
+        """
+        cache.reserve(ahead + len(tokens), row)
+        return self._run(cache, [tokens], [[len(tokens) - 1]], row, ahead=ahead)[0, -1]
+
     def _run(
         self,
         cache: KvCache,
@@ -141,36 +156,48 @@ class Decoder:
         wanted: list[list[int]],
         row: int | None,
         branching: Branching | None = None,
+        ahead: int = 0,
     ) -> Tensor:
-        own = torch.arange(len(tokens[0]))
-        if len(own) == 1 and branching is None and self.rounds_activations:
+        if len(tokens[0]) == 1 and self.rounds_activations:
             # Products with one row and with several are other kernels; so a single token is fed twice.
-            cache.reserve(2, row)
+            cache.reserve(ahead + 2, row)
             tokens, own = [[token, token] for (token,) in tokens], torch.zeros(2, dtype=torch.int64)
-        executable = self._form(len(tokens), len(tokens[0]), branching is not None)
+        else:
+            own = torch.arange(len(tokens[0]))
+        executable, branches = self._form(len(tokens), len(tokens[0]))
         lengths = cache.lengths if row is None else [cache.lengths[row]]
-        given = cache.inputs(row)
+        given = self._own(cache.inputs(row, ahead))
         ids = torch.tensor(tokens)
         given[self.stepping.ids] = ids.to(self._dtypes[self.stepping.ids])
         if self.stepping.padding is not None:
             given[self.stepping.padding] = torch.ones_like(ids, dtype=self._dtypes[self.stepping.padding])
-        if branching is not None:
-            assert self.stepping.branches is not None, "no speculate pass let its steps branch"
-            own = given[self.stepping.branches.depth] = branching.depths
-            given[self.stepping.branches.ancestors] = branching.ancestors
-        given[self.stepping.positions] = torch.tensor(lengths)[:, None] + own
+        if branches is not None:
+            branching = branching or in_a_row(own, len(tokens))
+            own = given[branches.depth] = branching.depths
+            given[branches.ancestors] = branching.ancestors
+        given[self.stepping.positions] = torch.tensor(lengths)[:, None] + ahead + own
         given[self.stepping.wanted] = torch.tensor(wanted, dtype=torch.int64)
-        into = cache.results(row)
+        into = self._own(cache.results(row))
         results = executable.run_into(given, into)
         names = [spec.name for spec in executable.outputs]
         (logits,) = (r for name, r in zip(names, results, strict=True) if name not in self.stepping.results)
         return logits
 
-    def _form(self, rows: int, new: int, branches: bool) -> Executable:
+    def _own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of this Program, of a cache that may hold states of others."""
+        return {name: tensor for name, tensor in tensors.items() if name in self._states}
+
+    def _form(self, rows: int, new: int) -> tuple[Executable, Branches | None]:
+        """What runs such a step, and the inputs of it that say how new tokens branch.
+
+        Steps of one row all go through one form, whether they branch or not: two sessions that take turns cost far
+        more than the bias that a tree is, as the threads of each wait for work for a while after it has run.
+        """
+        one_token = rows > 1 and new == 1
         sizes = {"batch": 1} if rows == 1 else {"tokens": 1, "wanted": 1} if new == 1 else {}
-        key = (*sizes, branches)
+        program = straight(self.program) if one_token else self.program
+        key = tuple(sizes)
         if key not in self._forms:
-            program = self.program if branches else straight(self.program)
             fixed = {name: size for name, size in sizes.items() if name in program.ranges}
-            self._forms[key] = self._lower(fix_sizes(program, fixed) if fixed else program)
-        return self._forms[key]
+            self._forms[key] = self.lower(fix_sizes(program, fixed) if fixed else program)
+        return self._forms[key], None if one_token else self.stepping.branches

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from tersor.ir.errors import InputError
 
 from .decoder import Decoder
+from .draft_models import DraftModels, Place, Row
 from .kv_cache import KvCache
 from .sampling import Sampler, Sampling
 from .speculation import Guesser, Policy, Rates, Statistics
@@ -55,6 +56,7 @@ class _Row:
     number: int
     prompt: list[int]
     sampler: Sampler
+    place: Place = field(init=False)
     guesser: Guesser | None = None
     rates: Rates = field(default_factory=Rates)
     new: list[int] = field(default_factory=list)
@@ -71,18 +73,19 @@ def generate(
     stopping: Stopping,
     sampling: Sampling,
     stream: Stream | None = None,
-    guess: Callable[[], Guesser] | None = None,
+    guess: Callable[[Mapping[str, Row]], Guesser] | None = None,
     statistics: Statistics | None = None,
     batch: int | None = None,
+    models: DraftModels | None = None,
 ) -> list[list[int]]:
     """New tokens for every prompt.
 
     Args:
         prompts: token ids, of any lengths.
         stream: told every token as soon as it is chosen.
-        guess: makes who guesses ahead, one for each prompt.  Tokens are the same with guesses as without, drawn ones
-            too: each is chosen from the model's own logits, and where it is what was guessed, the next is known
-            already.
+        guess: makes who guesses ahead, one for each prompt, of ``models`` at work on it.  Tokens are the same with
+            guesses as without, drawn ones too: each is chosen from the model's own logits, and where it is what was
+            guessed, the next is known already.
         statistics: what came of guesses is added to it.
         batch: prompts under way at once, all of them by default; when one is over, the next begins in its place.
 
@@ -96,13 +99,13 @@ def generate(
     rows = [_Row(number, list(prompt), Sampler(sampling, number)) for number, prompt in enumerate(prompts)]
     for row in rows:
         _check(decoder, row, stopping)
-        if guess is not None:
-            row.guesser = guess()
     loop = _Loop(
         decoder,
         stopping,
         stream or (lambda number, token: None),
         statistics or Statistics(),
+        guess,
+        models or DraftModels({}, decoder.lower),
         None if guess is None else Policy(decoder.cost_curve),
     )
     loop.run(rows, min(len(rows), batch or len(rows)))
@@ -117,6 +120,8 @@ class _Loop:
     stopping: Stopping
     stream: Stream
     statistics: Statistics
+    guess: Callable[[Mapping[str, Row]], Guesser] | None
+    models: DraftModels
     policy: Policy | None
 
     def run(self, rows: Sequence[_Row], batch: int) -> None:
@@ -133,13 +138,16 @@ class _Loop:
                     cache.remove(place)
                     # As in the cache, the last takes its place.
                     under_way[place] = under_way[-1]
+                    under_way[place].place.row = place
                     under_way.pop()
             while waiting and len(under_way) < batch:
                 under_way.append(waiting.popleft())
                 self._begin(cache, cache.add(), under_way[-1])
 
     def _begin(self, cache: KvCache, place: int, row: _Row) -> None:
-        if row.guesser is not None:
+        row.place = Place(cache, place)
+        if self.guess is not None:
+            row.guesser = self.guess(self.models.rows(row.place))
             row.guesser.extend(row.prompt)
         logits = self.decoder.prefill(cache, place, row.prompt)
         self._append(row, row.sampler.choose(row.tokens, logits))
@@ -159,13 +167,12 @@ class _Loop:
         started = time.perf_counter()
         gained = 0
         for place, (row, tree) in enumerate(zip(rows, checked, strict=True)):
-            before = len(row.new)
+            row.rates.watch(guessed[place])
             path = self._accepted(row, tree, logits[place])
             cache.commit(place, len(tokens[0]), path)
             gained += len(path)
             if row.guesser is not None:
                 row.guesser.observe(tree.tokens, logits[place, : len(tree)])
-                row.rates.learn(guessed[place], row.new[before:])
             if len(tree) > 1:
                 self.statistics.count(tree, len(path) - 1)
         if self.policy is not None:
@@ -179,7 +186,7 @@ class _Loop:
             return ()
         # The step itself gives one token more than its guesses.
         room = min(self.policy.longest(rows), self.stopping.most - len(row.new) - 1)
-        return row.guesser.draft(room) if room > 0 else ()
+        return row.guesser.draft(room, _Outlook(row, rows, self.policy)) if room > 0 else ()
 
     def _chosen(self, rows: Sequence[_Row], guessed: Sequence[TokenTree]) -> Sequence[TokenTree]:
         """Of what was guessed, what is worth checking."""
@@ -207,10 +214,33 @@ class _Loop:
 
     def _append(self, row: _Row, token: int) -> None:
         row.new.append(token)
+        row.rates.see(token)
         if row.guesser is not None:
             row.guesser.extend([token])
         row.over = self.stopping.over(row.new)
         self.stream(row.number, token)
+
+
+@dataclass(frozen=True)
+class _Outlook:
+    """What is known of the step that guesses of one of several rows are for."""
+
+    row: _Row
+    rows: int
+    policy: Policy
+
+    @property
+    def plain(self) -> float:
+        return self.policy.cost(self.rows, 0) / self.rows
+
+    def choose(self, ahead: Sequence[int], logits: Tensor) -> int:
+        return self.row.sampler.choose([*self.row.tokens, *ahead], logits)
+
+    def noisy(self, ahead: int, tokens: Sequence[int], scores: Sequence[float]) -> list[float]:
+        return self.row.sampler.noisy(len(self.row.tokens) + ahead, tokens, scores)
+
+    def worth(self, draft: Chain, seconds: float) -> bool:
+        return self.policy.worth(self.rows, len(draft.tokens), self.row.rates.of_chain(draft), seconds)
 
 
 def _check(decoder: Decoder, row: _Row, stopping: Stopping) -> None:

@@ -79,11 +79,15 @@ class KvCache:
                 wanted = max(filled) + new
                 self._allocate(slots, max(wanted, 2 * capacity))
 
-    def inputs(self, row: int | None = None) -> dict[str, Tensor]:
-        """What a step is given: every state, and how many of its slots are filled; of one row or of all."""
+    def inputs(self, row: int | None = None, ahead: int = 0) -> dict[str, Tensor]:
+        """What a step is given: every state, and how many of its slots are filled; of one row or of all.
+
+        Args:
+            ahead: tokens that were written behind the filled slots and are to be read as if they counted.
+        """
         chosen = slice(self.rows) if row is None else slice(row, row + 1)
         given = {name: buffer[chosen] for name, buffer in self.buffers.items()}
-        given |= {name: torch.tensor(filled[chosen]) for name, filled in self._filled.items()}
+        given |= {name: torch.tensor(filled[chosen]) + ahead for name, filled in self._filled.items()}
         return given
 
     def results(self, row: int | None = None) -> dict[str, Tensor]:

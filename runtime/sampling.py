@@ -9,6 +9,7 @@ Communication and Drafter-Invariant Speculative Decoding").
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +91,14 @@ class Sampler:
         if not len(possible) or not torch.isfinite(scores[possible]).all():
             raise _no_numbers(len(tokens))
         return int(possible[(scores[possible].double() + self._noise(len(tokens), possible)).argmax()])
+
+    def noisy(self, place: int, tokens: Sequence[int], scores: Sequence[float]) -> list[float]:
+        """Scores by which the token at ``place`` would be chosen among ``tokens`` if ``scores`` were their logits."""
+        if self.sampling.greedy:
+            return list(scores)
+        noise = self._noise(place, torch.tensor(tokens, dtype=torch.int64)).tolist()
+        temperature = self.sampling.temperature or 1.0
+        return [score / temperature + extra for score, extra in zip(scores, noise, strict=True)]
 
     def _noise(self, place: int, ids: Tensor) -> Tensor:
         """Gumbel noise of every token, float64."""

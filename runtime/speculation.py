@@ -6,7 +6,9 @@ import heapq
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import count
+from math import prod
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -30,8 +32,12 @@ class Guesser(Protocol):
     def observe(self, tokens: Sequence[int], logits: Tensor) -> None:
         """What the model said, ``[tokens, vocabulary]``, behind tokens that it was given, be they right or wrong."""
 
-    def draft(self, most: int) -> Sequence[Chain]:
-        """Chains of at most ``most`` guesses; none where there is nothing to go by."""
+    def draft(self, most: int, outlook: Any) -> Sequence[Chain]:
+        """Chains of at most ``most`` guesses; none where there is nothing to go by.
+
+        Args:
+            outlook: how the tokens will be chosen that are to be guessed, and what a guess is worth.
+        """
 
 
 @dataclass
@@ -79,11 +85,17 @@ class Rates:
     def __init__(self) -> None:
         self._right: defaultdict[tuple[int, int], float] = defaultdict(float)
         self._tried: defaultdict[tuple[int, int], float] = defaultdict(float)
+        self._watched: list[tuple[TokenTree, int]] = []
 
     def of(self, kind: int, depth: int, chance: float) -> float:
         """Of one kind so far ahead; ``chance`` is what is thought of it before anything is known."""
         key = (kind, depth)
         return (self._right[key] + chance * _PRIOR_WEIGHT) / (self._tried[key] + _PRIOR_WEIGHT)
+
+    def of_chain(self, chain: Chain) -> float:
+        """How likely all of it is right."""
+        rates = (self.of(*guess) for guess in zip(chain.kinds, count(1), chain.chances, strict=False))
+        return prod(rates)
 
     def ranked(self, tree: TokenTree, most: int) -> tuple[list[int], list[float]]:
         """At most so many guesses, the likeliest first and none before its parent, and how likely each is right."""
@@ -109,18 +121,22 @@ class Rates:
         share = chance / max(1.0, sum(rates.values()))
         return [(child, rate * share) for child, rate in rates.items()]
 
-    def learn(self, tree: TokenTree, followed: Sequence[int]) -> None:
-        """The tokens that followed; guesses that were not checked are held against them too, which costs nothing."""
-        node = 0
-        for depth, token in enumerate(followed, 1):
+    def watch(self, tree: TokenTree) -> None:
+        """Guesses of what follows now, of which what is not checked is learned from too: that costs nothing."""
+        self._watched.append((tree, 0))
+
+    def see(self, token: int) -> None:
+        """The token that followed."""
+        still = []
+        for tree, node in self._watched:
             for guess, child in tree.children[node].items():
                 for kind in tree.kinds[child]:
-                    key = (kind, depth)
+                    key = (kind, tree.depths[child])
                     self._tried[key] = self._tried[key] * (1 - _FORGET) + 1
                     self._right[key] = self._right[key] * (1 - _FORGET) + (guess == token)
-            if token not in tree.children[node]:
-                break
-            node = tree.children[node][token]
+            if token in tree.children[node]:
+                still.append((tree, tree.children[node][token]))
+        self._watched = still
 
 
 class Policy:
@@ -137,25 +153,35 @@ class Policy:
     def guesses(self, chances: Sequence[Sequence[float]]) -> int:
         """How many of every row, given how likely each is right, the likeliest first."""
         rows = len(chances)
-        plain = self._cost(rows, 0)
+        plain = self.cost(rows, 0)
         if self._lost > _MAY_LOSE * self._spent + _CREDIT * plain:
             return 0
         expected = float(rows)
         best, chosen = expected / plain, 0
-        for count in range(1, 1 + max(map(len, chances))):
-            expected += sum(row[count - 1] for row in chances if len(row) >= count)
-            rate = expected / self._cost(rows, count)
+        for guesses in range(1, 1 + max(map(len, chances))):
+            expected += sum(row[guesses - 1] for row in chances if len(row) >= guesses)
+            rate = expected / self.cost(rows, guesses)
             if rate > best:
-                best, chosen = rate, count
+                best, chosen = rate, guesses
         return chosen
 
     def learn(self, rows: int, guesses: int, tokens: int, drafting: float) -> None:
         """What came of a step that checked so many guesses a row: ``tokens`` in all, after ``drafting`` seconds."""
-        cost = self._cost(rows, guesses) + drafting
+        cost = self.cost(rows, guesses) + drafting
         self._spent += cost
         # What was won long ago is no reason to lose now.
-        self._lost = max(0.0, self._lost + cost - self._cost(rows, 0) * tokens / rows)
+        self._lost = max(0.0, self._lost + cost - self.cost(rows, 0) * tokens / rows)
 
-    def _cost(self, rows: int, guesses: int) -> float:
+    def worth(self, rows: int, guesses: int, chance: float, seconds: float) -> bool:
+        """Whether one guess of a row more, behind so many that are all right with that chance, is worth its time.
+
+        Args:
+            seconds: to make it; checking it takes time too.
+        """
+        checking = self.cost(rows, guesses + 1) - self.cost(rows, guesses)
+        return chance * self.cost(rows, 0) > seconds * rows + checking
+
+    def cost(self, rows: int, guesses: int) -> float:
+        """Seconds of a step that checks so many guesses of every row."""
         # Rows share the weights that are read, so that what counts is how many tokens there are of all of them.
         return self._curve.of(rows * (1 + guesses))

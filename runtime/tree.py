@@ -108,6 +108,12 @@ class Branching:
     ancestors: Tensor
 
 
+def in_a_row(depths: Tensor, rows: int) -> Branching:
+    """Tokens at ``depths [new]`` that each see those before them, as many in every row."""
+    sees = torch.ones(len(depths), len(depths), dtype=torch.bool).tril()
+    return Branching(depths.expand(rows, -1), sees.expand(rows, -1, -1))
+
+
 def side_by_side(trees: Sequence[TokenTree]) -> tuple[list[list[int]], Branching | None]:
     """One step for a tree a row: tokens ``[rows][new]``, and how they branch, None where none does.
 

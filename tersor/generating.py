@@ -15,10 +15,12 @@ from .codegen.target import find_target
 from .cost_cache import kept
 from .ir.errors import InputError
 from .ir.program import Program
+from .ir.straight import straight
 from .passes.deviation import is_logits
 from .passes.spec import parse_spec
 from .passes.speculate.insert import NOTE, Speculate
 from .runtime.decoder import Decoder
+from .runtime.draft_models import DraftModels
 from .runtime.generation import Stopping, generate
 from .runtime.sampling import Sampling
 from .runtime.speculation import Statistics
@@ -60,6 +62,8 @@ class Generator:
         noted = self.program.notes.get(NOTE)
         pass_ = None if noted is None else parse_spec(noted)
         self.drafter = pass_.drafter if isinstance(pass_, Speculate) else None
+        models = {} if self.drafter is None else self.drafter.models(straight(self.program))
+        self._models = DraftModels(models, self.decoder.lower)
         self._guess = None if self.drafter is None else self.drafter.begin
         self.statistics = Statistics()
         self._folder = tokenizer_folder(self.program, self.artifact)
@@ -130,7 +134,15 @@ class Generator:
         if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
             raise InputError(f"batch_size={batch_size!r} is no number of prompts: give an integer from 1 up")
         new = generate(
-            self.decoder, prompts, stopping, sampling, tell, self._guess, self.statistics, batch_size
+            self.decoder,
+            prompts,
+            stopping,
+            sampling,
+            tell,
+            self._guess,
+            self.statistics,
+            batch_size,
+            self._models,
         )
         if is_text:
             for row, text in enumerate(written):

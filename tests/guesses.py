@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from tersor.ir.straight import straight
+from tersor.passes.speculate.drafter import Drafter
 from tersor.runtime.cost_curve import CostCurve
+from tersor.runtime.decoder import Decoder
+from tersor.runtime.draft_models import DraftModels
+from tersor.runtime.speculation import Policy, Rates
+from tersor.runtime.tree import TokenTree
 
 # Wider steps cost hardly more, as on a machine that waits for memory.
 CHEAP = CostCurve((1, 2, 3, 5, 9, 33), (1.0, 1.02, 1.04, 1.08, 1.2, 1.4))
@@ -25,3 +33,28 @@ class Chain:
     @property
     def chances(self) -> list[float]:
         return [self.chance] * len(self.tokens)
+
+
+class Eager(Policy):
+    """Checks all guesses, whatever they promise."""
+
+    def longest(self, rows: int) -> int:
+        return 6
+
+    def guesses(self, chances: Sequence[Sequence[float]]) -> int:
+        return max(map(len, chances))
+
+
+def learn(rates: Rates, tree: TokenTree, followed: Sequence[int]) -> None:
+    """Let ``rates`` see what followed."""
+    rates.watch(tree)
+    for token in followed:
+        rates.see(token)
+
+
+def guessing(decoder: Decoder, drafter: Drafter | None) -> dict[str, Any]:
+    """Arguments of ``generate`` that let ``drafter`` guess, with the models that it makes of the decoder's own."""
+    if drafter is None:
+        return {}
+    models = drafter.models(straight(decoder.program))
+    return {"guess": drafter.begin, "models": DraftModels(models, decoder.lower)}

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol
 
+import torch
 from torch import Tensor, nn
+
+from tersor.ir.program import Program
 
 from ..contract import Method
 
@@ -36,6 +41,83 @@ def chance_of_match(length: int) -> float:
     return 1 - 0.6 * 0.7 ** (length - 1)
 
 
+class Outlook(Protocol):
+    """How the tokens will be chosen that are to be guessed, and what a guess is worth.
+
+    Attributes:
+        plain: seconds of a step that checks nothing; 0 where nobody has measured it.
+    """
+
+    @property
+    def plain(self) -> float: ...
+
+    def choose(self, ahead: Sequence[int], logits: Tensor) -> int:
+        """What would be chosen behind the text and ``ahead`` if the model said ``logits [vocabulary]``.
+
+        Draws come from noise that is known beforehand, so that models that agree draw alike.
+        """
+
+    def noisy(self, ahead: int, tokens: Sequence[int], scores: Sequence[float]) -> list[float]:
+        """Scores by which a draw, so many tokens ahead, would choose among tokens whose logits are ``scores``."""
+
+    def worth(self, draft: Draft, seconds: float) -> bool:
+        """Whether to spend ``seconds`` on a guess that counts if all of ``draft`` is right."""
+
+
+class Greedily:
+    """Where the likeliest token is chosen, and guesses cost nothing."""
+
+    plain = 0.0
+
+    def choose(self, ahead: Sequence[int], logits: Tensor) -> int:
+        return int(logits.argmax())
+
+    def noisy(self, ahead: int, tokens: Sequence[int], scores: Sequence[float]) -> list[float]:
+        return list(scores)
+
+    def worth(self, draft: Draft, seconds: float) -> bool:
+        return True
+
+
+GREEDILY: Outlook = Greedily()
+
+
+@dataclass(frozen=True)
+class DraftModel:
+    """A Program that is run in steps to guess what another would say.
+
+    Attributes:
+        cache: whose states it reads and writes: empty for those of the model that checks, of which it has some by
+            their names; else a cache of its own, which is shared with models that name the same one.
+    """
+
+    program: Program
+    cache: str = ""
+
+
+class DraftRow(Protocol):
+    """A draft model over the tokens of one text."""
+
+    @property
+    def longest(self) -> int | None:
+        """How many tokens a text may have; None where nothing bounds them."""
+
+    def start(self, text: Sequence[int], most: int, keep: bool = True) -> Tensor:
+        """Logits ``[vocabulary]`` behind a text; what its cache does not hold of it yet, is read first.
+
+        Args:
+            most: how often :meth:`next` may follow, and one.
+            keep: whether the cache may hold on to what was computed of guesses that turned out right.
+        """
+
+    def next(self, token: int) -> Tensor:
+        """Logits behind one more token, which may turn out wrong."""
+
+
+Rows = Mapping[str, DraftRow]
+NO_ROWS: Rows = MappingProxyType({})
+
+
 class Drafting(ABC):
     """A drafter at work on one sequence.
 
@@ -50,7 +132,7 @@ class Drafting(ABC):
         """What the model said, ``[tokens, vocabulary]``, behind tokens that it was given, be they right or wrong."""
 
     @abstractmethod
-    def draft(self, most: int) -> list[Draft]:
+    def draft(self, most: int, outlook: Outlook = GREEDILY) -> list[Draft]:
         """Chains of at most ``most`` guesses of what follows, of which those are checked that promise most."""
 
 
@@ -59,8 +141,20 @@ class Drafter(Method):
     """Base of the drafters; fills the slot of ``speculate``.  Guesses change how fast tokens come, never which."""
 
     @abstractmethod
-    def begin(self) -> Drafting:
-        """Start on a new sequence."""
+    def begin(self, rows: Rows = NO_ROWS) -> Drafting:
+        """Start on a new sequence; ``rows`` are its :meth:`models` at work on it, by their names."""
+
+    def models(self, program: Program) -> Mapping[str, DraftModel]:
+        """The models that it guesses with, by names of its own.
+
+        Args:
+            program: the one that checks, whose steps take no trees (see ``straight``).
+
+        Raises:
+            RefusedError: none can be made of it.
+            InputError: a model that is named cannot be read, or has another vocabulary.
+        """
+        return {}
 
     def as_module(self, most: int) -> nn.Module | None:
         """Guesses as a function of the text alone, at most ``most``; None where they follow from more than that.
@@ -70,3 +164,8 @@ class Drafter(Method):
             int64 ``[most]``, the next token first, and how many of them count, int64 ``[1]``.
         """
         return None
+
+
+def confidence(logits: Tensor, token: int) -> float:
+    """How likely a model that says ``logits [vocabulary]`` finds ``token``."""
+    return float(torch.exp(logits[token] - torch.logsumexp(logits, 0)))

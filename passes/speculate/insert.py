@@ -13,6 +13,7 @@ import torch
 
 from tersor.ir.boundary import add_input, input_node
 from tersor.ir.dialect import is_dialect
+from tersor.ir.errors import RefusedError
 from tersor.ir.operands import set_operand
 from tersor.ir.program import Program
 from tersor.ir.stepping import Branches
@@ -44,6 +45,10 @@ class Speculate(Pass):
             )
         if NOTE in program.notes:
             return Refusal(f"{program.notes[NOTE]} guesses already")
+        try:
+            self.drafter.models(program)
+        except RefusedError as error:
+            return Refusal(str(error))
         # All attention takes trees or none does, for which the output stands.
         return [Site(program.output_node.name)]
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from .drafter import Draft, Drafter, Drafting, chance_of_match
+from .drafter import GREEDILY, NO_ROWS, Draft, Drafter, Drafting, Outlook, Rows, chance_of_match
 from .lookup import Lookup
 
 
@@ -25,7 +25,7 @@ class NGram(Drafter):
         if not 1 <= self.shortest <= self.longest:
             raise ValueError(f"shortest={self.shortest} and longest={self.longest} are no range from 1 up")
 
-    def begin(self) -> Drafting:
+    def begin(self, rows: Rows = NO_ROWS) -> Drafting:
         return _Lookup(self.shortest, self.longest)
 
     def as_module(self, most: int) -> nn.Module:
@@ -48,7 +48,7 @@ class _Lookup(Drafting):
                     self._after[tuple(self._tokens[-size:])] = len(self._tokens)
             self._tokens.append(token)
 
-    def draft(self, most: int) -> list[Draft]:
+    def draft(self, most: int, outlook: Outlook = GREEDILY) -> list[Draft]:
         for size in reversed(self._sizes):
             start = self._after.get(tuple(self._tokens[-size:])) if size <= len(self._tokens) else None
             if start is not None:

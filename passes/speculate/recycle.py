@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from .drafter import Draft, Drafter, Drafting
+from .drafter import GREEDILY, NO_ROWS, Draft, Drafter, Drafting, Outlook, Rows
 
 # Ranks along a path add up to this at most: of a tree that is asked for its likeliest nodes, others are never chosen.
 _RANKS_ADD_UP_TO = 2
@@ -42,7 +42,7 @@ class Recycle(Drafter):
         """The adjacency of the paper, rows of tokens that have been seen only; requests share it."""
         return {}
 
-    def begin(self) -> Drafting:
+    def begin(self, rows: Rows = NO_ROWS) -> Drafting:
         return _Recycling(self._followers, self.candidates, self.deepest)
 
 
@@ -66,7 +66,7 @@ class _Recycling(Drafting):
         for token, scores in zip(tokens, logits.float().numpy(), strict=True):
             self._followers[token] = _likeliest(scores, self._candidates)
 
-    def draft(self, most: int) -> list[Draft]:
+    def draft(self, most: int, outlook: Outlook = GREEDILY) -> list[Draft]:
         if self._last is None:
             return []
         drafts: list[Draft] = []

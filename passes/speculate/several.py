@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from torch import Tensor, nn
 
+from tersor.ir.program import Program
+
 from ..registry import find_methods
-from .drafter import Draft, Drafter, Drafting
+from .drafter import GREEDILY, NO_ROWS, Draft, Drafter, Drafting, DraftModel, Outlook, Rows
 
 # No drafter tells more kinds of guesses apart.
 _KINDS = 1000
@@ -36,15 +38,36 @@ class Several(Drafter):
         made = [known[name]() for name in self.of]
         object.__setattr__(self, "_drafters", made)
 
-    def begin(self) -> Drafting:
+    def begin(self, rows: Rows = NO_ROWS) -> Drafting:
         drafters: list[Drafter] = self._drafters  # type: ignore[attr-defined]
-        return _Side([drafter.begin() for drafter in drafters])
+        return _Side(
+            [
+                drafter.begin(
+                    {name.removeprefix(prefix): row for name, row in rows.items() if name.startswith(prefix)}
+                )
+                for drafter, prefix in zip(drafters, map(_prefix, self.of), strict=True)
+            ]
+        )
+
+    def models(self, program: Program) -> Mapping[str, DraftModel]:
+        drafters: list[Drafter] = self._drafters  # type: ignore[attr-defined]
+        return {
+            _prefix(drafter.name) + name: replace(
+                model, cache=model.cache and _prefix(drafter.name) + model.cache
+            )
+            for drafter in drafters
+            for name, model in drafter.models(program).items()
+        }
 
     def as_module(self, most: int) -> nn.Module | None:
         """That of the first that has one: a function guesses a chain, and no tree."""
         drafters: list[Drafter] = self._drafters  # type: ignore[attr-defined]
         modules = (drafter.as_module(most) for drafter in drafters)
         return next((module for module in modules if module is not None), None)
+
+
+def _prefix(drafter: str) -> str:
+    return f"{drafter}."
 
 
 class _Side(Drafting):
@@ -61,9 +84,9 @@ class _Side(Drafting):
         for drafting in self._draftings:
             drafting.observe(tokens, logits)
 
-    def draft(self, most: int) -> list[Draft]:
+    def draft(self, most: int, outlook: Outlook = GREEDILY) -> list[Draft]:
         return [
             replace(chain, kinds=[number * _KINDS + kind for kind in chain.kinds])
             for number, drafting in enumerate(self._draftings)
-            for chain in drafting.draft(most)
+            for chain in drafting.draft(most, outlook)
         ]

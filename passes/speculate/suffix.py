@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import nn
 
 from .automaton import SuffixAutomaton
-from .drafter import Draft, Drafter, Drafting, chance_of_match
+from .drafter import GREEDILY, NO_ROWS, Draft, Drafter, Drafting, Outlook, Rows, chance_of_match
 from .lookup import Lookup
 
 # Between texts; no token id.
@@ -43,7 +43,7 @@ class Suffix(Drafter):
     def _earlier(self) -> _Earlier:
         return _Earlier()
 
-    def begin(self) -> Drafting:
+    def begin(self, rows: Rows = NO_ROWS) -> Drafting:
         self._earlier.take_up(self.remember)
         drafting = _Lookup(self.shortest, self._earlier.runs)
         if self.remember:
@@ -84,7 +84,7 @@ class _Lookup(Drafting):
         for token in tokens:
             self._state, self._length = self._earlier.step(self._state, self._length, token)
 
-    def draft(self, most: int) -> list[Draft]:
+    def draft(self, most: int, outlook: Outlook = GREEDILY) -> list[Draft]:
         """What followed in this text, and what followed in earlier ones."""
         length, place = self.own.repeated()
         sides = [

@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 import torch
 from architectures import LLAMA, huggingface
+from guesses import Eager, guessing
 from torch import Tensor
 
 from tersor.codegen.target import find_target
@@ -21,7 +22,7 @@ from tersor.runtime.cost_curve import CostCurve
 from tersor.runtime.decoder import Decoder
 from tersor.runtime.generation import Stopping, generate
 from tersor.runtime.sampling import Sampler, Sampling
-from tersor.runtime.speculation import Policy, Statistics
+from tersor.runtime.speculation import Statistics
 from tersor.runtime.tree import TokenTree
 
 VOCABULARY, NEW, TEXTS, TOGETHER = 5, 3, 20_000, 500
@@ -29,16 +30,6 @@ VOCABULARY, NEW, TEXTS, TOGETHER = 5, 3, 20_000, 500
 PROMPT = [1, 2, 3, 1, 2, 4, 1, 2, 3, 0, 1, 2]
 SAMPLING = Sampling(temperature=0.8, top_k=4, repetition_penalty=1.2)
 DRAFTERS = find_methods(Drafter)  # type: ignore[type-abstract]
-
-
-class Eager(Policy):
-    """Checks all guesses, whatever they promise."""
-
-    def longest(self, rows: int) -> int:
-        return 6
-
-    def guesses(self, chances: Sequence[Sequence[float]]) -> int:
-        return max(map(len, chances))
 
 
 @cache
@@ -89,8 +80,9 @@ def drawn(drafter: Drafter | None, texts: int) -> tuple[list[list[int]], Statist
         sampling = Sampling(
             SAMPLING.temperature, SAMPLING.top_k, SAMPLING.top_p, SAMPLING.repetition_penalty, seed
         )
-        guess = None if drafter is None else drafter.begin
-        found += generate(decoder(), [PROMPT] * TOGETHER, Stopping(NEW), sampling, None, guess, counts)
+        given = guessing(decoder(), drafter)
+        prompts = [PROMPT] * TOGETHER
+        found += generate(decoder(), prompts, Stopping(NEW), sampling, None, statistics=counts, **given)
     return found, counts
 
 

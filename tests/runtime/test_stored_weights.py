@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ class Mostly:
     def observe(self, tokens: Sequence[int], logits: Tensor) -> None:
         pass
 
-    def draft(self, most: int) -> list[Chain]:
+    def draft(self, most: int, outlook: Any = None) -> list[Chain]:
         start = len(self.seen)
         ahead = self.text[start : start + most]
         known = [(t + 1) % 100 if (start + i) % 5 == 0 else t for i, t in enumerate(ahead)]
@@ -60,12 +61,12 @@ def test_tokens_are_the_same_with_guesses_and_without(
         text = prompt + new
         assert generate(decoder, [prompt], Stopping(24), Sampling())[0] == new
         guessed = generate(
-            decoder, [prompt], Stopping(24), Sampling(), None, lambda text=text: Mostly(text), counts
+            decoder, [prompt], Stopping(24), Sampling(), None, lambda _, text=text: Mostly(text), counts
         )
         assert guessed[0] == new
     assert sum(counts.accepted) > 20
     texts = iter([p + n for p, n in zip(PROMPTS, plain, strict=True)])
-    assert generate(decoder, PROMPTS, Stopping(24), Sampling(), None, lambda: Mostly(next(texts))) == plain
+    assert generate(decoder, PROMPTS, Stopping(24), Sampling(), None, lambda _: Mostly(next(texts))) == plain
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])

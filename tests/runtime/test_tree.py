@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from guesses import learn
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,7 +84,7 @@ def test_what_was_right_comes_first() -> None:
     rates = Rates()
     tree = TokenTree.of(9, [Chain([1], [0]), Chain([2], [1])])
     for _ in range(5):
-        rates.learn(tree, [2, 7])
+        learn(rates, tree, [2, 7])
     nodes, chances = rates.ranked(tree, 2)
     assert [tree.tokens[node] for node in nodes] == [2, 1]
     assert chances[0] > 0.8 > 0.3 > chances[1]

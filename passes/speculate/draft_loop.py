@@ -1,0 +1,106 @@
+"""Guessing with models: one token after another, for as long as that is worth its time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from .drafter import GREEDILY, Draft, Drafting, DraftRow, Outlook, confidence
+
+# Guesses of which the model is as sure, in tenths, are of one kind.
+_KINDS = 10
+# A model may have cost, on balance, this share of the time without it and the time of so many of its steps.
+_MAY_LOSE, _CREDIT = 0.01, 3.0
+# What is known of a model loses this share of its weight with every text it guesses.
+_FORGET = 0.1
+
+
+@dataclass
+class Balance:
+    """What came of the guesses of one model, over all texts.
+
+    Attributes:
+        seconds: of one of its steps, on average.
+        right: guesses that were right of one draft, on average.
+        lost: seconds that drafts took, less those that right guesses saved.
+    """
+
+    seconds: float = 0.0
+    right: float = 1.0
+    lost: float = 0.0
+
+    def learn(self, steps: int, seconds: float, right: int, plain: float) -> None:
+        """One draft of so many steps."""
+        each = seconds / steps
+        self.seconds = each if not self.seconds else self.seconds + _FORGET * (each - self.seconds)
+        self.right += _FORGET * (right - self.right)
+        self.lost = max(0.0, self.lost + seconds - right * plain)
+
+    def rate(self, plain: float) -> float:
+        """Tokens a second, if it goes on as before."""
+        seconds = plain + (1 + self.right) * self.seconds
+        return (1 + self.right) / seconds if seconds else float("inf")
+
+
+class ModelDrafting(Drafting):
+    """Guesses by the model that gave most tokens a second so far; rests where plain steps give more."""
+
+    def __init__(self, rows: Mapping[str, DraftRow], balances: Mapping[str, Balance]) -> None:
+        """At work with one of several models, in the order of ``rows``; ``balances`` are shared by texts."""
+        self._rows, self._balances = rows, balances
+        self._text: list[int] = []
+        self._spent = 0.0
+        self._open: _Open | None = None
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        self._text += tokens
+
+    def draft(self, most: int, outlook: Outlook = GREEDILY) -> list[Draft]:
+        self._settle(outlook)
+        self._spent += outlook.plain
+        name = max(self._rows, key=lambda one: self._balances[one].rate(outlook.plain))
+        balance = self._balances[name]
+        if outlook.plain and balance.lost > _MAY_LOSE * self._spent + _CREDIT * balance.seconds:
+            return []
+        row = self._rows[name]
+        if row.longest is not None:
+            most = min(most, row.longest - len(self._text))
+        if most < 1:
+            return []
+        started = time.perf_counter()
+        kinds = list(self._rows).index(name) * _KINDS
+        draft = Draft([], [], [])
+        logits = row.start(self._text, most)
+        while True:
+            token = outlook.choose(draft.tokens, logits)
+            sure = confidence(logits, token)
+            draft.tokens.append(token)
+            draft.kinds.append(kinds + min(int(sure * _KINDS), _KINDS - 1))
+            draft.chances.append(sure)
+            if len(draft.tokens) >= most or not outlook.worth(draft, balance.seconds):
+                break
+            logits = row.next(token)
+        self._open = _Open(name, draft.tokens, len(self._text), time.perf_counter() - started)
+        return [draft]
+
+    def _settle(self, outlook: Outlook) -> None:
+        """Learn what came of the last draft."""
+        if self._open is None:
+            return
+        both = zip(self._open.guesses, self._text[self._open.place :], strict=False)
+        right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
+        balance = self._balances[self._open.model]
+        balance.learn(len(self._open.guesses), self._open.seconds, right, outlook.plain)
+        self._open = None
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A draft of which it is not known yet what came of it."""
+
+    model: str
+    guesses: list[int]
+    place: int
+    seconds: float

@@ -1,0 +1,99 @@
+"""Models that guess, at work on the texts of a model that checks, over its cache or over one of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from tersor.ir.program import Program
+
+from .decoder import Decoder, Lower
+from .kv_cache import KvCache
+
+
+class Model(Protocol):
+    """What a drafter declares; ``passes.speculate.drafter`` says what it means."""
+
+    @property
+    def program(self) -> Program: ...
+
+    @property
+    def cache(self) -> str: ...
+
+
+@dataclass
+class Place:
+    """Where a text lies: in which row of which cache, which may change.
+
+    Attributes:
+        held: the tokens that the row holds; None where whoever else fills it sees to that.
+        ahead: tokens that were written behind them and may turn out wrong, the last of the text first.
+    """
+
+    cache: KvCache
+    row: int = 0
+    held: list[int] | None = None
+    ahead: list[int] = field(default_factory=list)
+
+
+class DraftModels:
+    """The models of a drafter, each lowered when it is first needed."""
+
+    def __init__(self, models: Mapping[str, Model], lower: Lower) -> None:
+        self._decoders = {name: Decoder(model.program, lower) for name, model in models.items()}
+        self._caches = {name: model.cache for name, model in models.items()}
+
+    def rows(self, place: Place) -> dict[str, Row]:
+        """All of them, at work on one text whose checked tokens are at ``place``."""
+        places = {"": place}
+        rows = {}
+        for name, decoder in self._decoders.items():
+            # Before anybody measures what guesses cost.
+            decoder.prepare()
+            cache = self._caches[name]
+            if cache not in places:
+                places[cache] = Place(decoder.new_cache(1), held=[])
+            rows[name] = Row(decoder, places[cache])
+        return rows
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model over the tokens of one text; see ``passes.speculate.drafter.DraftRow``."""
+
+    decoder: Decoder
+    place: Place
+
+    @property
+    def longest(self) -> int | None:
+        return self.decoder.longest
+
+    def start(self, text: Sequence[int], most: int, keep: bool = True) -> Tensor:
+        place = self.place
+        if place.held is not None:
+            right = _common(place.ahead, text[len(place.held) : -1]) if keep else 0
+            place.cache.advance([right], place.row)
+            place.held += place.ahead[:right]
+            missing = text[len(place.held) : -1]
+            if missing:
+                self.decoder.prefill(place.cache, place.row, missing)
+                place.held += missing
+        place.ahead = []
+        # A window that moved on the way would leave behind what was given ahead.
+        place.cache.reserve(most, place.row)
+        return self.next(text[-1])
+
+    def next(self, token: int) -> Tensor:
+        place = self.place
+        logits = self.decoder.look_ahead(place.cache, place.row, [token], len(place.ahead))
+        place.ahead.append(token)
+        return logits
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    differing = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(differing, min(len(one), len(other)))
