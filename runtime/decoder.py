@@ -47,6 +47,7 @@ class Decoder:
         if program.stepping is None:
             raise InputError("this model keeps no cache: convert it with -p kv-cache, or passes=['kv-cache']")
         self.program, self.stepping = program, program.stepping
+        self._logits = program.returned[0].name
         self._states = self.stepping.driven | self.stepping.results
         self.lower = lower
         self._dtypes = {spec.name: spec.dtype for spec in program.inputs}
@@ -140,14 +141,18 @@ class Decoder:
         return self._run(cache, tokens, wanted, None, branching)
 
     def look_ahead(self, cache: KvCache, row: int, tokens: Sequence[int], ahead: int) -> Tensor:
-        """Logits ``[vocabulary]`` behind the last of ``tokens``, which are written to a row and not counted as filled.
+        """Logits ``[tokens, vocabulary]`` behind each of ``tokens``, which are written to a row and not counted as filled.
 
         Args:
             cache: of this Program, or of one that has its states among others.
             ahead: tokens that were written so before them.
         """
+        return self.results_ahead(cache, row, tokens, ahead)[self._logits][0]
+
+    def results_ahead(self, cache: KvCache, row: int, tokens: Sequence[int], ahead: int) -> dict[str, Tensor]:
+        """What :meth:`look_ahead` computes, all outputs but states by their names."""
         cache.reserve(ahead + len(tokens), row)
-        return self._run(cache, [tokens], [[len(tokens) - 1]], row, ahead=ahead)[0, -1]
+        return self._results(cache, [tokens], [list(range(len(tokens)))], row, ahead=ahead)
 
     def _run(
         self,
@@ -156,8 +161,18 @@ class Decoder:
         wanted: list[list[int]],
         row: int | None,
         branching: Branching | None = None,
-        ahead: int = 0,
     ) -> Tensor:
+        return self._results(cache, tokens, wanted, row, branching)[self._logits]
+
+    def _results(
+        self,
+        cache: KvCache,
+        tokens: Sequence[Sequence[int]],
+        wanted: list[list[int]],
+        row: int | None,
+        branching: Branching | None = None,
+        ahead: int = 0,
+    ) -> dict[str, Tensor]:
         if len(tokens[0]) == 1 and self.rounds_activations:
             # Products with one row and with several are other kernels; so a single token is fed twice.
             cache.reserve(ahead + 2, row)
@@ -180,8 +195,8 @@ class Decoder:
         into = self._own(cache.results(row))
         results = executable.run_into(given, into)
         names = [spec.name for spec in executable.outputs]
-        (logits,) = (r for name, r in zip(names, results, strict=True) if name not in self.stepping.results)
-        return logits
+        found = zip(names, results, strict=True)
+        return {name: result for name, result in found if name not in self.stepping.results}
 
     def _own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Those of this Program, of a cache that may hold states of others."""

@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from tersor.ir.program import Program
+from tersor.ir.stepping import Stepping
 
 from .decoder import Decoder, Lower
 from .kv_cache import KvCache
@@ -71,6 +72,10 @@ class Row:
     def longest(self) -> int | None:
         return self.decoder.longest
 
+    @property
+    def stepping(self) -> Stepping:
+        return self.decoder.stepping
+
     def start(self, text: Sequence[int], most: int, keep: bool = True) -> Tensor:
         place = self.place
         if place.held is not None:
@@ -87,10 +92,27 @@ class Row:
         return self.next(text[-1])
 
     def next(self, token: int) -> Tensor:
+        return self.check([token])[0]
+
+    def check(self, tokens: Sequence[int]) -> Tensor:
         place = self.place
-        logits = self.decoder.look_ahead(place.cache, place.row, [token], len(place.ahead))
-        place.ahead.append(token)
+        logits = self.decoder.look_ahead(place.cache, place.row, tokens, len(place.ahead))
+        place.ahead += tokens
         return logits
+
+    def take_back(self, count: int) -> None:
+        del self.place.ahead[len(self.place.ahead) - count :]
+
+    def results(self, token: int) -> Mapping[str, Tensor]:
+        return self.decoder.results_ahead(self.place.cache, self.place.row, [token], 0)
+
+    def states(self) -> Mapping[str, Tensor]:
+        return self.place.cache.states(self.place.row)
+
+    def hold(self, text: Sequence[int], states: Mapping[str, Tensor]) -> None:
+        place = self.place
+        place.cache.hold(place.row, len(text), states)
+        place.held, place.ahead = list(text), []
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -95,6 +95,30 @@ class KvCache:
         chosen = slice(self.rows) if row is None else slice(row, row + 1)
         states = (state for slots in self._stepping.slots for state in slots.states)
         return {state.result: self.buffers[state.name][chosen] for state in states}
+
+    def states(self, row: int) -> dict[str, Tensor]:
+        """What the filled slots of a row hold: ``[heads, filled, width]`` by the name of the input, not copied."""
+        return {
+            state.name: self.buffers[state.name][row, :, : self._filled[slots.length][row]]
+            for slots in self._stepping.slots
+            for state in slots.states
+        }
+
+    def hold(self, row: int, tokens: int, states: Mapping[str, Tensor]) -> None:
+        """Let a row be one of so many tokens, of which its slots hold these ``states``: all of them, or some.
+
+        Args:
+            states: ``[heads, filled, width]``, as many slots for all that lie in the same.
+        """
+        for slots in self._stepping.slots:
+            (filled,) = {states[state.name].shape[1] for state in slots.states}
+            self._filled[slots.length][row] = 0
+            if filled > self.capacity(slots):
+                self._allocate(slots, max(filled, 2 * self.capacity(slots)))
+            for state in slots.states:
+                self.buffers[state.name][row, :, :filled] = states[state.name]
+            self._filled[slots.length][row] = filled
+        self.lengths[row] = tokens
 
     def advance(self, counts: Sequence[int], row: int | None = None) -> None:
         """Count as filled what a step has written: ``counts`` tokens of each row, or of one."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from .drafter import GREEDILY, Draft, Drafting, DraftRow, Outlook, confidence
+from .drafter import GREEDILY, Draft, Drafting, Guessing, Outlook, confidence
 
 # Guesses of which the model is as sure, in tenths, are of one kind.
 _KINDS = 10
@@ -47,7 +47,7 @@ class Balance:
 class ModelDrafting(Drafting):
     """Guesses by the model that gave most tokens a second so far; rests where plain steps give more."""
 
-    def __init__(self, rows: Mapping[str, DraftRow], balances: Mapping[str, Balance]) -> None:
+    def __init__(self, rows: Mapping[str, Guessing], balances: Mapping[str, Balance]) -> None:
         """At work with one of several models, in the order of ``rows``; ``balances`` are shared by texts."""
         self._rows, self._balances = rows, balances
         self._text: list[int] = []

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.ir.program import Program
+from tersor.ir.stepping import Stepping
 
 from ..contract import Method
 
@@ -95,8 +96,8 @@ class DraftModel:
     cache: str = ""
 
 
-class DraftRow(Protocol):
-    """A draft model over the tokens of one text."""
+class Guessing(Protocol):
+    """What says, of one text, what may follow."""
 
     @property
     def longest(self) -> int | None:
@@ -112,6 +113,29 @@ class DraftRow(Protocol):
 
     def next(self, token: int) -> Tensor:
         """Logits behind one more token, which may turn out wrong."""
+
+
+class DraftRow(Guessing, Protocol):
+    """A draft model over the tokens of one text."""
+
+    @property
+    def stepping(self) -> Stepping:
+        """What drives the model."""
+
+    def check(self, tokens: Sequence[int]) -> Tensor:
+        """Logits ``[tokens, vocabulary]`` behind each of several more tokens, which may turn out wrong."""
+
+    def take_back(self, count: int) -> None:
+        """Forget the last ``count`` tokens since :meth:`start`."""
+
+    def results(self, token: int) -> Mapping[str, Tensor]:
+        """All outputs but states behind the text and its last ``token``, by their names."""
+
+    def states(self) -> Mapping[str, Tensor]:
+        """What the cache holds of the text but its last token: ``[heads, filled, width]`` by the names of inputs."""
+
+    def hold(self, text: Sequence[int], states: Mapping[str, Tensor]) -> None:
+        """Let a cache of its own hold ``states`` for ``text``: those of all of its tokens, or of some."""
 
 
 Rows = Mapping[str, DraftRow]

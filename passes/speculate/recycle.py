@@ -38,7 +38,7 @@ class Recycle(Drafter):
             raise ValueError(f"candidates={self.candidates} and deepest={self.deepest} must be 1 or more")
 
     @cached_property
-    def _followers(self) -> dict[int, list[int]]:
+    def _followers(self) -> dict[int, _Followers]:
         """The adjacency of the paper, rows of tokens that have been seen only; requests share it."""
         return {}
 
@@ -46,10 +46,18 @@ class Recycle(Drafter):
         return _Recycling(self._followers, self.candidates, self.deepest)
 
 
+@dataclass(frozen=True)
+class _Followers:
+    """Tokens that were likely behind another, the likeliest first, and their logits."""
+
+    tokens: list[int]
+    scores: list[float]
+
+
 class _Recycling(Drafting):
     """One text, and what was likely behind tokens of all texts."""
 
-    def __init__(self, followers: dict[int, list[int]], candidates: int, deepest: int) -> None:
+    def __init__(self, followers: dict[int, _Followers], candidates: int, deepest: int) -> None:
         self._followers, self._candidates, self._deepest = followers, candidates, deepest
         self._last: int | None = None
 
@@ -57,31 +65,47 @@ class _Recycling(Drafting):
         for token in tokens:
             if self._last is not None:
                 # What did follow comes first; of a prompt there is nothing else to go by.
-                others = [other for other in self._followers.get(self._last, ()) if other != token]
-                self._followers[self._last] = [token, *others][: self._candidates]
+                known = self._followers.get(self._last, _Followers([], []))
+                others = [pair for pair in zip(known.tokens, known.scores, strict=True) if pair[0] != token]
+                first = (token, max(known.scores, default=0.0))
+                kept = [first, *others][: self._candidates]
+                self._followers[self._last] = _Followers([t for t, _ in kept], [s for _, s in kept])
             self._last = token
 
     def observe(self, tokens: Sequence[int], logits: Tensor) -> None:
         # Of a token that was checked in several places the last counts, as in the paper.
         for token, scores in zip(tokens, logits.float().numpy(), strict=True):
-            self._followers[token] = _likeliest(scores, self._candidates)
+            likeliest = _likeliest(scores, self._candidates)
+            self._followers[token] = _Followers(likeliest, scores[likeliest].tolist())
 
     def draft(self, most: int, outlook: Outlook = GREEDILY) -> list[Draft]:
         if self._last is None:
             return []
         drafts: list[Draft] = []
-        self._grow(Draft([], [], []), self._last, min(most, self._deepest), _RANKS_ADD_UP_TO, drafts)
+        path = Draft([], [], [])
+        self._grow(path, self._last, min(most, self._deepest), _RANKS_ADD_UP_TO, drafts, outlook)
         return drafts
 
-    def _grow(self, path: Draft, token: int, most: int, ranks: int, drafts: list[Draft]) -> None:
+    def _grow(
+        self, path: Draft, token: int, most: int, ranks: int, drafts: list[Draft], outlook: Outlook
+    ) -> None:
         """Every path behind ``token`` whose ranks add up to no more than ``ranks``."""
-        followers = self._followers.get(token, ())[: 1 + ranks] if most else ()
+        followers = self._ranked(token, len(path.tokens), outlook)[: 1 + ranks] if most else []
         for rank, follower in enumerate(followers):
             chances = [*path.chances, _CHANCES[min(rank, len(_CHANCES) - 1)]]
             longer = Draft([*path.tokens, follower], [*path.kinds, rank], chances)
-            self._grow(longer, follower, most - 1, ranks - rank, drafts)
+            self._grow(longer, follower, most - 1, ranks - rank, drafts, outlook)
         if not followers and path.tokens:
             drafts.append(path)
+
+    def _ranked(self, token: int, ahead: int, outlook: Outlook) -> list[int]:
+        """What may follow ``token``, in the order in which it would be chosen so many tokens ahead."""
+        known = self._followers.get(token)
+        if known is None:
+            return []
+        scores = outlook.noisy(ahead, known.tokens, known.scores)
+        order = sorted(range(len(scores)), key=lambda place: -scores[place])
+        return [known.tokens[place] for place in order]
 
 
 def _likeliest(scores: np.ndarray, count: int) -> list[int]:

@@ -10,6 +10,8 @@ import torch
 from architectures import LLAMA, huggingface
 from decoders import DECODERS, PROMPTS, decoder_on, decoder_program
 from guesses import CHEAP, Eager, guessing
+from hypothesis import given as given_by
+from hypothesis import strategies as st
 from torch import Tensor
 
 import tersor
@@ -24,6 +26,7 @@ from tersor.passes.speculate.easyspec import EasySpec
 from tersor.passes.speculate.second_model import SecondModel
 from tersor.passes.speculate.self_draft import SelfDraft
 from tersor.passes.speculate.several import Several
+from tersor.passes.speculate.triforce import TriForce, chosen_tokens
 from tersor.runtime import generation
 from tersor.runtime.decoder import Decoder
 from tersor.runtime.draft_models import DraftModels, Place
@@ -36,6 +39,8 @@ DRAFTERS: list[Drafter] = [
     SecondModel(),
     SecondModel(exits=(1, 2)),
     EasySpec(),
+    TriForce(budget=4, chunk=2, refresh=3),
+    TriForce(budget=4, chunk=2, refresh=3, under=1),
     Several(of=("suffix", "self", "model")),
 ]
 
@@ -83,6 +88,45 @@ def test_a_model_that_agrees_is_always_right(name: str, sampling: Sampling) -> N
     assert generate(decoder, [PROMPTS[2]], Stopping(24), sampling, None, statistics=counts, **given) == plain
     assert counts.accepted == counts.drafted
     assert counts.steps < 12
+
+
+@pytest.mark.parametrize("under", [0, 1])
+@pytest.mark.parametrize("name", DECODERS)
+def test_with_room_for_all_tokens_the_sparse_cache_is_the_whole_one(name: str, under: int) -> None:
+    decoder = decoder_on(name, "torch")
+    counts = Statistics()
+    plain = generate(decoder, [PROMPTS[2]], Stopping(24), Sampling())
+    given = guessing(decoder, TriForce(budget=64, refresh=5, under=under))
+    assert (
+        generate(decoder, [PROMPTS[2]], Stopping(24), Sampling(), None, statistics=counts, **given) == plain
+    )
+    assert counts.accepted == counts.drafted
+    assert counts.steps < 12
+
+
+@given_by(
+    tokens=st.integers(1, 40),
+    chunk=st.integers(1, 5),
+    chunks=st.integers(1, 6),
+    groups=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_chunks_are_chosen_by_their_mean_keys(
+    tokens: int, chunk: int, chunks: int, groups: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    query, key = (
+        torch.randn(2 * groups, 4, generator=generator),
+        torch.randn(2, tokens, 4, generator=generator),
+    )
+    found = chosen_tokens(query, key, chunk, chunk * chunks).tolist()
+    whole = [list(range(start, start + chunk)) for start in range(0, tokens - chunk + 1, chunk)]
+
+    def liked(places: list[int]) -> float:
+        return sum(float(query[h] @ key[h // groups, places].mean(0)) for h in range(2 * groups))
+
+    best = sorted(whole, key=liked, reverse=True)[:chunks]
+    assert found == sorted([t for places in best for t in places] + list(range(len(whole) * chunk, tokens)))
 
 
 def test_another_model_guesses(small: Path) -> None:
@@ -196,6 +240,7 @@ def test_a_third_of_the_layers_drafts_by_default() -> None:
     [
         ("speculate:drafter=self,exits=0", "an exit is after 1 layer or more"),
         ("speculate:drafter=model,exits=0+1", "an exit is after 1 layer or more"),
+        ("speculate:drafter=triforce,chunk=8,budget=4", "chunk=8 must be 1 or more and at most budget=4"),
         ("speculate:drafter=easyspec,group=1", "layers that run at once are 2 or more"),
     ],
 )
