@@ -141,7 +141,7 @@ class Decoder:
         return self._run(cache, tokens, wanted, None, branching)
 
     def look_ahead(self, cache: KvCache, row: int, tokens: Sequence[int], ahead: int) -> Tensor:
-        """Logits ``[tokens, vocabulary]`` behind each of ``tokens``, which are written to a row and not counted as filled.
+        """Logits ``[tokens, vocabulary]`` behind each of ``tokens``, which are written to a row and not counted.
 
         Args:
             cache: of this Program, or of one that has its states among others.
