@@ -6,15 +6,18 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import median
 from typing import Any, Protocol, TypeVar
 
 import torch
 
 from examples.prompts import Prompt
+from tersor.ir.straight import straight
 from tersor.passes.registry import find_methods
 from tersor.passes.speculate.drafter import Drafter
 from tersor.runtime.decoder import Decoder
+from tersor.runtime.draft_models import DraftModels
 from tersor.runtime.generation import Stopping, generate
 from tersor.runtime.sampling import Sampling
 from tersor.runtime.speculation import Statistics
@@ -49,6 +52,18 @@ class Result:
     def ratio(self, side: str, over: str) -> float:
         """How many times as fast ``side`` is as ``over``."""
         return median(b / a for a, b in zip(self.seconds[side], self.seconds[over], strict=True))
+
+
+def first_token(sides: Sequence[Side], prompt: list[int], repeats: int = 5) -> dict[str, float]:
+    """Seconds to the first token of every side, the median of turns."""
+    seconds: dict[str, list[float]] = {side.name: [] for side in sides}
+    for _ in range(repeats + 1):
+        for side in sides:
+            started = time.perf_counter()
+            side.run(prompt, 1)
+            seconds[side.name].append(time.perf_counter() - started)
+    # The first turn warms up.
+    return {name: median(times[1:]) for name, times in seconds.items()}
 
 
 AnyResult = TypeVar("AnyResult", bound=Result)
@@ -106,7 +121,25 @@ class Ours:
         if self.drafter is not None:
             # A new one for each prompt: what it remembers of other texts is no merit of this one.
             guess = find_methods(Drafter)[self.drafter]().begin  # type: ignore[type-abstract]
-        return generate(self.decoder, [prompt], Stopping(new), self.sampling, None, guess, self.counts)[0]
+        found = generate(
+            self.decoder,
+            [prompt],
+            Stopping(new),
+            self.sampling,
+            None,
+            guess,
+            self.counts,
+            models=self._models,
+        )
+        return found[0]
+
+    @cached_property
+    def _models(self) -> DraftModels | None:
+        """What the drafter guesses with, lowered once."""
+        if self.drafter is None:
+            return None
+        drafter = find_methods(Drafter)[self.drafter]()  # type: ignore[type-abstract]
+        return DraftModels(drafter.models(straight(self.decoder.program)), self.decoder.lower)
 
     def logits(self, tokens: Sequence[int]) -> torch.Tensor:
         """Behind the last of ``tokens``, computed at once."""

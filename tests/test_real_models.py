@@ -113,7 +113,7 @@ def test_a_conversion_that_fails_leaves_nothing_in_the_cache(
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        real_models._cached("model", fail)
+        real_models.built("model", fail)
     assert not list(tmp_path.iterdir())
 
 
@@ -127,7 +127,7 @@ def test_the_second_of_two_processes_that_convert_takes_the_first_ones_folder(
         (tmp_path / "model").mkdir()
         (tmp_path / "model" / "weights").write_text("theirs")
 
-    folder = real_models._cached("model", overtaken)
+    folder = real_models.built("model", overtaken)
     assert (folder / "weights").read_text() == "theirs"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

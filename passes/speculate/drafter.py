@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -162,7 +162,13 @@ class Drafting(ABC):
 
 @dataclass(frozen=True)
 class Drafter(Method):
-    """Base of the drafters; fills the slot of ``speculate``.  Guesses change how fast tokens come, never which."""
+    """Base of the drafters; fills the slot of ``speculate``.  Guesses change how fast tokens come, never which.
+
+    Attributes:
+        reported: how many times as fast as plain decoding its paper found it, and where; empty where there is none.
+    """
+
+    reported: ClassVar[str] = ""
 
     @abstractmethod
     def begin(self, rows: Rows = NO_ROWS) -> Drafting:

@@ -28,6 +28,7 @@ class EasySpec(Drafter):
     """Guess with runs of layers that all read what the first of them reads."""
 
     name: ClassVar[str] = "easyspec"
+    reported: ClassVar[str] = "up to 4.17x on several GPUs"
 
     path: str = field(
         default="",

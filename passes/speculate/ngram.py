@@ -17,6 +17,7 @@ class NGram(Drafter):
     """Guess what followed the last tokens where they stood before in the sequence."""
 
     name: ClassVar[str] = "ngram"
+    reported: ClassVar[str] = "2 to 4x where the text repeats its prompt"
 
     longest: int = field(default=4, metadata={"help": "tokens at the end that are looked for, at most"})
     shortest: int = field(default=1, metadata={"help": "tokens at the end that are looked for, at least"})

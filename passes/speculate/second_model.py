@@ -29,6 +29,7 @@ class SecondModel(Drafter):
     """Guess what another model says, which keeps a cache of its own."""
 
     name: ClassVar[str] = "model"
+    reported: ClassVar[str] = "2 to 3x, T5-XXL"
 
     path: str = field(
         default="",

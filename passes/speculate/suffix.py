@@ -27,6 +27,7 @@ class Suffix(Drafter):
     """Guess what followed the longest run that ends here and stood before, in this text or an earlier one."""
 
     name: ClassVar[str] = "suffix"
+    reported: ClassVar[str] = "up to 5.3x, agents"
 
     shortest: int = field(default=1, metadata={"help": "tokens that must have stood before"})
     remember: int = field(
