@@ -116,22 +116,18 @@ class Ours:
     counts: Statistics = field(default_factory=Statistics)
 
     def run(self, prompt: list[int], new: int) -> list[int]:
+        return self.together([prompt], new)[0]
+
+    def together(self, prompts: Sequence[list[int]], new: int) -> list[list[int]]:
+        """So many new tokens behind each of several prompts, side by side in one batch."""
         self.counts = Statistics()
         guess: Callable[[Any], Any] | None = None
         if self.drafter is not None:
             # A new one for each prompt: what it remembers of other texts is no merit of this one.
             guess = find_methods(Drafter)[self.drafter]().begin  # type: ignore[type-abstract]
-        found = generate(
-            self.decoder,
-            [prompt],
-            Stopping(new),
-            self.sampling,
-            None,
-            guess,
-            self.counts,
-            models=self._models,
+        return generate(
+            self.decoder, prompts, Stopping(new), self.sampling, None, guess, self.counts, models=self._models
         )
-        return found[0]
 
     @cached_property
     def _models(self) -> DraftModels | None:

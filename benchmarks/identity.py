@@ -1,0 +1,141 @@
+"""Whether Gemma 3 270M generates the tokens of ``transformers``, with every drafter, alone and in batches of four.
+
+python -m benchmarks.identity                       prints its section, which the page does not have yet
+python -m benchmarks.identity --new 16 --prompts 8  a quick look
+
+Where tokens part, the two logits must be closer there than what rounding makes of them: see `tersor why`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import tersor
+from examples.prompts import Prompt, prompts
+from examples.real_data import prose
+from examples.real_models import gemma3_270m
+from tersor.runtime.divergence import Divergence, first_divergence
+
+from .decoding_sides import DRAFTERS, Ours, Transformers
+from .page import check_limits, provenance, table
+
+PLAIN, TOGETHER = "plain", 4
+_OPENING = """\
+Gemma 3 270M, float32, greedy, {new} new tokens behind each of {prompts} prompts: how many of them have the tokens of
+`transformers.generate` to the end, each alone and {together} at a time, without guesses and with every drafter. A tie
+is where tokens part and the two logits lie closer together than twice what a batch of four, in place of one, moves
+`transformers`' own logits by."""
+
+_console = Console(stderr=True)
+
+
+@dataclass
+class Found:
+    """What a side made of all prompts.
+
+    Attributes:
+        parted: where its tokens leave those of transformers, by the number of the prompt.
+    """
+
+    side: str
+    rows: int
+    parted: dict[int, Divergence] = field(default_factory=dict)
+
+    @property
+    def bugs(self) -> list[str]:
+        place = f"{self.side}, {self.rows} at a time"
+        return [f"{place}, prompt {n}: {d}" for n, d in self.parted.items() if not d.is_tie]
+
+
+def compare(
+    chosen: Sequence[Prompt], expected: Sequence[list[int]], side: Ours, rows: int, peer: Transformers
+) -> Found:
+    """Let a side generate behind all prompts, so many at a time."""
+    found = Found(side.name, rows)
+    new = len(expected[0])
+    for start in range(0, len(chosen), rows):
+        some = chosen[start : start + rows]
+        made = side.together([prompt.tokens for prompt in some], new)
+        for number, (prompt, tokens) in enumerate(zip(some, made, strict=True), start):
+            parted = first_divergence(
+                prompt.tokens, expected[number], tokens, peer.logits, lambda t: peer.logits(t, 4), side.logits
+            )
+            if parted is not None:
+                found.parted[number] = parted
+    return found
+
+
+def section(all_found: Sequence[Found], count: int, new: int) -> str:
+    """The whole section of the page."""
+    sides = dict.fromkeys(found.side for found in all_found)
+    cells = {(found.side, found.rows): found for found in all_found}
+    rows = [[side, *(_cell(cells[side, together], count) for together in (1, TOGETHER))] for side in sides]
+    ties = {f"prompt {n}: {d}" for found in all_found for n, d in found.parted.items() if d.is_tie}
+    bugs = [bug for found in all_found for bug in found.bugs]
+    return "\n".join(
+        [
+            provenance("identity"),
+            "",
+            _OPENING.format(new=new, prompts=count, together=TOGETHER),
+            "",
+            table(["drafter", "one at a time", f"{TOGETHER} at a time"], rows),
+            "",
+            "Ties: " + ("; ".join(sorted(ties)) if ties else "none") + ".",
+            "",
+            "Parted elsewhere: " + ("; ".join(bugs) if bugs else "nowhere") + ".",
+        ]
+    )
+
+
+def _cell(found: Found, count: int) -> str:
+    ties = sum(d.is_tie for d in found.parted.values())
+    bugs = len(found.parted) - ties
+    return (
+        f"{count - len(found.parted)} of {count}"
+        + f", {ties} at ties" * bool(ties)
+        + f", {bugs} WRONG" * bool(bugs)
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.identity", description=__doc__.split("\n")[0])
+    parser.add_argument("--new", type=int, default=128, help="new tokens behind each prompt")
+    parser.add_argument("--prompts", type=int, default=0, help="only so many, from all kinds")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where tokens part at no tie")
+    options = parser.parse_args()
+    torch.set_grad_enabled(False)
+    model, tokenizer = gemma3_270m()
+    model.generation_config.eos_token_id = None  # type: ignore[union-attr]
+    ids = torch.randint(5, 1000, (1, 24))
+    example: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    decoder = tersor.optimize_model(
+        model, ["kv-cache", "speculate"], "onnx", example_inputs=example
+    ).generator.decoder
+    chosen = prompts(tokenizer, prose())
+    if options.prompts:
+        chosen = chosen[:: max(1, len(chosen) // options.prompts)][: options.prompts]
+    peer = Transformers("transformers", model)
+    expected = []
+    for prompt in chosen:
+        expected.append(peer.run(prompt.tokens, options.new))
+        _console.print(f"transformers, {prompt.kind}, {len(prompt.tokens)} tokens", highlight=False)
+    all_found = []
+    for name in (PLAIN, *DRAFTERS):
+        # One after another: models that guess are as large as the one that checks.
+        side = Ours(name, decoder, None if name == PLAIN else name)
+        for rows in (1, TOGETHER):
+            found = compare(chosen, expected, side, rows, peer)
+            all_found.append(found)
+            _console.print(f"{name}, {rows} at a time: {_cell(found, len(chosen))}", highlight=False)
+    print(section(all_found, len(chosen), options.new))
+    check_limits([bug for found in all_found for bug in found.bugs], options.check)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""What the section on tokens says of sides whose tokens are known."""
+
+from __future__ import annotations
+
+from benchmarks.identity import Found, section
+from tersor.runtime.divergence import Divergence
+
+TIE, BUG = Divergence(7, (5, 6), 1e-5, 1e-4, 1e-4), Divergence(3, (5, 6), 0.5, 1e-4, 1e-4)
+
+
+def test_ties_are_counted_and_listed_and_what_is_none_is_said() -> None:
+    found = [
+        Found("plain", 1),
+        Found("plain", 4, {2: TIE}),
+        Found("ngram", 1, {2: TIE}),
+        Found("ngram", 4, {0: BUG}),
+    ]
+    text = section(found, 6, 128)
+    assert "| plain | 6 of 6 | 5 of 6, 1 at ties |" in text
+    assert "| ngram | 5 of 6, 1 at ties | 5 of 6, 1 WRONG |" in text
+    assert f"Ties: prompt 2: {TIE}." in text
+    assert f"Parted elsewhere: ngram, 4 at a time, prompt 0: {BUG}." in text
+    assert "Parted elsewhere: nowhere." in section(found[:3], 6, 128)
