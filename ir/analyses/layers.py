@@ -100,6 +100,11 @@ def layers(program: Program) -> Layers:
             outside.append((attention, why))
         else:
             groups.setdefault(position, []).append(attention)
+    for position, found in list(groups.items()):
+        why = _why_one_after_another(flow, found)
+        if why:
+            outside += [(attention, why) for attention in found]
+            del groups[position]
     positions = sorted(groups)
     blocks = []
     for index, position in enumerate(positions):
@@ -190,6 +195,15 @@ def _why_outside(flow: nx.DiGraph, attention: fx.Node, start: fx.Node | None) ->
     for what, operand in zip(("query does", "keys do"), attention.args[:2], strict=True):
         if not nx.has_path(flow, start, operand):
             return f"its {what} not come from the residual stream"
+    return None
+
+
+def _why_one_after_another(flow: nx.DiGraph, found: list[fx.Node]) -> str | None:
+    """Why attention nodes between two bottlenecks are no block's: they do not run side by side."""
+    for attention in found:
+        for earlier in found:
+            if earlier is not attention and nx.has_path(flow, earlier, attention):
+                return f"values go past it and past {earlier.name} before it, so that no single one is the stream"
     return None
 
 

@@ -21,13 +21,24 @@ _LIMIT = 200
 
 
 class Sizes:
-    """One concrete size for every symbol of a program: ``length`` for those of ``spanned``, ``others`` for the rest."""
+    """One concrete size for every symbol of a program: ``length`` for those of ``spanned``, ``others`` for the rest.
+
+    Attributes:
+        uneven: some of the spanned ones, those of ``halved``, are about half as long.
+    """
 
     def __init__(
-        self, program: Program, length: int, spanned: Collection[sympy.Symbol] = (), others: int = 2
+        self,
+        program: Program,
+        length: int,
+        spanned: Collection[sympy.Symbol] = (),
+        others: int = 2,
+        halved: Collection[sympy.Symbol] = (),
     ) -> None:
-        long = {str(symbol) for symbol in spanned}
+        long, half = ({str(symbol) for symbol in symbols} for symbols in (spanned, halved))
         self.values = {symbol: length if symbol in long else others for symbol in program.symbols}
+        self.values |= dict.fromkeys(half, length // 2 + 1)
+        self.uneven = bool(half)
 
     def of(self, size: Any) -> int:
         expr = expression(size)

@@ -33,15 +33,19 @@ def readings(candidate: fx.Node) -> tuple[Reading, ...]:
 def zeros_and_ones(candidate: fx.Node, batch: int, columns: int) -> Iterator[Tensor]:
     """All ones, all zeros, then each of them with the other at the end, at the start, and in between.
 
-    Segments, products and differences show a row that holds several of both something that no padding shows.
+    Segments, products and differences show a row that holds several of both something that no padding shows.  Every row
+    holds both, and others than its neighbours: code may have rows in which it ignores what they hold, and rows that
+    hold all of one would not show that.
     """
     ones = torch.ones(batch, columns, dtype=torch.bool)
-    behind, before, holes, alternate = (ones.clone() for _ in range(4))
-    behind[-1, columns // 2 + 1 :] = False
-    before[-1, : columns // 3] = False
-    holes[-1, 1::3] = False
-    alternate[-1, ::2] = False
-    for value in (ones, behind, before, holes, alternate):
+    row, column = torch.arange(batch)[:, None] % 3, torch.arange(columns)[None]
+    behind = column <= columns // 2 + row
+    before = column >= columns // 3 + 1 - row
+    holes = (column - row) % 3 != 1
+    alternate = (column + row) % 2 == 1
+    alone = ones.clone()
+    alone[-1, columns // 2 + 1 :] = False
+    for value in (ones, behind, before, holes, alternate, alone):
         for values in (value, ~value):
             yield values.to(candidate.meta["val"].dtype)
 
@@ -78,12 +82,10 @@ def other_integers(candidate: fx.Node, batch: int, columns: int, named: frozense
     limits = torch.iinfo(dtype)
     numbers = {*_OTHER_VALUES, *(n + step for n in named for step in (-1, 0, 1))} - {0, 1}
     for number in sorted(n for n in numbers if limits.min <= n <= limits.max):
-        values = torch.ones(batch, columns, dtype=dtype)
-        values[-1, 1::3] = number
-        values[-1, 2::3] = 0
-        yield values
-    mixed = torch.tensor([0, 1, 2, 3, 1, 2, 0, 3], dtype=dtype).repeat(columns // 8 + 1)[:columns]
-    yield mixed.expand(batch, columns).clone()
+        place = (torch.arange(columns)[None] + torch.arange(batch)[:, None]) % 3
+        yield torch.tensor([1, number, 0], dtype=dtype)[place]
+    mixed = torch.tensor([0, 1, 2, 3, 1, 2, 0, 3], dtype=dtype)
+    yield mixed[(torch.arange(columns)[None] + torch.arange(batch)[:, None]) % len(mixed)]
 
 
 def shows(visible: Tensor, real: Tensor | None, causal: bool, window: int, own_rows: bool) -> bool:

@@ -138,6 +138,8 @@ def _prove(
         rows, columns = trial.of(queries), trial.of(keys)
         if padding is None:
             result = cone.run(trial, {})
+            if result is None and trial.uneven:
+                continue  # The model takes no such sizes.
             batch = result.shape[0] if isinstance(result, Tensor) and result.dim() == 4 else 1
             visible = _visibility(result, batch, rows, columns, inverted)
             if visible is None:
@@ -149,10 +151,12 @@ def _prove(
             batch = trial.of(sizes(padding)[0])
             if first == 0:
                 possible = _without_padding(cone, trial, padding, batch, rows, columns, inverted)
-            own_rows = padding.op == "placeholder" and rows == columns
+            own_rows = padding.op == "placeholder" and same_size(queries, keys)
             many = columns <= (_MANY_VALUES_ALONE if trial is trials[-1] else _MANY_VALUES)
             for values, may_be_senseless in _values(cone, padding, batch, columns, many):
                 result = cone.run(trial, {padding: values})
+                if result is None and trial.uneven and not may_be_senseless:
+                    break  # The model takes no such sizes.
                 visible = _visibility(result, batch, rows, columns, inverted)
                 others = set(values.unique().tolist()) - {0, 1} if may_be_senseless else set()
                 if visible is None:
@@ -287,8 +291,10 @@ def _lengths(
     """Long and short trials; None when the code could hold a window longer than any trial.
 
     The lengths in between tell a window from a part of the length, and many rows show one that is unlike the others.
+    Where queries and keys are not as many, there are trials with fewer of either.
     """
-    symbols = expression(queries).free_symbols | expression(keys).free_symbols
+    of_queries, of_keys = expression(queries).free_symbols, expression(keys).free_symbols
+    symbols = of_queries | of_keys
     scale = longest_scale(program, cone, padding)
     past = 4 * SHORT if scale is None else max(4 * SHORT, 2 * math.ceil(scale) + 3)
     others = {name for symbol, name in program.symbols.items() if symbol not in map(str, symbols)}
@@ -303,7 +309,13 @@ def _lengths(
         return None
     lengths = {min(SHORT, longest), max(1, 2 * longest // 3), max(1, longest - 1), longest}
     long, *shorter = (Sizes(program, n, symbols) for n in sorted(lengths, reverse=True))
-    return [long, Sizes(program, min(SHORT, longest), symbols, rows), *shorter]
+    uneven = [
+        Sizes(program, n, symbols, halved=fewer)
+        for fewer in (of_queries - of_keys, of_keys - of_queries)
+        for n in (longest, min(SHORT, longest))
+        if fewer
+    ]
+    return [long, Sizes(program, min(SHORT, longest), symbols, rows), *uneven, *shorter]
 
 
 def _limits(program: Program, names: Collection[str]) -> list[int]:

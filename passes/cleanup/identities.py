@@ -43,7 +43,9 @@ def _not_training(node: fx.Node) -> bool:
 def _other_is(number: int) -> Callable[[fx.Node], bool]:
     def rule(node: fx.Node) -> bool:
         other = _argument(node, 1, "other")
-        return isinstance(other, int | float) and other == number
+        # A quotient that is rounded is none of its operands.
+        rounds = node.kwargs.get("rounding_mode") is not None
+        return isinstance(other, int | float) and other == number and not rounds
 
     return rule
 

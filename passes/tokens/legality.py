@@ -47,11 +47,18 @@ def why_not(program: Program, stack: Layers, index: int) -> Refusal | None:
     for node in layer.attention:
         if (unknown := undeclared(node)) is not None:
             return Refusal(unknown, node.name)
+    if not _same_shape(layer.after_attention, stack.end):
+        return Refusal("the stream leaves the last layer in another shape than it has here", stack.end.name)
     try:
         token_axis(program, layer.after_attention, stack.end, stack.token_dim)
     except NotTokenwise as refusal:
         return Refusal(refusal.reason, refusal.node.name)
     return _attention_differs(layer, stack.token_dim) or _opaque_mask(layer.attention[0])
+
+
+def _same_shape(one: fx.Node, other: fx.Node) -> bool:
+    shapes = [node.meta["val"].shape for node in (one, other)]
+    return len(shapes[0]) == len(shapes[1]) and all(map(same_size, *shapes))
 
 
 def _attention_differs(layer: Layer, dim: int) -> Refusal | None:

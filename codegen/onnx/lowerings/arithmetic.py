@@ -168,8 +168,32 @@ def gelu(e: Emitter, x: ir.Value, approximate: str = "none") -> ir.Value:
 
 @lowers(aten.log1p.default)
 def log1p(e: Emitter, x: ir.Value) -> ir.Value:
+    """The logarithm of ``1 + x``, corrected by what is lost of a small ``x`` in that sum (Higham 2002)."""
     dtype = e.result.dtype
-    return e.op("Log", e.op("Add", e.cast(x, dtype), e.const(1, dtype)))
+    value, one = e.cast(x, dtype), e.const(1, dtype)
+    sum_ = e.op("Add", value, one)
+    part = e.op("Sub", sum_, one)
+    # Where nothing is left of it, x is what its logarithm is; and an infinite sum is its own.
+    plain = e.op("Or", e.op("Equal", part, e.const(0, dtype)), e.op("IsInf", sum_))
+    safe = e.op("Where", plain, one, part)
+    small = e.op("Where", e.op("Equal", part, e.const(0, dtype)), value, sum_)
+    return e.op("Where", plain, small, e.op("Mul", e.op("Log", sum_), e.op("Div", value, safe)))
+
+
+@lowers(aten.log_sigmoid.default)
+def log_sigmoid(e: Emitter, x: ir.Value) -> ir.Value:
+    """Minus the softplus of minus ``x``, which stays finite where the sigmoid is 0."""
+    return e.op("Neg", e.op("Softplus", e.op("Neg", x)))
+
+
+@lowers(aten.logaddexp.default)
+def logaddexp(e: Emitter, left: ir.Value, right: ir.Value) -> ir.Value:
+    dtype = e.result.dtype
+    first, second = e.cast(left, dtype), e.cast(right, dtype)
+    # Of two equal infinities the difference is no number, and the larger is the result.
+    same = e.op("Equal", first, second)
+    apart = e.op("Where", same, e.const(0, dtype), e.op("Sub", first, second))
+    return e.op("Add", e.op("Max", first, second), e.op("Softplus", e.op("Neg", e.op("Abs", apart))))
 
 
 @lowers(aten.masked_fill.Scalar, aten.masked_fill.Tensor)

@@ -175,6 +175,35 @@ def test_arithmetic(agree: Any, make: Make, build: Any) -> None:
     agree(build, dims_of(make), *(make(b, n) for b, n in SHAPES))
 
 
+@pytest.mark.parametrize(
+    ("target", "values"),
+    [
+        (aten.log_sigmoid.default, [-1e4, -120.0, -1.0, 0.0, 1.0, 120.0, 1e4]),
+        (aten.log1p.default, [-1.0, -0.5, -1e-7, 0.0, 1e-12, 1e-7, 1e-3, 1.0, 1e30, float("inf")]),
+        (aten.softplus.default, [-120.0, -20.0, 0.0, 19.0, 21.0, 120.0]),
+    ],
+    ids=lambda v: str(v) if not isinstance(v, list) else "",
+)
+def test_functions_that_are_written_out_hold_far_out_and_near_zero(
+    agree: Any, target: Any, values: list[float]
+) -> None:
+    rows = [{"x": torch.tensor([values])}, {"x": torch.tensor([values, values])}]
+    agree(lambda b, x: b.call(target, x), {"x": {0: "batch"}}, *rows)
+    small = torch.tensor([[1e-9, 3e-8]])
+    if target is aten.log1p.default:
+        agree(lambda b, x: b.call(aten.mul.Tensor, b.call(target, x), 1e8), {"x": {0: "batch"}}, {"x": small})
+
+
+def test_sums_of_exponentials_hold_far_out(agree: Any) -> None:
+    values = torch.tensor([-120.0, -3.0, 0.0, 3.0, 120.0, float("inf"), -float("inf")])
+    left, right = torch.meshgrid(values, values, indexing="ij")
+    agree(
+        lambda b, x, y: b.call(aten.logaddexp.default, x, y),
+        {"x": {0: "batch"}, "y": {0: "batch"}},
+        {"x": left, "y": right},
+    )
+
+
 @table(LAYOUT)
 def test_layout(agree: Any, make: Make, build: Any) -> None:
     agree(build, dims_of(make), *(make(b, n) for b, n in SHAPES))

@@ -117,6 +117,37 @@ def test_a_model_that_returns_every_hidden_state_has_no_stack() -> None:
     assert all(reason for _, reason in stack.outside)
 
 
+@pytest.mark.parametrize("width", [8, 4])
+def test_layers_past_which_an_early_state_goes_are_no_block(width: int) -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(
+                nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True) for _ in range(5)
+            )
+            self.head = nn.Linear(2 * width, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            states = []
+            for layer in self.layers:
+                x = layer(x)
+                states.append(x)
+            return self.head(torch.cat([states[1][..., :width], states[-1][..., :width]], dim=-1))
+
+    model = Joined().eval()
+    program = capture(model, {"x": torch.randn(2, 6, 8)})
+    stack = layers(program)
+    assert len(stack) == 2
+    assert stack.end.target is torch.ops.aten.add.Tensor
+    assert len(stack.outside) == 3
+    assert all("go past it and past" in reason for _, reason in stack.outside)
+    # Tokens are dropped before, and are all there again for what is joined.
+    dropped, report = run(program, ["token-drop:method=norm,keep=0.5"])
+    assert report.kept
+    x = torch.randn(3, 9, 8)
+    assert dropped(x).shape == model(x).shape
+
+
 def test_blocks_are_found_behind_an_earlier_token_pass(tiny_bert: nn.Module) -> None:
     program = capture(tiny_bert)
     before = layers(program)

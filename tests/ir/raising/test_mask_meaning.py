@@ -213,6 +213,90 @@ def test_a_row_unlike_the_others_is_seen_past_the_example(make):
     torch.testing.assert_close(program(x, real), model(x, real), atol=1e-6, rtol=1e-5)
 
 
+def early_rows_ignore_it(rows: Callable[[int], int]) -> Mask:
+    """As where half of a batch runs unconditioned: what ``real`` says of those rows does not count."""
+
+    def make(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+        ignored = torch.arange(x.shape[0])[:, None] < rows(x.shape[0])
+        return (real.bool() | ignored)[:, None, None]
+
+    return make
+
+
+def early_rows_are_filled(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    ignored = torch.arange(x.shape[0])[:, None] < 1
+    return (1.0 - real.masked_fill(ignored, 1)[:, None, None].float()) * -1e9
+
+
+@pytest.mark.parametrize(
+    "make",
+    [*map(early_rows_ignore_it, (lambda n: n // 2, lambda n: 1, lambda n: n - 1)), early_rows_are_filled],
+    ids=["half", "first", "all but the last", "filled"],
+)
+@pytest.mark.parametrize("padded", [0, 1])
+def test_rows_that_ignore_the_padding_are_seen_whichever_the_example_pads(make, padded):
+    """Nor is the model refused for what is wrong with a proof."""
+    model = Masked(make).eval()
+    real = torch.ones(2, 7, dtype=torch.int64)
+    real[padded, 4:] = 0
+    program = capture(model, {"x": torch.randn(2, 7, WIDTH), "real": real})
+    x, real = (
+        torch.randn(5, 9, WIDTH),
+        (torch.arange(9)[None] < torch.tensor([[3], [5], [9], [4], [2]])).long(),
+    )
+    torch.testing.assert_close(program(x, real), model(x, real), atol=1e-6, rtol=1e-5)
+
+
+class Across(nn.Module):
+    """Attention of ``x`` over ``y`` under the mask that ``make(queries, keys)`` returns."""
+
+    def __init__(self, make: Callable[[int, int], Tensor]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        query, key = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in (x, y))
+        mask = self.make(x.shape[1], y.shape[1])
+        return F.scaled_dot_product_attention(query, key, key, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+def apart(queries: int, keys: int) -> Tensor:
+    return torch.arange(queries)[:, None] - torch.arange(keys)[None]
+
+
+@pytest.mark.parametrize(
+    ("make", "causal", "window"),
+    [
+        (lambda q, k: apart(q, k) >= 0, True, 0),
+        (lambda q, k: apart(q, k).abs() < 12, False, 12),
+        (lambda q, k: apart(q, k) + (k - q) >= 0, False, 0),
+        (lambda q, k: torch.ones(q, k).bool().tril(k - q), False, 0),
+        (lambda q, k: (apart(q, k) + (k - q)).abs() < 12, False, 0),
+        (lambda q, k: (torch.arange(k) < q).expand(q, k), False, 0),
+        (lambda q, k: (torch.arange(k) >= k - q).expand(q, k), False, 0),
+    ],
+    ids=[
+        "causal",
+        "window",
+        "causal from the end",
+        "triangle from the end",
+        "window from the end",
+        "first",
+        "last",
+    ],
+)
+@pytest.mark.parametrize("sizes", [(7, 11), (11, 7)], ids=str)
+def test_where_queries_are_not_the_keys_their_numbers_differ_in_trials(make, causal, window, sizes):
+    model = Across(make).eval()
+    program = capture(model, {"x": torch.randn(2, sizes[0], WIDTH), "y": torch.randn(2, sizes[1], WIDTH)})
+    (node,) = (n for n in program.graph.nodes if is_dialect(n, "attention"))
+    assert (node.kwargs["causal"], node.kwargs["window"]) == (causal, window)
+    for queries, keys in ((40, 70), (70, 40), (5, 6), (6, 5), (8, 8)):
+        x, y = torch.randn(3, queries, WIDTH), torch.randn(3, keys, WIDTH)
+        seen = make(queries, keys).any(-1)
+        torch.testing.assert_close(program(x, y)[:, seen], model(x, y)[:, seen], atol=1e-6, rtol=1e-5)
+
+
 def flagged_see_all(_: Masked, x: Tensor, real: Tensor) -> Tensor:
     return (real[:, None, :, None] != 0) | (index(x) == 0)
 

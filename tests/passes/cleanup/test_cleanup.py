@@ -177,6 +177,12 @@ def test_an_operator_that_returns_its_operand_is_removed(target: Any, args: tupl
     ]
 
 
+@pytest.mark.parametrize("mode", ["floor", "trunc"])
+def test_a_quotient_by_one_that_is_rounded_stays(mode: str) -> None:
+    program = program_of(lambda g, x: g.call(aten.div.Tensor_mode, x, 1, rounding_mode=mode))
+    assert len(operations(cleaned(Identities(), program))) == 2
+
+
 def test_a_reshape_to_the_shape_there_is_is_removed() -> None:
     def body(g: Builder, x: fx.Node) -> fx.Node:
         return g.call(aten.relu.default, g.call(aten.reshape.default, x, [g.size(x, 0), -1, 4]))
