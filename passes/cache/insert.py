@@ -10,7 +10,7 @@ from torch import fx
 
 from tersor.ir.analyses.layers import Layers, layers
 from tersor.ir.analyses.token_axis import NotTokenwise, TokenAxis, follow, token_axis_to_outputs
-from tersor.ir.boundary import add_input, new_dim, spec_of
+from tersor.ir.boundary import add_input, describe_outputs, new_dim
 from tersor.ir.builder import Builder
 from tersor.ir.errors import RefusedError
 from tersor.ir.inference import infer_shapes
@@ -70,7 +70,7 @@ class KvCache(Pass):
             decoder.ids_name, decoder.padding, str(positions.target), str(wanted.target), by_index, slots
         )
         infer_shapes(work)
-        _describe_outputs(work)
+        describe_outputs(work)
         return work
 
 
@@ -119,10 +119,3 @@ def _give_slots(work: Program, decoder: Decoder, layout: CacheLayout, batch: Any
         node.replace_all_uses_with(groups[key].attend(g, number, values))
         work.graph.erase_node(node)
     return tuple(group.slots() for group in groups.values())
-
-
-def _describe_outputs(work: Program) -> None:
-    results: Any = work.output_node.args[0]
-    work.outputs = tuple(
-        spec_of(node, spec.name, work.symbols) for node, spec in zip(results, work.outputs, strict=True)
-    )
