@@ -1,4 +1,4 @@
-"""Rows that share pages become rows with slots of their own: the Program that a layout of such slots would have given."""
+"""Rows that share pages become rows with slots of their own, which compute the same."""
 
 from __future__ import annotations
 
