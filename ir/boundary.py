@@ -97,6 +97,15 @@ def spec_of(node: fx.Node, name: str, symbols: Mapping[str, str]) -> TensorSpec:
     return TensorSpec(name, shape, value.dtype)
 
 
+def describe_outputs(program: Program) -> None:
+    """Let the outputs' specs say what their nodes are now."""
+    results = program.output_node.args[0]
+    program.outputs = tuple(
+        spec_of(node, spec.name, program.symbols)
+        for node, spec in zip(results, program.outputs, strict=True)  # type: ignore[arg-type]
+    )
+
+
 def _free(name: str, specs: Sequence[TensorSpec]) -> str:
     taken = {spec.name for spec in specs}
     numbered = (f"{name}_{number}" for number in itertools.count(1))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Collection
 from dataclasses import replace
 
 import torch
 
 from .analyses.layers import Layers, layers
-from .boundary import remove_input, remove_output
+from .boundary import input_node, remove_input, remove_output
 from .builder import Builder
 from .errors import RefusedError
 from .program import Program
@@ -76,33 +75,26 @@ def _stack(program: Program) -> Layers:
 
 
 def _without_idle_states(work: Program) -> Program:
-    """``work``, finished, without the states that only come back as they were given, or not at all."""
+    """``work``, finished, without the states that no other output is computed from."""
     stepping = work.stepping
     results = dict(zip((spec.name for spec in work.outputs), work.output_node.args[0], strict=True))  # type: ignore[arg-type]
     if stepping is not None:
-        logits = [node for name, node in results.items() if name not in stepping.results]
-        needed = _behind(logits)
+        needed = _behind([node for name, node in results.items() if name not in stepping.results])
         slots = []
         for group in stepping.slots:
-            idle = [state for state in group.states if _writer(results[state.result]) not in needed]
-            for state in idle:
-                remove_output(work, state.result)
-            states = tuple(state for state in group.states if state not in idle)
+            states = tuple(state for state in group.states if input_node(work, state.name) in needed)
+            for state in group.states:
+                if state not in states:
+                    remove_output(work, state.result)
             if states:
                 slots.append(replace(group, states=states))
         work.finished()
-        kept = {state.name for group in slots for state in group.states} | {group.length for group in slots}
+        kept = {name for group in slots for name in group.driven}
         for group in stepping.slots:
-            for name in [*(state.name for state in group.states), group.length]:
-                if name not in kept:
-                    remove_input(work, name)
+            for name in group.driven - kept:
+                remove_input(work, name)
         work.stepping = replace(stepping, slots=tuple(slots))
     return work.finished()
-
-
-def _writer(result: torch.fx.Node) -> torch.fx.Node:
-    """The operator that gives a state: one with several results, of which this is an item."""
-    return result.args[0] if result.target is operator.getitem else result  # type: ignore[return-value]
 
 
 def _behind(nodes: list[torch.fx.Node]) -> set[torch.fx.Node]:

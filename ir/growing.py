@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from .boundary import remove_input, spec_of
+from .boundary import describe_outputs, remove_input
 from .builder import Builder
 from .dialect import is_dialect
 from .operands import arguments
@@ -27,11 +27,14 @@ def growing(program: Program) -> Program:
         a Program without the inputs that count filled slots, and without ``stepping``, which would not drive it.
 
     Raises:
-        ValueError: ``program`` is not run in steps, or its steps take trees (see ``straight``).
+        ValueError: ``program`` is not run in steps, its steps take trees (see ``straight``), or its rows share pages
+            (see ``unpaged``).
     """
     stepping = program.stepping
     if stepping is None or stepping.branches is not None:
         raise ValueError("only a Program whose steps take rows of tokens has states that can grow")
+    if any(slots.pages is not None for slots in stepping.slots):
+        raise ValueError("only a Program whose rows have slots of their own has states that can grow")
     work = program.edit()
     places: dict[fx.Node, fx.Node] = {}
     for node in list(work.graph.nodes):
@@ -44,10 +47,7 @@ def growing(program: Program) -> Program:
     for slots in stepping.slots:
         remove_input(work, slots.length)
     work.stepping = None
-    results: Any = work.output_node.args[0]
-    work.outputs = tuple(
-        spec_of(node, spec.name, work.symbols) for node, spec in zip(results, work.outputs, strict=True)
-    )
+    describe_outputs(work)
     return work.finished()
 
 

@@ -161,11 +161,11 @@ class Program:
         if self.stepping is None:
             return dict(sizes)
         specs = {spec.name: spec for spec in self.inputs}
-        tokens = specs[self.stepping.ids].shape[1]
-        count = sizes[tokens] if isinstance(tokens, str) else tokens
-        wanted = specs[self.stepping.wanted].shape[1]
-        driven = (wanted, *(slots.capacity for slots in self.stepping.slots))
-        return {**{str(name): count for name in driven}, **sizes}
+        rows, count = (sizes[n] if isinstance(n, str) else n for n in specs[self.stepping.ids].shape)
+        driven = {str(specs[self.stepping.wanted].shape[1]): count}
+        for slots in self.stepping.slots:
+            driven |= slots.sizes(rows, count)
+        return {**driven, **sizes}
 
     def edit(self) -> Program:
         """A copy whose graph may be changed; weights are shared until replaced."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import fx
+
 from .boundary import add_output
 from .dialect import is_dialect
 from .operands import arguments
@@ -19,8 +21,13 @@ def show_queries(program: Program) -> Program:
     for node in list(work.graph.nodes):
         if is_dialect(node, "cached_attention"):
             values = arguments(node)
-            add_output(work, values["query"], query_name(str(values["past_key"].target)))
+            add_output(work, values["query"], query_name(_state(values["past_key"])))
     return work.finished()
+
+
+def _state(past: fx.Node) -> str:
+    """The state that earlier keys are, or are read from."""
+    return str((arguments(past)["pool"] if is_dialect(past, "read_pages") else past).target)
 
 
 def query_name(state: str) -> str:

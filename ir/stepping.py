@@ -23,7 +23,7 @@ Step = Callable[[Mapping[str, Tensor]], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class State:
-    """A tensor ``[batch, heads, slots, width]`` that is kept between calls.
+    """A tensor ``[batch, heads, slots, width]`` that is kept between calls, or a pool ``[pages, heads, page, width]``.
 
     Attributes:
         name: the input that holds it before the call.  result: the output that holds it afterwards.
@@ -34,20 +34,74 @@ class State:
 
 
 @dataclass(frozen=True)
+class Pages:
+    """How rows share pools of pages: slot ``n`` of a row is slot ``n % size`` of page ``n // size`` in its table.
+
+    Attributes:
+        table: the input, int64 ``[batch, blocks]``, that says which pages are a row's, in the order of its slots.
+            What it says of blocks without filled slots is read and never seen.
+        blocks: the dimension that counts the pages of a row.
+        size: how many slots a page has.
+    """
+
+    table: str
+    blocks: str
+    size: int
+
+    def needed(self, slots: int) -> int:
+        """How many pages so many slots of one row are in."""
+        return -(-slots // self.size)
+
+
+@dataclass(frozen=True)
 class Slots:
     """States whose slots hold the same tokens: those numbered below ``length`` are filled, in the order of tokens.
 
     Attributes:
-        capacity: the dimension that counts the slots.
+        capacity: the dimension that counts the slots, or the pages of the pool.
         length: the input, int64 ``[batch]``, that says how many of a row's slots are filled.
         window: how many tokens back a query looks, itself included; 0 where it looks at all of them.
         states: what is kept in the slots.
+        pages: None where every row has slots of its own.
     """
 
     capacity: str
     length: str
     window: int
     states: tuple[State, ...]
+    pages: Pages | None = None
+
+    @property
+    def driven(self) -> frozenset[str]:
+        """The inputs that say what is kept and where."""
+        table = () if self.pages is None else (self.pages.table,)
+        return frozenset({self.length, *table, *(state.name for state in self.states)})
+
+    def sizes(self, rows: int, slots: int) -> dict[str, int]:
+        """Its dimensions where it is to hold so many slots of so many rows."""
+        if self.pages is None:
+            return {self.capacity: slots}
+        blocks = self.pages.needed(slots)
+        return {self.capacity: rows * blocks, self.pages.blocks: blocks}
+
+    def to_json(self) -> dict[str, Any]:
+        states = [[state.name, state.result] for state in self.states]
+        plain = {
+            "capacity": self.capacity, "length": self.length, "window": self.window, "states": states,
+        }  # fmt: skip
+        if self.pages is None:
+            return plain
+        return {**plain, "pages": [self.pages.table, self.pages.blocks, self.pages.size]}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Slots:
+        """What :meth:`to_json` wrote; errors as of ``Stepping.from_json``."""
+        pages = None
+        if "pages" in data:
+            table, blocks, size = data["pages"]
+            pages = Pages(str(table), str(blocks), int(size))
+        states = tuple(State(str(name), str(result)) for name, result in data["states"])
+        return Slots(str(data["capacity"]), str(data["length"]), int(data["window"]), states, pages)
 
 
 @dataclass(frozen=True)
@@ -88,10 +142,9 @@ class Stepping:
     @property
     def driven(self) -> frozenset[str]:
         """The inputs that whoever drives the Program gives, and its caller does not."""
-        states = {state.name for slots in self.slots for state in slots.states}
         branches = () if self.branches is None else (self.branches.depth, self.branches.ancestors)
-        lengths = (slots.length for slots in self.slots)
-        return frozenset({self.positions, self.wanted, *branches, *states, *lengths})
+        kept = (name for slots in self.slots for name in slots.driven)
+        return frozenset({self.positions, self.wanted, *branches, *kept})
 
     @property
     def results(self) -> frozenset[str]:
@@ -99,18 +152,14 @@ class Stepping:
         return frozenset(state.result for slots in self.slots for state in slots.states)
 
     def to_json(self) -> dict[str, Any]:
-        slots = [
-            {
-                "capacity": s.capacity,
-                "length": s.length,
-                "window": s.window,
-                "states": [[state.name, state.result] for state in s.states],
-            }
-            for s in self.slots
-        ]
         names = {"ids": self.ids, "padding": self.padding, "positions": self.positions, "wanted": self.wanted}
         branches = None if self.branches is None else [self.branches.depth, self.branches.ancestors]
-        return {**names, "by_index": self.by_index, "slots": slots, "branches": branches}
+        return {
+            **names,
+            "by_index": self.by_index,
+            "slots": [s.to_json() for s in self.slots],
+            "branches": branches,
+        }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Stepping:
@@ -119,15 +168,6 @@ class Stepping:
         Raises:
             KeyError, TypeError, ValueError: it is something else.
         """
-        slots = tuple(
-            Slots(
-                str(s["capacity"]),
-                str(s["length"]),
-                int(s["window"]),
-                tuple(State(str(name), str(result)) for name, result in s["states"]),
-            )
-            for s in data["slots"]
-        )
         branches = None
         if data["branches"] is not None:
             depth, ancestors = data["branches"]
@@ -138,7 +178,7 @@ class Stepping:
             str(data["positions"]),
             str(data["wanted"]),
             bool(data["by_index"]),
-            slots,
+            tuple(map(Slots.from_json, data["slots"])),
             branches,
         )
 
@@ -220,14 +260,25 @@ def _with_decoys(
 
 
 def _empty(stepping: Stepping, inputs: Sequence[TensorSpec], batch: int, slots: int) -> dict[str, Tensor]:
+    """States without tokens, and the tables of pages, which stay what they are."""
     specs = {spec.name: spec for spec in inputs}
     empty = {}
     for kept in stepping.slots:
+        first, size = batch, slots
+        if kept.pages is not None:
+            table = _scattered(batch, kept.pages.needed(slots))
+            empty[kept.pages.table] = table
+            first, size = table.numel() + 1, kept.pages.size
         for state in kept.states:
             spec = specs[state.name]
             _, heads, _, width = spec.shape
-            empty[state.name] = torch.zeros(batch, int(heads), slots, int(width), dtype=spec.dtype)
+            empty[state.name] = torch.zeros(first, int(heads), size, int(width), dtype=spec.dtype)
     return empty
+
+
+def _scattered(batch: int, blocks: int) -> Tensor:
+    """A table in which rows take turns, from the last page to page 1: whoever goes by another is noticed."""
+    return (batch * blocks - torch.arange(batch * blocks)).reshape(blocks, batch).T.contiguous()
 
 
 def _steps(tokens: int, bounds: Sequence[int] | None) -> Iterator[tuple[int, int]]:

@@ -20,7 +20,7 @@ _FORGET = 0.03
 # What a drafter says of a kind beforehand has the weight of so many guesses.
 _PRIOR_WEIGHT = 2.0
 # Guessing may have cost, on balance, this share of all the time and the time of so many steps of one token.
-_MAY_LOSE, _CREDIT = 0.02, 3.0
+_MAY_LOSE, _CREDIT = 0.01, 2.0
 
 
 class Guesser(Protocol):

@@ -45,6 +45,8 @@ _MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt-neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM", {k: v for k, v in LLAMA.items() if "key" not in k}),
 }
 DECODERS = tuple(_MODELS)
+# Pages that are smaller than windows and prompts.
+PAGED = "kv-cache:layout=paged,page=4"
 # One token, several, and more than any window.
 PROMPTS = [[5], [7, 8, 9, 10, 11, 12], list(range(3, 34))]
 
@@ -63,9 +65,9 @@ def decoder_program(name: str) -> Program:
 
 
 @cache
-def decoder_on(name: str, target: str) -> Decoder:
+def decoder_on(name: str, target: str, cache_spec: str = "kv-cache") -> Decoder:
     """What runs the model with a cache on a target, trees of tokens too."""
-    program, _ = run(decoder_program(name), ["kv-cache", "speculate"])
+    program, _ = run(decoder_program(name), [cache_spec, "speculate"])
     return Decoder(program, find_target(target).lower)
 
 

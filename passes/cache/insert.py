@@ -10,17 +10,17 @@ from torch import fx
 
 from tersor.ir.analyses.layers import Layers, layers
 from tersor.ir.analyses.token_axis import NotTokenwise, TokenAxis, follow, token_axis_to_outputs
-from tersor.ir.boundary import add_input, add_output, new_dim, spec_of
+from tersor.ir.boundary import add_input, describe_outputs, new_dim
 from tersor.ir.builder import Builder
 from tersor.ir.errors import RefusedError
 from tersor.ir.inference import infer_shapes
 from tersor.ir.operands import arguments
 from tersor.ir.program import Program
-from tersor.ir.stepping import Slots, State, Stepping
+from tersor.ir.stepping import Slots, Stepping
 
 from ..contract import Pass, Promise, Refusal, Site
 from ..fewer_tokens import reduce_along
-from .layout import CacheLayout
+from .layout import CacheLayout, Group
 from .legality import Decoder, read_decoder
 from .positions import origins_of, placed
 from .windowed import Windowed
@@ -70,7 +70,7 @@ class KvCache(Pass):
             decoder.ids_name, decoder.padding, str(positions.target), str(wanted.target), by_index, slots
         )
         infer_shapes(work)
-        _describe_outputs(work)
+        describe_outputs(work)
         return work
 
 
@@ -109,42 +109,13 @@ def _leave_out(work: Program, stack: Layers, tail: TokenAxis, wanted: fx.Node) -
 
 def _give_slots(work: Program, decoder: Decoder, layout: CacheLayout, batch: Any) -> tuple[Slots, ...]:
     """Put ``cached_attention`` in the place of every attention, with the states that it needs."""
-    capacities: dict[int, torch.SymInt] = {}
-    lengths: dict[int, fx.Node] = {}
-    states: dict[int, list[State]] = {}
+    groups: dict[int, Group] = {}
     for number, node in enumerate(decoder.attentions):
         values = arguments(node)
-        group = layout.group(int(values["window"]))
-        suffix = f"_{group}" if group else ""
-        if group not in capacities:
-            capacities[group] = new_dim(work, f"capacity{suffix}")
-            lengths[group] = add_input(work, f"past_length{suffix}", (batch,), torch.int64)
-            states[group] = []
-        past = []
-        for what in ("key", "value"):
-            fake = values[what].meta["val"]
-            sizes = (batch, fake.shape[1], capacities[group], fake.shape[3])
-            past.append(add_input(work, f"past_{what}_{number}", sizes, fake.dtype))
+        key = layout.group(int(values["window"]))
+        if key not in groups:
+            groups[key] = layout.begin(work, batch, key)
         g = Builder(work, node, str(node.meta.get("layer", "")))
-        step = g.op(
-            "cached_attention", values["query"], values["key"], values["value"], *past, lengths[group],
-            None, None, values["sinks"],
-            scale=values["scale"], window=values["window"], softcap=values["softcap"],
-        )  # fmt: skip
-        node.replace_all_uses_with(g.item(step, 0))
-        for place, what in enumerate(("key", "value")):
-            result = add_output(work, g.item(step, place + 1), f"present_{what}_{number}")
-            states[group].append(State(str(past[place].target), result))
+        node.replace_all_uses_with(groups[key].attend(g, number, values))
         work.graph.erase_node(node)
-    names = {spec.name: spec.shape for spec in work.inputs}
-    return tuple(
-        Slots(str(names[kept[0].name][2]), str(lengths[group].target), group, tuple(kept))
-        for group, kept in states.items()
-    )
-
-
-def _describe_outputs(work: Program) -> None:
-    results: Any = work.output_node.args[0]
-    work.outputs = tuple(
-        spec_of(node, spec.name, work.symbols) for node, spec in zip(results, work.outputs, strict=True)
-    )
+    return tuple(group.slots() for group in groups.values())

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from tersor.ir.program import Program
+from tersor.ir.shapes import Size
+
 from .layout import CacheLayout
+from .row_buffers import RowBuffers
 
 
 @dataclass(frozen=True)
@@ -21,3 +25,6 @@ class Windowed(CacheLayout):
 
     def group(self, window: int) -> int:
         return window
+
+    def begin(self, work: Program, batch: Size, window: int) -> RowBuffers:
+        return RowBuffers(work, batch, window)

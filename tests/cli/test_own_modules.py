@@ -213,7 +213,7 @@ from tersor.passes.speculate.drafter import Drafter, Drafting
 
 class _Nothing(Drafting):
     def extend(self, tokens): pass
-    def draft(self, most): return []
+    def draft(self, most, outlook=None): return []
 
 @dataclass(frozen=True)
 class Silent(Drafter):
@@ -221,7 +221,7 @@ class Silent(Drafter):
 
     name: ClassVar[str] = "silent"
 
-    def begin(self): return _Nothing()
+    def begin(self, rows=None): return _Nothing()
 """
 
 

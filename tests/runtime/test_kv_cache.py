@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from architectures import VOCABULARY
-from decoders import decoder_on
+from decoders import PAGED, decoder_on
+from guesses import Chain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tersor.runtime import kv_cache
 from tersor.runtime.decoder import Decoder
 from tersor.runtime.kv_cache import KvCache
+from tersor.runtime.tree import TokenTree, side_by_side
 
 _STEP, _ROLLBACK = 6, 4
 
@@ -34,32 +36,51 @@ def assert_same_sight(decoder: Decoder, cache: KvCache, row: int, tokens: list[i
     """What the next token sees is what it sees behind a prompt of ``tokens``."""
     other = rebuilt(decoder, tokens)
     assert cache.lengths[row] == len(tokens)
+    mine, theirs = cache.states(row), other.states(0)
     for slots in decoder.stepping.slots:
         reach = min(len(tokens), slots.window - 1) if slots.window else len(tokens)
         filled = int(cache.inputs(row)[slots.length])
         expected = int(other.inputs(0)[slots.length])
         assert filled >= reach
         for state in slots.states:
-            mine = cache.buffers[state.name][row, :, filled - reach : filled]
-            theirs = other.buffers[state.name][0, :, expected - reach : expected]
-            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+            assert (mine[state.name].shape[1], theirs[state.name].shape[1]) == (filled, expected)
+            torch.testing.assert_close(
+                mine[state.name][:, filled - reach :],
+                theirs[state.name][:, expected - reach :],
+                rtol=0,
+                atol=1e-5,
+            )
 
 
 actions = st.one_of(
     st.tuples(st.just("step"), st.integers(1, _STEP), st.just(0)),
     st.tuples(st.just("try"), st.integers(1, _STEP), st.integers(0, 2**_STEP - 1)),
+    st.tuples(st.just("tree"), st.integers(1, _STEP), st.integers(0, 2**_STEP - 1)),
     st.tuples(st.just("rollback"), st.integers(0, _ROLLBACK), st.integers(0, 1)),
 )
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    name=st.sampled_from(["gemma3", "mistral"]), plan=st.lists(actions, max_size=12), seed=st.integers(0, 99)
+Plan = list[tuple[str, int, int]]
+histories = given(
+    name=st.sampled_from(["gemma3", "mistral"]),
+    layout=st.sampled_from(["kv-cache", PAGED]),
+    plan=st.lists(actions, max_size=12),
+    seed=st.integers(0, 99),
 )
-def test_any_history_leaves_the_cache_of_the_tokens_that_are_left(
-    name: str, plan: list[tuple[str, int, int]], seed: int
-) -> None:
-    decoder = decoder_on(name, "torch")
+
+
+def random_tree(count: int, generator: torch.Generator) -> TokenTree:
+    """One of ``count`` nodes at most, whose chains begin alike now and then."""
+    chains = [Chain(torch.randint(3, 6, (count,), generator=generator).tolist()) for _ in range(3)]
+    tree = TokenTree.of(7, chains)
+    return tree.part(range(1, min(count, len(tree))))
+
+
+def path_to(tree: TokenTree, node: int) -> list[int]:
+    """The nodes that lead to one, itself included."""
+    return [] if node < 0 else [*path_to(tree, tree.parents[node]), node]
+
+
+def check_history(name: str, layout: str, plan: Plan, seed: int) -> None:
+    decoder = decoder_on(name, "torch", layout)
     generator = torch.Generator().manual_seed(seed)
     cache = small_cache(decoder, 2)
     rows: list[list[int]] = [[], []]
@@ -78,12 +99,37 @@ def test_any_history_leaves_the_cache_of_the_tokens_that_are_left(
                 cache.commit(row, count, range(kept))
                 rows[row] = rows[row] + new[row][:kept]
             taken_back = [0, 0]
+        elif kind == "tree":
+            trees = [random_tree(count, generator), random_tree(1 + choice % count, generator)]
+            tokens, branching = side_by_side(trees)
+            cache.reserve(len(tokens[0]))
+            decoder.try_step(cache, tokens, branching)
+            for row, tree in enumerate(trees):
+                path = path_to(tree, (choice >> row) % len(tree))
+                cache.commit(row, len(tokens[0]), path)
+                rows[row] = rows[row] + [tree.tokens[node] for node in path]
+            taken_back = [0, 0]
         elif count + taken_back[choice] <= min(_ROLLBACK, len(rows[choice])):
             cache.rollback(choice, count)
             rows[choice] = rows[choice][: len(rows[choice]) - count]
             taken_back[choice] += count
     for row in range(2):
         assert_same_sight(decoder, cache, row, rows[row])
+
+
+@settings(max_examples=40, deadline=None)
+@histories
+def test_any_history_leaves_the_cache_of_the_tokens_that_are_left(
+    name: str, layout: str, plan: Plan, seed: int
+) -> None:
+    check_history(name, layout, plan, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, deadline=None)
+@histories
+def test_any_of_a_thousand_histories_does(name: str, layout: str, plan: Plan, seed: int) -> None:
+    check_history(name, layout, plan, seed)
 
 
 def test_accepted_nodes_of_a_tree_move_next_to_what_was_filled() -> None:

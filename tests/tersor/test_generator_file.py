@@ -125,6 +125,16 @@ def test_an_artifact_becomes_a_file_too(fast: Any, tmp_path: Path) -> None:
     assert alone(tmp_path / "gen.onnx", PROMPT, 9) == expected
 
 
+def test_rows_that_share_pages_become_a_file_too(made: Callable[..., Any], tmp_path: Path) -> None:
+    paged = made("kv-cache:layout=paged,page=4", "speculate:drafter=ngram")
+    paged.save(tmp_path / "out")
+    expected = made("kv-cache").generate([PROMPT], max_new_tokens=30)[0]
+    loaded = load(tmp_path / "out")
+    assert loaded.generate([PROMPT], max_new_tokens=30)[0] == expected
+    loaded.export_onnx(tmp_path / "gen.onnx", generate=True)
+    assert alone(tmp_path / "gen.onnx", PROMPT, 30) == expected[len(PROMPT) :]
+
+
 def test_a_model_that_takes_more_than_ids_is_refused(
     fast: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

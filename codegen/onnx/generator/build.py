@@ -12,6 +12,7 @@ from tersor.ir.fix_sizes import fix_sizes
 from tersor.ir.growing import growing
 from tersor.ir.program import Program
 from tersor.ir.straight import straight
+from tersor.ir.unpaged import unpaged
 
 from ..checks import check_model
 from ..emitter import Emitter
@@ -46,7 +47,9 @@ def build_generator(
     stepping = program.stepping
     assert stepping is not None
     rows = next(spec for spec in program.inputs if spec.name == stepping.ids).shape[0]
-    single = straight(program) if isinstance(rows, int) else fix_sizes(straight(program), {rows: 1})
+    single = straight(unpaged(program))
+    if not isinstance(rows, int):
+        single = fix_sizes(single, {rows: 1})
     step = Part.of(growing(single))
     guessing = None if guess is None else Part.of(guess, "guess.")
     e = Emitter("portable", {}, {})
