@@ -63,9 +63,9 @@ def decoder_program(name: str) -> Program:
 
 
 @cache
-def decoder_on(name: str, target: str) -> Decoder:
-    """What runs the model with a cache on a target, trees of tokens too."""
-    program, _ = run(decoder_program(name), ["kv-cache", "speculate"])
+def decoder_on(name: str, target: str, speculate: str = "speculate") -> Decoder:
+    """What runs the model with a cache on a target, trees of tokens too; ``speculate`` as a spec."""
+    program, _ = run(decoder_program(name), ["kv-cache", speculate])
     return Decoder(program, find_target(target).lower)
 
 
