@@ -59,6 +59,12 @@ class Several(Drafter):
             for name, model in drafter.models(program).items()
         }
 
+    def prepared(self, program: Program) -> Program:
+        drafters: list[Drafter] = self._drafters  # type: ignore[attr-defined]
+        for drafter in drafters:
+            program = drafter.prepared(program)
+        return program
+
     def as_module(self, most: int) -> nn.Module | None:
         """That of the first that has one: a function guesses a chain, and no tree."""
         drafters: list[Drafter] = self._drafters  # type: ignore[attr-defined]
@@ -83,6 +89,10 @@ class _Side(Drafting):
     def observe(self, tokens: Sequence[int], logits: Tensor) -> None:
         for drafting in self._draftings:
             drafting.observe(tokens, logits)
+
+    def probed(self, logits: Tensor) -> None:
+        for drafting in self._draftings:
+            drafting.probed(logits)
 
     def draft(self, most: int, outlook: Outlook = GREEDILY) -> list[Draft]:
         return [
