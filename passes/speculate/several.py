@@ -15,6 +15,7 @@ from .drafter import GREEDILY, NO_ROWS, Draft, Drafter, Drafting, DraftModel, Ou
 
 # No drafter tells more kinds of guesses apart.
 _KINDS = 1000
+_PROMPTED = "ppd"
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Several(Drafter):
     of: tuple[str, ...] = field(
         default=("suffix", "recycle"), metadata={"help": "which, each at its defaults"}
     )
+    prompts: str = field(default="", metadata={"help": "of ppd: file that `tersor train-prompts` wrote"})
 
     def __post_init__(self) -> None:
         known = find_methods(Drafter)  # type: ignore[type-abstract]
@@ -35,7 +37,13 @@ class Several(Drafter):
                 raise ValueError(f"of={'+'.join(self.of)}: {name!r} is none of the drafters {others}")
         if not self.of:
             raise ValueError("of names no drafter")
-        made = [known[name]() for name in self.of]
+        if self.prompts and _PROMPTED not in self.of:
+            raise ValueError(
+                f"prompts={self.prompts} is for {_PROMPTED}, which of={'+'.join(self.of)} does not name"
+            )
+        # Without them it guesses next to nothing, so that what is a default of others is none of its.
+        given = {_PROMPTED: {"prompts": self.prompts}}
+        made = [known[name](**given.get(name, {})) for name in self.of]
         object.__setattr__(self, "_drafters", made)
 
     def begin(self, rows: Rows = NO_ROWS) -> Drafting:
