@@ -7,6 +7,7 @@ in one step, each seeing the text up to there and those before it, as they will 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ _RATE = 0.5
 _SPREAD = 0.1
 # Of the text what comes last, and rows of it at most, is what training is measured on.
 _HELD_OUT, _ROWS = 0.1, 8
+# So often on the way it is looked how good they are, and the best are kept.
+_LOOKS = 4
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,8 @@ def train_prompts(
         (text[:-held_out], text[-held_out:]) if len(text) >= held_out + length else (text, text)
     )
     rows = measured.unfold(0, length, length)[:_ROWS]
-    before = student.quality(rows, start)
+    best = before = student.quality(rows, start)
+    kept = start
     prompts = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([prompts], lr=_RATE * spread)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -138,8 +142,11 @@ def train_prompts(
         _divergence(said, own).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-    trained = prompts.detach()
-    return Trained(trained, before, student.quality(rows, trained))
+        if (step + 1) % math.ceil(steps / _LOOKS) == 0 or step + 1 == steps:
+            found = student.quality(rows, prompts.detach())
+            if found.loss < best.loss:
+                best, kept = found, prompts.detach().clone()
+    return Trained(kept, before, best)
 
 
 class _Student:
@@ -183,7 +190,7 @@ class _Student:
         sees[:length, :length] = torch.ones(length, length, dtype=torch.bool).tril()
         sees[length:, :length] = torch.arange(length) <= after.repeat_interleave(count)[:, None]
         group = torch.ones(count, count, dtype=torch.bool).tril()
-        sees[length:, length:] = torch.block_diag(*[group] * groups)
+        sees[length:, length:] = torch.block_diag(*[group] * groups)  # type: ignore[no-untyped-call]
         stepping, branches = self._stepping, self._stepping.branches
         assert branches is not None
         assert branches.probes is not None
