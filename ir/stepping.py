@@ -111,10 +111,17 @@ class Branches:
     Attributes:
         depth: int64 ``[batch, tokens]``, how many of the new tokens lead to each.
         ancestors: bool ``[batch, tokens, tokens]``, which new tokens (last dim) each sees, itself included.
+        probes: int64 ``[batch, tokens]``, which trained prompt token stands in the place of each, from 1 up; 0 where
+            the token itself does.  None where the Program has no prompt tokens (see ``prompt_tokens``).
     """
 
     depth: str
     ancestors: str
+    probes: str | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.depth, self.ancestors, *(() if self.probes is None else (self.probes,)))
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,7 @@ class Stepping:
     @property
     def driven(self) -> frozenset[str]:
         """The inputs that whoever drives the Program gives, and its caller does not."""
-        branches = () if self.branches is None else (self.branches.depth, self.branches.ancestors)
+        branches = () if self.branches is None else self.branches.inputs
         kept = (name for slots in self.slots for name in slots.driven)
         return frozenset({self.positions, self.wanted, *branches, *kept})
 
@@ -153,7 +160,7 @@ class Stepping:
 
     def to_json(self) -> dict[str, Any]:
         names = {"ids": self.ids, "padding": self.padding, "positions": self.positions, "wanted": self.wanted}
-        branches = None if self.branches is None else [self.branches.depth, self.branches.ancestors]
+        branches = None if self.branches is None else list(self.branches.inputs)
         return {
             **names,
             "by_index": self.by_index,
@@ -170,8 +177,8 @@ class Stepping:
         """
         branches = None
         if data["branches"] is not None:
-            depth, ancestors = data["branches"]
-            branches = Branches(str(depth), str(ancestors))
+            depth, ancestors, *probes = map(str, data["branches"])
+            branches = Branches(depth, ancestors, *probes)
         return Stepping(
             str(data["ids"]),
             None if data["padding"] is None else str(data["padding"]),
@@ -256,6 +263,9 @@ def _with_decoys(
     sees = (true[None, :] & before) | torch.eye(len(place), dtype=torch.bool)
     branched[branches.depth] = place.expand(batch, -1)
     branched[branches.ancestors] = sees.expand(batch, -1, -1)
+    if branches.probes is not None:
+        # Some siblings are prompt tokens, of which there is a first one.
+        branched[branches.probes] = (~true & (place % 2 == 0)).long().expand(batch, -1)
     return branched
 
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 from .boundary import input_node, remove_input
 from .program import Program
+from .prompt_tokens import remove_prompt_tokens
 
 
 def straight(program: Program) -> Program:
-    """``program`` without the inputs that say how new tokens branch; itself where it has none.
+    """``program`` without the inputs that say how new tokens branch, and prompt tokens; itself where it has none.
 
     Targets have faster forms for rows of tokens than for trees.
     """
@@ -17,6 +18,8 @@ def straight(program: Program) -> Program:
     if program.stepping is None or branches is None:
         return program
     work = program.edit()
+    if branches.probes is not None:
+        remove_prompt_tokens(work, branches.probes)
     for name in (branches.depth, branches.ancestors):
         node = input_node(work, name)
         for user in list(node.users):

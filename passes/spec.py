@@ -24,7 +24,11 @@ _NAME = re.compile(r"[a-z][a-z0-9_-]*")
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a pass or method, as help and documentation print it; ``default`` is None if it is required."""
+    """One option of a pass or method, as help and documentation print it.
+
+    Attributes:
+        default: None if it is required, empty if it may be left out and has none.
+    """
 
     name: str
     type: str
@@ -117,7 +121,10 @@ def options_of(kind: type[Pass] | type[Method]) -> tuple[Option, ...]:
         if isinstance(default, Method):
             default_text: str | None = default.name
         else:
-            default_text = None if default is dataclasses.MISSING else value_text(default)
+            # No text is what an option is that was left out: no spec says it, and none has to.
+            default_text = default if default == "" else None
+            if default_text is None and default is not dataclasses.MISSING:
+                default_text = value_text(default)
         base = slot_of(hints[field.name])
         kind_text = f"one of {', '.join(find_methods(base))}" if base else type_text(hints[field.name])
         options.append(Option(field.name, kind_text, default_text, field.metadata.get("help", "")))

@@ -14,6 +14,7 @@ from tersor.codegen.target import Executable
 from tersor.ir.errors import InputError
 from tersor.ir.fix_sizes import fix_sizes
 from tersor.ir.program import Program
+from tersor.ir.prompt_tokens import prompt_count
 from tersor.ir.stepping import Branches
 from tersor.ir.straight import straight
 
@@ -89,6 +90,11 @@ class Decoder:
             if domain.input == self.stepping.positions and domain.high is not None
         ]
         return min((bound for bound in bounds if bound is not None), default=None)
+
+    @cached_property
+    def probes(self) -> int:
+        """How many prompt tokens the Program has, of which as many may stand behind one another."""
+        return prompt_count(self.program)
 
     @cached_property
     def rounds_activations(self) -> bool:
@@ -190,6 +196,10 @@ class Decoder:
             branching = branching or in_a_row(own, len(tokens))
             own = given[branches.depth] = branching.depths
             given[branches.ancestors] = branching.ancestors
+            if branches.probes is not None:
+                given[branches.probes] = (
+                    torch.zeros_like(ids) if branching.probes is None else branching.probes
+                )
         given[self.stepping.positions] = torch.tensor(lengths)[:, None] + ahead + own
         given[self.stepping.wanted] = torch.tensor(wanted, dtype=torch.int64)
         into = self._own(cache.results(row))

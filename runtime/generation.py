@@ -14,6 +14,7 @@ from tersor.ir.errors import InputError
 from .decoder import Decoder
 from .draft_models import DraftModels, Place, Row
 from .kv_cache import KvCache
+from .probing import Gains, ranked_probes
 from .sampling import Sampler, Sampling
 from .speculation import Guesser, Policy, Rates, Statistics
 from .tree import Chain, TokenTree, side_by_side
@@ -51,11 +52,17 @@ class Stopping:
 
 @dataclass
 class _Row:
-    """A sequence that is being generated: prompt and new tokens, and who guesses what follows."""
+    """A sequence that is being generated: prompt and new tokens, and who guesses what follows.
+
+    Attributes:
+        gains: what probes gave it.  probed: how many stood behind what was its last token at the last step.
+    """
 
     number: int
     prompt: list[int]
     sampler: Sampler
+    gains: Gains
+    probed: int = 0
     place: Place = field(init=False)
     guesser: Guesser | None = None
     rates: Rates = field(default_factory=Rates)
@@ -96,7 +103,10 @@ def generate(
     """
     if guess is not None and decoder.stepping.branches is None:
         raise InputError("this model checks no guesses: convert it with -p kv-cache -p speculate")
-    rows = [_Row(number, list(prompt), Sampler(sampling, number)) for number, prompt in enumerate(prompts)]
+    rows = [
+        _Row(number, list(prompt), Sampler(sampling, number), Gains(decoder.probes))
+        for number, prompt in enumerate(prompts)
+    ]
     for row in rows:
         _check(decoder, row, stopping)
     loop = _Loop(
@@ -172,7 +182,9 @@ class _Loop:
             cache.commit(place, len(tokens[0]), path)
             gained += len(path)
             if row.guesser is not None:
-                row.guesser.observe(tree.tokens, logits[place, : len(tree)])
+                known = 1 + tree.guesses
+                row.guesser.observe(tree.tokens[:known], logits[place, :known])
+                self._probed(row, tree, path, logits[place], len(rows))
             if len(tree) > 1:
                 self.statistics.count(tree, len(path) - 1)
         if self.policy is not None:
@@ -184,9 +196,12 @@ class _Loop:
         """What may follow a row, as far as there is room for it."""
         if row.guesser is None or self.policy is None:
             return ()
-        # The step itself gives one token more than its guesses.
-        room = min(self.policy.longest(rows), self.stopping.most - len(row.new) - 1)
+        room = min(self.policy.longest(rows), self._room(row))
         return row.guesser.draft(room, _Outlook(row, rows, self.policy)) if room > 0 else ()
+
+    def _room(self, row: _Row) -> int:
+        """How many guesses of a row may be right: the step itself gives one token more."""
+        return self.stopping.most - len(row.new) - 1
 
     def _chosen(self, rows: Sequence[_Row], guessed: Sequence[TokenTree]) -> Sequence[TokenTree]:
         """Of what was guessed, what is worth checking."""
@@ -198,7 +213,37 @@ class _Loop:
             # Between siblings the tokens of a path lie elsewhere than in plain decoding.
             ranked = [tree.one_path(*found) for tree, found in zip(guessed, ranked, strict=True)]
         count = self.policy.guesses([chances for _, chances in ranked])
-        return [tree.part(nodes[:count]) for tree, (nodes, _) in zip(guessed, ranked, strict=True)]
+        trees = [tree.part(nodes[:count]) for tree, (nodes, _) in zip(guessed, ranked, strict=True)]
+        if self.decoder.probes:
+            self._add_probes(self.policy, rows, trees, [chances[:count] for _, chances in ranked])
+        return trees
+
+    def _add_probes(
+        self, policy: Policy, rows: Sequence[_Row], trees: Sequence[TokenTree], chances: Sequence[list[float]]
+    ) -> None:
+        """Put those behind guesses, of which each is right with ``chances``, that the next step gains most by."""
+        guesses = max(map(len, chances))
+        most = policy.longest(len(rows)) - guesses
+        ranked = [
+            ranked_probes(tree, known, row.gains, self._room(row), self.decoder.probes)[:most]
+            for tree, known, row in zip(trees, chances, rows, strict=True)
+        ]
+        worth = [[gain for gain, _ in row] for row in ranked]
+        count = policy.probes(guesses, len(rows) + sum(map(sum, chances)), worth)
+        for tree, places in zip(trees, ranked, strict=True):
+            for _, node in places[:count]:
+                tree.probe(node)
+
+    def _probed(self, row: _Row, tree: TokenTree, path: list[int], logits: Tensor, rows: int) -> None:
+        """Tell a row what the model said behind probes at its end, and learn what those of the last step gave."""
+        policy = self.policy
+        if not self.decoder.probes or row.guesser is None or policy is None:
+            return
+        plain = policy.cost(rows, 0)
+        row.gains.learn(row.probed, tree, path, lambda guesses: policy.cost(rows, guesses) / plain)
+        said = tree.probes.get(path[-1], [])
+        row.probed = len(said)
+        row.guesser.probed(logits[said])
 
     def _accepted(self, row: _Row, tree: TokenTree, logits: Tensor) -> list[int]:
         """Choose tokens from ``logits [nodes, vocabulary]`` as long as they were guessed; the nodes that were right."""

@@ -32,6 +32,9 @@ class Guesser(Protocol):
     def observe(self, tokens: Sequence[int], logits: Tensor) -> None:
         """What the model said, ``[tokens, vocabulary]``, behind tokens that it was given, be they right or wrong."""
 
+    def probed(self, logits: Tensor) -> None:
+        """What the model said, ``[probes, vocabulary]``, behind probes at the end of the sequence; told last."""
+
     def draft(self, most: int, outlook: Any) -> Sequence[Chain]:
         """Chains of at most ``most`` guesses; none where there is nothing to go by.
 
@@ -46,7 +49,7 @@ class Statistics:
 
     Attributes:
         steps: runs of the model behind the prompt.  tokens: what they gave.
-        guesses: how many were checked.
+        guesses: how many were checked.  probes: how many prompt tokens were fed beside them.
         drafted, accepted: in how many checks there were guesses so many tokens ahead, and in how many one was right.
         drafting, verifying: seconds.
     """
@@ -58,11 +61,14 @@ class Statistics:
     accepted: list[int] = field(default_factory=list)
     drafting: float = 0.0
     verifying: float = 0.0
+    probes: int = 0
 
     def count(self, checked: TokenTree, accepted: int) -> None:
         """One tree, of which guesses on the first ``accepted`` depths were right."""
-        self.guesses += len(checked) - 1
-        depth = max(checked.depths)
+        guesses = checked.guesses
+        self.guesses += guesses
+        self.probes += len(checked) - 1 - guesses
+        depth = max(checked.depths[: 1 + guesses])
         missing = depth - len(self.drafted)
         self.drafted += [0] * missing
         self.accepted += [0] * missing
@@ -73,9 +79,10 @@ class Statistics:
     def __str__(self) -> str:
         places = " ".join(f"{a}/{d}" for a, d in zip(self.accepted, self.drafted, strict=True)) or "none"
         share = self.tokens / self.steps if self.steps else 0.0
+        probes = f" and {self.probes} prompt tokens" if self.probes else ""
         return (
-            f"{self.tokens} tokens in {self.steps} steps ({share:.2f} a step); {self.guesses} guesses, right by "
-            f"place: {places}; {self.verifying:.2f} s in the model, {self.drafting:.3f} s guessing"
+            f"{self.tokens} tokens in {self.steps} steps ({share:.2f} a step); {self.guesses} guesses{probes}, right "
+            f"by place: {places}; {self.verifying:.2f} s in the model, {self.drafting:.3f} s guessing"
         )
 
 
@@ -154,7 +161,7 @@ class Policy:
         """How many of every row, given how likely each is right, the likeliest first."""
         rows = len(chances)
         plain = self.cost(rows, 0)
-        if self._lost > _MAY_LOSE * self._spent + _CREDIT * plain:
+        if self._rests(rows):
             return 0
         expected = float(rows)
         best, chosen = expected / plain, 0
@@ -164,6 +171,28 @@ class Policy:
             if rate > best:
                 best, chosen = rate, guesses
         return chosen
+
+    def probes(self, guesses: int, expected: float, worth: Sequence[Sequence[float]]) -> int:
+        """How many probes of every row to feed beside so many guesses.
+
+        Args:
+            expected: tokens that the step gives, of all rows.
+            worth: tokens that each probe of a row gives the step after it, the most first.
+        """
+        rows = len(worth)
+        if self._rests(rows):
+            return 0
+        best, chosen = expected / self.cost(rows, guesses), 0
+        for probes in range(1, 1 + max(map(len, worth))):
+            expected += sum(row[probes - 1] for row in worth if len(row) >= probes)
+            rate = expected / self.cost(rows, guesses + probes)
+            if rate > best:
+                best, chosen = rate, probes
+        return chosen
+
+    def _rests(self, rows: int) -> bool:
+        """Whether guessing has lost too much of late."""
+        return self._lost > _MAY_LOSE * self._spent + _CREDIT * self.cost(rows, 0)
 
     def learn(self, rows: int, guesses: int, tokens: int, drafting: float) -> None:
         """What came of a step that checked so many guesses a row: ``tokens`` in all, after ``drafting`` seconds."""

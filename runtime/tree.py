@@ -24,15 +24,23 @@ class Chain(Protocol):
     def chances(self) -> Sequence[float]:
         """How likely each is if those before it are right, as long as nothing is known of its kind."""
 
+    @property
+    def probed(self) -> bool:
+        """Whether they follow from what the model said behind probes."""
+
 
 @dataclass
 class TokenTree:
-    """Node 0 is the last token that is sure; the others are guesses, each behind its parent.
+    """Node 0 is the last token that is sure; the others are guesses, each behind its parent, and probes behind those.
+
+    A *probe* is a prompt token that is fed for what the model says behind it; it is no token that may follow.
 
     Attributes:
         tokens: token id of every node.  parents: node that it follows, -1 for node 0.  depths: nodes before it.
         children: by token id, of every node.
         kinds: of every node, with the chance that each kind begins with.
+        probed: of every node, whether it is there only for what was said behind probes.
+        probes: the nodes of the probes behind a node, one behind another; they come after all guesses.
     """
 
     tokens: list[int]
@@ -40,6 +48,8 @@ class TokenTree:
     depths: list[int] = field(default_factory=lambda: [0])
     children: list[dict[int, int]] = field(default_factory=lambda: [{}])
     kinds: list[dict[int, float]] = field(default_factory=lambda: [{}])
+    probed: list[bool] = field(default_factory=lambda: [False])
+    probes: dict[int, list[int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, root: int, chains: Iterable[Chain]) -> TokenTree:
@@ -48,29 +58,48 @@ class TokenTree:
         for chain in chains:
             node = 0
             for token, kind, chance in zip(chain.tokens, chain.kinds, chain.chances, strict=True):
-                node = tree._child(node, token)
+                node = tree._child(node, token, chain.probed)
                 tree.kinds[node][kind] = chance
         return tree
 
-    def _child(self, node: int, token: int) -> int:
+    def _child(self, node: int, token: int, probed: bool) -> int:
         if token not in self.children[node]:
-            self.children[node][token] = len(self.tokens)
-            self.tokens.append(token)
-            self.parents.append(node)
-            self.depths.append(self.depths[node] + 1)
-            self.children.append({})
-            self.kinds.append({})
-        return self.children[node][token]
+            self.children[node][token] = self._add(node, token, probed)
+        child = self.children[node][token]
+        self.probed[child] = self.probed[child] and probed
+        return child
+
+    def _add(self, parent: int, token: int, probed: bool) -> int:
+        self.tokens.append(token)
+        self.parents.append(parent)
+        self.depths.append(self.depths[parent] + 1)
+        self.children.append({})
+        self.kinds.append({})
+        self.probed.append(probed)
+        return len(self.tokens) - 1
+
+    def probe(self, node: int) -> None:
+        """Put one more probe behind ``node``; no guess may be added any more.
+
+        It is fed as that node's token, for which the prompt token stands in.
+        """
+        behind = self.probes.setdefault(node, [])
+        behind.append(self._add(behind[-1] if behind else node, self.tokens[node], True))
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def guesses(self) -> int:
+        """How many nodes are guesses."""
+        return len(self) - 1 - sum(map(len, self.probes.values()))
 
     def part(self, nodes: Sequence[int]) -> TokenTree:
         """Node 0 and ``nodes``, each of which comes behind its parent."""
         part = TokenTree(self.tokens[:1])
         new = {0: 0}
         for node in nodes:
-            new[node] = part._child(new[self.parents[node]], self.tokens[node])
+            new[node] = part._child(new[self.parents[node]], self.tokens[node], self.probed[node])
         return part
 
     def one_path(self, nodes: Sequence[int], chances: Sequence[float]) -> tuple[list[int], list[float]]:
@@ -102,10 +131,12 @@ class Branching:
 
     Attributes:
         depths: int64 ``[rows, new]``.  ancestors: bool ``[rows, new, new]``.
+        probes: int64 ``[rows, new]``, which prompt token each is, from 1; 0 for a token.  None where all are tokens.
     """
 
     depths: Tensor
     ancestors: Tensor
+    probes: Tensor | None = None
 
 
 def in_a_row(depths: Tensor, rows: int) -> Branching:
@@ -121,11 +152,17 @@ def side_by_side(trees: Sequence[TokenTree]) -> tuple[list[list[int]], Branching
     """
     width = max(map(len, trees))
     tokens = [tree.tokens + tree.tokens[:1] * (width - len(tree)) for tree in trees]
-    if all(tree.is_chain for tree in trees):
+    if all(tree.is_chain and not tree.probes for tree in trees):
         return tokens, None
     depths = torch.zeros(len(trees), width, dtype=torch.int64)
     ancestors = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)
     for row, tree in enumerate(trees):
         depths[row, : len(tree)] = torch.tensor(tree.depths)
         ancestors[row, : len(tree), : len(tree)] = tree.paths()
-    return tokens, Branching(depths, ancestors)
+    if not any(tree.probes for tree in trees):
+        return tokens, Branching(depths, ancestors)
+    probes = torch.zeros(len(trees), width, dtype=torch.int64)
+    for row, tree in enumerate(trees):
+        for behind in tree.probes.values():
+            probes[row, behind] = torch.arange(1, len(behind) + 1)
+    return tokens, Branching(depths, ancestors, probes)

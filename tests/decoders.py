@@ -65,9 +65,9 @@ def decoder_program(name: str) -> Program:
 
 
 @cache
-def decoder_on(name: str, target: str, cache_spec: str = "kv-cache") -> Decoder:
-    """What runs the model with a cache on a target, trees of tokens too."""
-    program, _ = run(decoder_program(name), [cache_spec, "speculate"])
+def decoder_on(name: str, target: str, cache_spec: str = "kv-cache", speculate: str = "speculate") -> Decoder:
+    """What runs the model with a cache on a target, trees of tokens too; with these specs."""
+    program, _ = run(decoder_program(name), [cache_spec, speculate])
     return Decoder(program, find_target(target).lower)
 
 

@@ -25,6 +25,7 @@ class Chain:
     tokens: list[int]
     kind: int = 0
     chance: float = 0.6
+    probed: bool = False
 
     @property
     def kinds(self) -> list[int]:
@@ -36,13 +37,16 @@ class Chain:
 
 
 class Eager(Policy):
-    """Checks all guesses, whatever they promise."""
+    """Checks all guesses, whatever they promise, and feeds all prompt tokens."""
 
     def longest(self, rows: int) -> int:
         return 6
 
     def guesses(self, chances: Sequence[Sequence[float]]) -> int:
         return max(map(len, chances))
+
+    def probes(self, guesses: int, expected: float, worth: Sequence[Sequence[float]]) -> int:
+        return max(map(len, worth))
 
 
 def learn(rates: Rates, tree: TokenTree, followed: Sequence[int]) -> None:

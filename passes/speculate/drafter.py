@@ -25,11 +25,13 @@ class Draft:
         tokens: what may follow, the next token first.
         kinds: how each guess came about; those of one kind are right about as often as each other.
         chances: how likely each is if those before it are right, as long as nothing is known of its kind.
+        probed: whether they follow from prompt tokens, which are worth what comes of such guesses.
     """
 
     tokens: list[int]
     kinds: list[int]
     chances: list[float]
+    probed: bool = False
 
     @classmethod
     def of_kind(cls, tokens: list[int], kind: int, chance: float) -> Draft:
@@ -155,6 +157,13 @@ class Drafting(ABC):
     def observe(self, tokens: Sequence[int], logits: Tensor) -> None:  # noqa: B027
         """What the model said, ``[tokens, vocabulary]``, behind tokens that it was given, be they right or wrong."""
 
+    def probed(self, logits: Tensor) -> None:  # noqa: B027
+        """What the model said, ``[probes, vocabulary]``, behind its prompt tokens at the end of the text.
+
+        Told once a step, last; there may be none.  The first stood in the place of the last token, so that what is
+        said behind it is a guess of the next one.
+        """
+
     @abstractmethod
     def draft(self, most: int, outlook: Outlook = GREEDILY) -> list[Draft]:
         """Chains of at most ``most`` guesses of what follows, of which those are checked that promise most."""
@@ -185,6 +194,15 @@ class Drafter(Method):
             InputError: a model that is named cannot be read, or has another vocabulary.
         """
         return {}
+
+    def prepared(self, program: Program) -> Program:
+        """The Program that checks, with what its steps are to have beside trees of tokens: by default itself.
+
+        Raises:
+            RefusedError: it cannot have that.
+            InputError: a file that is named cannot be read, or does not fit.
+        """
+        return program
 
     def as_module(self, most: int) -> nn.Module | None:
         """Guesses as a function of the text alone, at most ``most``; None where they follow from more than that.

@@ -47,12 +47,19 @@ class Speculate(Pass):
             return Refusal(f"{program.notes[NOTE]} guesses already")
         try:
             self.drafter.models(program)
+            self._branching(program)
         except RefusedError as error:
             return Refusal(str(error))
         # All attention takes trees or none does, for which the output stands.
         return [Site(program.output_node.name)]
 
     def rewrite(self, program: Program, sites: list[Site]) -> Program:
+        work = self._branching(program)
+        work.notes[NOTE] = str(Spec.of(self))
+        return work.finished()
+
+    def _branching(self, program: Program) -> Program:
+        """A Program whose steps take trees, and what the drafter wants of them."""
         work = program.edit()
         assert work.stepping is not None
         batch, tokens = input_node(work, work.stepping.ids).meta["val"].shape
@@ -64,5 +71,4 @@ class Speculate(Pass):
             set_operand(node, "depth", depth)
             set_operand(node, "ancestors", ancestors)
         work.stepping = replace(work.stepping, branches=Branches(str(depth.target), str(ancestors.target)))
-        work.notes[NOTE] = str(Spec.of(self))
-        return work.finished()
+        return self.drafter.prepared(work)

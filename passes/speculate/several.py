@@ -15,6 +15,7 @@ from .drafter import GREEDILY, NO_ROWS, Draft, Drafter, Drafting, DraftModel, Ou
 
 # No drafter tells more kinds of guesses apart.
 _KINDS = 1000
+_PROMPTED = "ppd"
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Several(Drafter):
     of: tuple[str, ...] = field(
         default=("suffix", "recycle"), metadata={"help": "which, each at its defaults"}
     )
+    prompts: str = field(default="", metadata={"help": "of ppd: file that `tersor train-prompts` wrote"})
 
     def __post_init__(self) -> None:
         known = find_methods(Drafter)  # type: ignore[type-abstract]
@@ -35,7 +37,13 @@ class Several(Drafter):
                 raise ValueError(f"of={'+'.join(self.of)}: {name!r} is none of the drafters {others}")
         if not self.of:
             raise ValueError("of names no drafter")
-        made = [known[name]() for name in self.of]
+        if self.prompts and _PROMPTED not in self.of:
+            raise ValueError(
+                f"prompts={self.prompts} is for {_PROMPTED}, which of={'+'.join(self.of)} does not name"
+            )
+        # Without them it guesses next to nothing, so that what is a default of others is none of its.
+        given = {_PROMPTED: {"prompts": self.prompts}}
+        made = [known[name](**given.get(name, {})) for name in self.of]
         object.__setattr__(self, "_drafters", made)
 
     def begin(self, rows: Rows = NO_ROWS) -> Drafting:
@@ -58,6 +66,12 @@ class Several(Drafter):
             for drafter in drafters
             for name, model in drafter.models(program).items()
         }
+
+    def prepared(self, program: Program) -> Program:
+        drafters: list[Drafter] = self._drafters  # type: ignore[attr-defined]
+        for drafter in drafters:
+            program = drafter.prepared(program)
+        return program
 
     def as_module(self, most: int) -> nn.Module | None:
         """That of the first that has one: a function guesses a chain, and no tree."""
@@ -83,6 +97,10 @@ class _Side(Drafting):
     def observe(self, tokens: Sequence[int], logits: Tensor) -> None:
         for drafting in self._draftings:
             drafting.observe(tokens, logits)
+
+    def probed(self, logits: Tensor) -> None:
+        for drafting in self._draftings:
+            drafting.probed(logits)
 
     def draft(self, most: int, outlook: Outlook = GREEDILY) -> list[Draft]:
         return [

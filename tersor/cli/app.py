@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from . import bench, convert, diff, doctor, generate, inspect, passes, verify, why
+from . import bench, convert, diff, doctor, generate, inspect, passes, train_prompts, verify, why
 from .exit_codes import ExitCode, code_of
 from .output import emit_error
 from .signals import end_on_signals, ending
@@ -65,6 +65,7 @@ app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("bench")(bench.bench)
 app.command("generate")(generate.generate)
+app.command("train-prompts")(train_prompts.train_prompts)
 app.command("why")(why.why)
 app.command("diff")(diff.diff)
 app.command("doctor")(doctor.doctor)

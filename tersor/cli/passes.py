@@ -95,5 +95,6 @@ def _options(options: list[dict[str, Any]]) -> Any:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for option in options:
         default = "required" if option["default"] is None else f"= {option['default']}"
+        default = "optional" if option["default"] == "" else default
         table.add_row(option["name"], default, option["type"], option["help"])
     return table

@@ -18,6 +18,7 @@ class Chain:
     tokens: list[int]
     kinds: list[int]
     chance: float = 0.6
+    probed: bool = False
 
     @property
     def chances(self) -> list[float]:

@@ -109,12 +109,13 @@ def test_what_makes_no_sense_is_one_clear_error(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("drafter", ["recycle", "ppd"])
 def test_a_drafter_that_no_file_can_hold_leaves_one_without_guesses(
-    made: Callable[..., Any], tmp_path: Path
+    made: Callable[..., Any], tmp_path: Path, drafter: str
 ) -> None:
-    recycling = made("kv-cache", "speculate:drafter=recycle")
-    recycling.export_onnx(tmp_path / "gen.onnx", generate=True, guess=False)
-    expected = recycling.generate([PROMPT], max_new_tokens=9)[0][len(PROMPT) :]
+    remembering = made("kv-cache", f"speculate:drafter={drafter}")
+    remembering.export_onnx(tmp_path / "gen.onnx", generate=True, guess=False)
+    expected = remembering.generate([PROMPT], max_new_tokens=9)[0][len(PROMPT) :]
     assert alone(tmp_path / "gen.onnx", PROMPT, 9) == expected
 
 

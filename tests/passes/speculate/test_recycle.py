@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tersor.ir.errors import SpecError
 from tersor.passes.spec import parse_spec
-from tersor.passes.speculate.recycle import Recycle, _likeliest
+from tersor.passes.speculate.likeliest import likeliest
+from tersor.passes.speculate.recycle import Recycle
 
 
 def scores(*ranked: list[int], vocabulary: int = 20) -> Tensor:
@@ -87,7 +88,7 @@ def test_every_path_is_what_was_kept_and_siblings_differ(
 def test_the_likeliest_are_found_by_blocks(size: int, count: int, seed: int, equal: bool) -> None:
     drawn = np.random.default_rng(seed).standard_normal(size).astype(np.float32)
     row = np.round(drawn) if equal else drawn
-    found = _likeliest(row, count)
+    found = likeliest(row, count)
     assert len(set(found)) == len(found) == min(count, size)
     assert [row[i] for i in found] == sorted(row, reverse=True)[:count]
 
