@@ -88,7 +88,7 @@ def test_tokens_are_the_same_where_the_policy_chooses(sampling: Sampling) -> Non
 
 @pytest.mark.usefixtures("eager")
 def test_it_guesses_beside_others() -> None:
-    decoder = decoder_on("llama", "torch", "speculate:drafter=several,of=suffix+ppd")
+    decoder = decoder_on("llama", "torch", speculate="speculate:drafter=several,of=suffix+ppd")
     counts = check(decoder, decoder_on("llama", "torch"), Several(of=("suffix", "ppd")), Sampling(), 1)
     assert counts.guesses
 
