@@ -1,0 +1,49 @@
+"""Steps of steady decoding take no memory for keys and values: measured, by the peak of the process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from decoders import PAGED, PROMPTS, decoder_on
+
+from tersor.runtime import kv_cache
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+
+
+def growth_of_peak(step: Callable[[], object]) -> int:
+    """By how many bytes twenty steps raise the most memory that the process has held."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _peak()
+    for _ in range(20):
+        step()
+    return _peak() - before
+
+
+def _peak() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+
+
+@pytest.mark.parametrize("spec", ["kv-cache", PAGED])
+def test_no_step_copies_what_the_cache_holds(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = decoder_on("llama", "onnx", spec)
+    monkeypatch.setattr(kv_cache, "_FIRST_CAPACITY", 200_000)
+    cache = decoder.new_cache(1)
+    decoder.prefill(cache, 0, PROMPTS[1])
+    smallest = min(buffer.nbytes for buffer in cache.buffers.values())
+    assert smallest > 10 << 20
+    step = lambda: decoder.step(cache, [[5]])  # noqa: E731
+    step()
+    assert growth_of_peak(step) < smallest / 4
+
+
+def test_a_copy_would_be_noticed() -> None:
+    decoder = decoder_on("llama", "onnx")
+    cache = decoder.new_cache(1)
+    decoder.prefill(cache, 0, PROMPTS[1])
+    kept = []
+    assert growth_of_peak(lambda: kept.append(bytearray(b"1") * (1 << 20))) > 15 << 20
