@@ -100,6 +100,10 @@ class Cone:
 
     def run(self, sizes: Sizes, given: Mapping[fx.Node, Tensor]) -> Any:
         """The value at ``sizes`` with some nodes' values given; None where the code rejects these sizes."""
+        return self.values(sizes, given).get(self.nodes[-1])
+
+    def values(self, sizes: Sizes, given: Mapping[fx.Node, Tensor]) -> dict[fx.Node, Any]:
+        """The value of every node, as far as the code goes at these sizes."""
         values: dict[fx.Node, Any] = dict(given)
         try:
             with torch.no_grad():
@@ -107,8 +111,8 @@ class Cone:
                     if node not in values:
                         values[node] = self._value(node, values, sizes)
         except (RuntimeError, IndexError, ValueError, KeyError):
-            return None
-        return values[self.nodes[-1]]
+            pass
+        return values
 
     def _value(self, node: fx.Node, values: Mapping[fx.Node, Any], sizes: Sizes) -> Any:
         if is_size(node):

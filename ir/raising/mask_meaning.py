@@ -20,6 +20,7 @@ from ._cone import Cone, Sizes, constant
 from ._mask_scales import longest_scale
 from ._padding_trials import NONZERO, Reading, Trials, other_integers, readings, shows, zeros_and_ones
 from ._pattern import calls, sizes
+from ._rows import tells_rows_apart
 
 aten = torch.ops.aten
 
@@ -131,6 +132,9 @@ def _prove(
 ) -> Meaning | None:
     trials = _lengths(program, cone, padding, queries, keys)
     if trials is None:
+        return None
+    symbols = expression(queries).free_symbols | expression(keys).free_symbols
+    if tells_rows_apart(cone, trials[1], padding, symbols):
         return None
     possible: dict[Reading, Meaning] = {}
     numbers = Trials()

@@ -247,6 +247,24 @@ def test_rows_that_ignore_the_padding_are_seen_whichever_the_example_pads(make, 
     torch.testing.assert_close(program(x, real), model(x, real), atol=1e-6, rtol=1e-5)
 
 
+def picked_by_row(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    row = torch.arange(x.shape[0])[:, None, None, None]
+    return real.bool()[row, torch.arange(x.shape[1])[None, None, None, :]]
+
+
+def picked_from_another_row(_: Masked, x: Tensor, real: Tensor) -> Tensor:
+    row = (x.shape[0] - 1 - torch.arange(x.shape[0]))[:, None, None, None]
+    return real.bool()[row, torch.arange(x.shape[1])[None, None, None, :]]
+
+
+def test_rows_may_number_what_is_picked_of_the_padding():
+    """As masks of Hugging Face do, which are written for one row and one pair of tokens."""
+    _, _, node = captured(picked_by_row)
+    assert node.args[4] is not None
+    _, _, node = captured(picked_from_another_row)
+    assert node.args[4] is None
+
+
 class Across(nn.Module):
     """Attention of ``x`` over ``y`` under the mask that ``make(queries, keys)`` returns."""
 
