@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from tersor.ir.program import Program
 
+from ..option_types import value_of
 from ..registry import find_methods
 from .drafter import GREEDILY, NO_ROWS, Draft, Drafter, Drafting, DraftModel, Outlook, Rows
 
 # No drafter tells more kinds of guesses apart.
 _KINDS = 1000
-_PROMPTED = "ppd"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class Several(Drafter):
     of: tuple[str, ...] = field(
         default=("suffix", "recycle"), metadata={"help": "which, each at its defaults"}
     )
-    prompts: str = field(default="", metadata={"help": "of ppd: file that `tersor train-prompts` wrote"})
+    given: tuple[str, ...] = field(
+        default=(), metadata={"help": "options of single ones, as in ppd.prompts:FILE+recycle.candidates:8"}
+    )
 
     def __post_init__(self) -> None:
         known = find_methods(Drafter)  # type: ignore[type-abstract]
@@ -37,13 +40,13 @@ class Several(Drafter):
                 raise ValueError(f"of={'+'.join(self.of)}: {name!r} is none of the drafters {others}")
         if not self.of:
             raise ValueError("of names no drafter")
-        if self.prompts and _PROMPTED not in self.of:
-            raise ValueError(
-                f"prompts={self.prompts} is for {_PROMPTED}, which of={'+'.join(self.of)} does not name"
-            )
-        # Without them it guesses next to nothing, so that what is a default of others is none of its.
-        given = {_PROMPTED: {"prompts": self.prompts}}
-        made = [known[name](**given.get(name, {})) for name in self.of]
+        options: dict[str, dict[str, Any]] = {name: {} for name in self.of}
+        for text in self.given:
+            name, option, value = _parts(text)
+            if name not in options:
+                raise ValueError(f"given={text}: of={'+'.join(self.of)} names no {name!r}")
+            options[name][option] = _value(known[name], text, option, value)
+        made = [known[name](**options[name]) for name in self.of]
         object.__setattr__(self, "_drafters", made)
 
     def begin(self, rows: Rows = NO_ROWS) -> Drafting:
@@ -78,6 +81,26 @@ class Several(Drafter):
         drafters: list[Drafter] = self._drafters  # type: ignore[attr-defined]
         modules = (drafter.as_module(most) for drafter in drafters)
         return next((module for module in modules if module is not None), None)
+
+
+def _parts(text: str) -> tuple[str, str, str]:
+    """Drafter, option and value of ``drafter.option:value``."""
+    name, dot, rest = text.partition(".")
+    option, colon, value = rest.partition(":")
+    if not dot or not colon:
+        raise ValueError(f"given={text}: write drafter.option:value, several joined by +")
+    return name, option, value
+
+
+def _value(kind: type[Drafter], text: str, option: str, value: str) -> Any:
+    hints = {field.name: typing.get_type_hints(kind)[field.name] for field in fields(kind)}
+    if option not in hints:
+        known = ", ".join(hints) or "none"
+        raise ValueError(f"given={text}: {kind.name} has no option {option!r}; it has {known}")
+    try:
+        return value_of(hints[option], value)
+    except ValueError as error:
+        raise ValueError(f"given={text}: {option} is {error}") from None
 
 
 def _prefix(drafter: str) -> str:

@@ -197,8 +197,6 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
 def test_options_that_make_no_sense_are_named() -> None:
     with pytest.raises(SpecError, match="candidates=0 must be 1 or more"):
         parse_spec(f"{SPEC},candidates=0")
-    with pytest.raises(SpecError, match="prompts=f is for ppd, which of=suffix does not name"):
-        parse_spec("speculate:drafter=several,of=suffix,prompts=f")
     with pytest.raises(RefusedError, match="prompt tokens already"):
         run(decoder_program("llama"), ["kv-cache", "speculate:drafter=several,of=ppd+ppd"])
 

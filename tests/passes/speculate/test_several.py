@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from tersor.ir.errors import SpecError
-from tersor.passes.spec import parse_spec
+from tersor.passes.spec import Spec, parse_spec
 from tersor.passes.speculate.ngram import NGram
 from tersor.passes.speculate.recycle import Recycle
 from tersor.passes.speculate.several import Several
@@ -35,6 +37,28 @@ def test_what_one_remembers_it_remembers_among_others() -> None:
     again = drafter.begin()
     again.extend([8])
     assert [draft.tokens for draft in again.draft(2)] == [[9, 5]]
+
+
+def test_single_ones_may_be_given_options() -> None:
+    spec = "speculate:drafter=several,of=ngram+recycle,given=recycle.candidates:7+ngram.longest:2"
+    speculate: Any = parse_spec(spec)
+    assert speculate.drafter._drafters == [NGram(longest=2), Recycle(candidates=7)]
+    assert parse_spec(str(Spec.of(speculate))) == speculate
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("suffix.shortest:2", "of=ngram names no 'suffix'"),
+        ("ngram.depth:2", "ngram has no option 'depth'; it has longest, shortest"),
+        ("ngram.longest:far", "longest is a whole number"),
+        ("ngram.longest", "write drafter.option:value"),
+        ("ngram:2", "write drafter.option:value"),
+    ],
+)
+def test_options_of_single_ones_that_make_no_sense_are_named(given: str, reason: str) -> None:
+    with pytest.raises(SpecError, match=reason):
+        parse_spec(f"speculate:drafter=several,of=ngram,given={given}")
 
 
 @pytest.mark.parametrize("of", ["several", "nobody", "ngram+nobody"])
