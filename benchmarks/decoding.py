@@ -20,7 +20,6 @@ from rich.console import Console
 import tersor
 from examples.prompts import Prompt, prompts
 from examples.real_data import prose
-from examples.real_models import gemma3_270m
 from tersor.passes.registry import find_methods
 from tersor.passes.speculate.drafter import Drafter
 from tersor.passes.speculate.insert import Speculate
@@ -30,7 +29,7 @@ from tersor.runtime.sampling import Sampling
 from tersor.runtime.speculation import Statistics
 
 from . import decoding_sides
-from .decoding_sides import DRAFTERS, Ours, Side, Transformers, by_kind, first_token, mean_ratio
+from .decoding_sides import DRAFTERS, Ours, Side, Transformers, by_kind, first_token, gemma, mean_ratio
 from .page import check_limits, provenance, table
 
 PEER, LOOKUP, PLAIN = "transformers", "transformers lookup", "plain"
@@ -76,11 +75,7 @@ class Bench:
 
     def __init__(self, new: int) -> None:
         self.new = new
-        model, self.tokenizer = gemma3_270m()
-        # What generate is not told it takes from here: every side goes on past the end of a text.
-        model.generation_config.eos_token_id = None  # type: ignore[union-attr]
-        ids = torch.randint(5, 1000, (1, 24))
-        example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        model, self.tokenizer, example = gemma()
         fast = tersor.optimize_model(model, ["kv-cache", "speculate"], "onnx", example_inputs=example)
         decoder = self.decoder = fast.generator.decoder
         drawn = Sampling(TEMPERATURE, seed=1)

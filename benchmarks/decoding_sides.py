@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from examples.prompts import Prompt
+from examples.real_models import gemma3_270m
 from tersor.ir.straight import straight
 from tersor.passes.registry import find_methods
 from tersor.passes.speculate.drafter import Drafter
@@ -32,6 +33,21 @@ class Side(Protocol):
 
     def run(self, prompt: list[int], new: int) -> list[int]:
         """So many new tokens behind a prompt, past the end of a text too."""
+
+
+def gemma() -> tuple[Any, Any, dict[str, torch.Tensor]]:
+    """Gemma 3 270M, which goes on past the end of a text, its tokenizer, and inputs to capture it with."""
+    model: Any
+    model, tokenizer = gemma3_270m()
+    # What generate is not told it takes from here.
+    model.generation_config.eos_token_id = None
+    ids = torch.randint(5, 1000, (1, 24))
+    return model, tokenizer, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def spread(chosen: Sequence[Prompt], count: int) -> Sequence[Prompt]:
+    """``count`` of the prompts, from all kinds; all of them for 0."""
+    return chosen[:: max(1, len(chosen) // count)][:count] if count else chosen
 
 
 @dataclass

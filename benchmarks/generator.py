@@ -28,7 +28,7 @@ from examples.real_models import gemma3_270m
 from tersor.runtime.divergence import Divergence, first_divergence
 
 from . import decoding_sides
-from .decoding_sides import Ours, Side, Transformers, by_kind, mean_ratio
+from .decoding_sides import Ours, Side, Transformers, by_kind, mean_ratio, spread
 from .page import check_limits, provenance, table
 
 PLAIN, GREEDY, GUESSING = "generate, plain", "greedy file", "guessing file"
@@ -148,9 +148,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options.new, Path(folder))
-        chosen = prompts(bench.tokenizer, prose())
-        if options.prompts:
-            chosen = chosen[:: max(1, len(chosen) // options.prompts)][: options.prompts]
+        chosen = spread(prompts(bench.tokenizer, prose()), options.prompts)
         results = []
         for prompt in chosen:
             results.append(bench.run(prompt, options.repeats))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,10 +18,9 @@ from rich.console import Console
 import tersor
 from examples.prompts import Prompt, prompts
 from examples.real_data import prose
-from examples.real_models import gemma3_270m
 from tersor.runtime.divergence import Divergence, first_divergence
 
-from .decoding_sides import DRAFTERS, Ours, Transformers
+from .decoding_sides import DRAFTERS, Ours, Transformers, gemma, spread
 from .page import check_limits, provenance, table
 
 PLAIN, TOGETHER = "plain", 4
@@ -110,16 +108,11 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="exit with 1 where tokens part at no tie")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
-    model, tokenizer = gemma3_270m()
-    model.generation_config.eos_token_id = None  # type: ignore[union-attr]
-    ids = torch.randint(5, 1000, (1, 24))
-    example: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    model, tokenizer, example = gemma()
     decoder = tersor.optimize_model(
         model, ["kv-cache", "speculate"], "onnx", example_inputs=example
     ).generator.decoder
-    chosen = prompts(tokenizer, prose())
-    if options.prompts:
-        chosen = chosen[:: max(1, len(chosen) // options.prompts)][: options.prompts]
+    chosen = spread(prompts(tokenizer, prose()), options.prompts)
     peer = Transformers("transformers", model)
     expected = []
     for prompt in chosen:

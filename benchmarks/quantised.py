@@ -19,11 +19,10 @@ from rich.console import Console
 import tersor
 from examples.prompts import Prompt, prompts
 from examples.real_data import prose
-from examples.real_models import gemma3_270m
 from tersor.runtime.decoder import Decoder
 from tersor.runtime.machine import read_bandwidth
 
-from .decoding_sides import Ours, Result, Side, Transformers, by_kind, first_token, mean_ratio
+from .decoding_sides import Ours, Result, Side, Transformers, by_kind, first_token, gemma, mean_ratio, spread
 from .page import check_limits, provenance, table
 from .peers import LLAMA, LLAMA_LOOKUP, genai_sides, llama_sides
 
@@ -55,11 +54,7 @@ class Bench:
 
     def __init__(self, new: int) -> None:
         self.new = new
-        model, self.tokenizer = gemma3_270m()
-        # What generate is not told it takes from here: every side goes on past the end of a text.
-        model.generation_config.eos_token_id = None  # type: ignore[union-attr]
-        ids = torch.randint(5, 1000, (1, 24))
-        example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        model, self.tokenizer, example = gemma()
         self.peer = Transformers(PEER, model)
         self.sides: list[Side] = [self.peer]
         self.decoders: dict[str, Decoder] = {}
@@ -174,8 +169,7 @@ def main() -> None:
     bench = Bench(options.new)
     chosen = prompts(bench.tokenizer, prose())
     long: Any = chosen[-1].tokens[:FIRST]
-    if options.prompts:
-        chosen = chosen[:: max(1, len(chosen) // options.prompts)][: options.prompts]
+    chosen = spread(chosen, options.prompts)
     results = []
     for prompt in chosen:
         results.append(last := bench.run(prompt, options.repeats))

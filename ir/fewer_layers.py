@@ -11,6 +11,7 @@ from .analyses.layers import Layers, layers
 from .boundary import input_node, remove_input, remove_output
 from .builder import Builder
 from .errors import RefusedError
+from .evaluate import sources_of
 from .program import Program
 
 aten = torch.ops.aten
@@ -79,7 +80,7 @@ def _without_idle_states(work: Program) -> Program:
     stepping = work.stepping
     results = dict(zip((spec.name for spec in work.outputs), work.output_node.args[0], strict=True))  # type: ignore[arg-type]
     if stepping is not None:
-        needed = _behind([node for name, node in results.items() if name not in stepping.results])
+        needed = sources_of(node for name, node in results.items() if name not in stepping.results)
         slots = []
         for group in stepping.slots:
             states = tuple(state for state in group.states if input_node(work, state.name) in needed)
@@ -95,14 +96,3 @@ def _without_idle_states(work: Program) -> Program:
                 remove_input(work, name)
         work.stepping = replace(stepping, slots=tuple(slots))
     return work.finished()
-
-
-def _behind(nodes: list[torch.fx.Node]) -> set[torch.fx.Node]:
-    """All that ``nodes`` are computed from, themselves included."""
-    found, ahead = set(nodes), list(nodes)
-    while ahead:
-        for source in ahead.pop().all_input_nodes:
-            if source not in found:
-                found.add(source)
-                ahead.append(source)
-    return found

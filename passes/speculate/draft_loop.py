@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 
-from .drafter import GREEDILY, Draft, Drafting, Guessing, Outlook, confidence
+from .drafter import GREEDILY, NO_ROWS, Draft, Drafter, Drafting, Guessing, Outlook, Rows, confidence
 
 # Guesses of which the model is as sure, in tenths, are of one kind.
 _KINDS = 10
@@ -42,6 +44,24 @@ class Balance:
         """Tokens a second, if it goes on as before."""
         seconds = plain + (1 + self.right) * self.seconds
         return (1 + self.right) / seconds if seconds else float("inf")
+
+
+@dataclass(frozen=True)
+class ModelDrafter(Drafter):
+    """Base of the drafters that guess with models: with the one that pays most, by what all texts showed."""
+
+    @cached_property
+    def _balances(self) -> defaultdict[str, Balance]:
+        return defaultdict(Balance)
+
+    def begin(self, rows: Rows = NO_ROWS) -> Drafting:
+        return ModelDrafting(rows, self._balances)
+
+
+def check_exits(exits: Sequence[int]) -> None:
+    """Raises ValueError where an exit is after no layer."""
+    if any(layer < 1 for layer in exits):
+        raise ValueError(f"exits={'+'.join(map(str, exits))}: an exit is after 1 layer or more")
 
 
 class ModelDrafting(Drafting):

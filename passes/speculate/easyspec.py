@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import ClassVar
 
 from torch import Tensor
@@ -16,15 +15,15 @@ from torch import Tensor
 from tersor.ir.fewer_layers import parallel_layers
 from tersor.ir.program import Program
 
-from .draft_loop import Balance, ModelDrafting
-from .drafter import NO_ROWS, Drafter, Drafting, DraftModel, DraftRow, Rows
+from .draft_loop import ModelDrafter, ModelDrafting
+from .drafter import NO_ROWS, Drafting, DraftModel, DraftRow, Rows
 from .second_model import load_draft
 
 _EXACT, _PARALLEL = "exact", "parallel"
 
 
 @dataclass(frozen=True)
-class EasySpec(Drafter):
+class EasySpec(ModelDrafter):
     """Guess with runs of layers that all read what the first of them reads."""
 
     name: ClassVar[str] = "easyspec"
@@ -40,10 +39,6 @@ class EasySpec(Drafter):
         if self.group < 2:
             raise ValueError(f"group={self.group}: layers that run at once are 2 or more")
 
-    @cached_property
-    def _balance(self) -> Balance:
-        return Balance()
-
     def models(self, program: Program) -> Mapping[str, DraftModel]:
         if not self.path:
             return {_PARALLEL: DraftModel(parallel_layers(program, self.group))}
@@ -56,7 +51,7 @@ class EasySpec(Drafter):
     def begin(self, rows: Rows = NO_ROWS) -> Drafting:
         exact = rows.get(_EXACT)
         parallel = rows[_PARALLEL] if exact is None else _Calibrated(exact, rows[_PARALLEL])
-        return ModelDrafting({_PARALLEL: parallel}, {_PARALLEL: self._balance})
+        return ModelDrafting({_PARALLEL: parallel}, self._balances)
 
 
 @dataclass(frozen=True)

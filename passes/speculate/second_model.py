@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,14 +17,14 @@ from tersor.ir.fewer_layers import fewer_layers
 from tersor.ir.program import Program
 from tersor.ir.straight import straight
 
-from .draft_loop import Balance, ModelDrafting
-from .drafter import NO_ROWS, Drafter, Drafting, DraftModel, Rows
+from .draft_loop import ModelDrafter, check_exits
+from .drafter import DraftModel
 
 _WHOLE = "whole"
 
 
 @dataclass(frozen=True)
-class SecondModel(Drafter):
+class SecondModel(ModelDrafter):
     """Guess what another model says, which keeps a cache of its own."""
 
     name: ClassVar[str] = "model"
@@ -40,12 +39,7 @@ class SecondModel(Drafter):
     )
 
     def __post_init__(self) -> None:
-        if any(layer < 1 for layer in self.exits):
-            raise ValueError(f"exits={'+'.join(map(str, self.exits))}: an exit is after 1 layer or more")
-
-    @cached_property
-    def _balances(self) -> dict[str, Balance]:
-        return {}
+        check_exits(self.exits)
 
     def models(self, program: Program) -> Mapping[str, DraftModel]:
         whole = load_draft(self.path, program) if self.path else program
@@ -53,9 +47,6 @@ class SecondModel(Drafter):
             return {_WHOLE: DraftModel(whole, _WHOLE)}
         # Each has a cache of its own: a deeper one lacks what a shallower one leaves out.
         return {str(layer): DraftModel(fewer_layers(whole, range(layer)), str(layer)) for layer in self.exits}
-
-    def begin(self, rows: Rows = NO_ROWS) -> Drafting:
-        return ModelDrafting(rows, {name: self._balances.setdefault(name, Balance()) for name in rows})
 
 
 def load_draft(path: str, program: Program) -> Program:

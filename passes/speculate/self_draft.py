@@ -9,19 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import ClassVar
 
 from tersor.ir.analyses.layers import layers
 from tersor.ir.fewer_layers import fewer_layers
 from tersor.ir.program import Program
 
-from .draft_loop import Balance, ModelDrafting
-from .drafter import NO_ROWS, Drafter, Drafting, DraftModel, Rows
+from .draft_loop import ModelDrafter, check_exits
+from .drafter import DraftModel
 
 
 @dataclass(frozen=True)
-class SelfDraft(Drafter):
+class SelfDraft(ModelDrafter):
     """Guess what the first layers alone would say, over the same cache."""
 
     name: ClassVar[str] = "self"
@@ -32,17 +31,9 @@ class SelfDraft(Drafter):
     )
 
     def __post_init__(self) -> None:
-        if any(layer < 1 for layer in self.exits):
-            raise ValueError(f"exits={'+'.join(map(str, self.exits))}: an exit is after 1 layer or more")
-
-    @cached_property
-    def _balances(self) -> dict[str, Balance]:
-        return {}
+        check_exits(self.exits)
 
     def models(self, program: Program) -> Mapping[str, DraftModel]:
         count = len(program.analysis(layers))
         exits = self.exits or (max(1, count // 3),)
         return {str(layer): DraftModel(fewer_layers(program, range(layer))) for layer in exits}
-
-    def begin(self, rows: Rows = NO_ROWS) -> Drafting:
-        return ModelDrafting(rows, {name: self._balances.setdefault(name, Balance()) for name in rows})

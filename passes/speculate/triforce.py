@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -20,8 +19,8 @@ from tersor.ir.program import Program
 from tersor.ir.show_queries import query_name, show_queries
 from tersor.ir.stepping import Stepping
 
-from .draft_loop import Balance, ModelDrafting
-from .drafter import NO_ROWS, Drafter, Drafting, DraftModel, DraftRow, Guessing, Rows
+from .draft_loop import ModelDrafter, ModelDrafting
+from .drafter import NO_ROWS, Drafting, DraftModel, DraftRow, Guessing, Rows
 
 _QUERIES, _SPARSE, _STREAM = "queries", "sparse", "stream"
 # Tokens at the start that StreamingLLM keeps.
@@ -31,7 +30,7 @@ _CHECKED = 4
 
 
 @dataclass(frozen=True)
-class TriForce(Drafter):
+class TriForce(ModelDrafter):
     """Guess with the whole model over the chunks of its cache that its latest query asks for."""
 
     name: ClassVar[str] = "triforce"
@@ -51,10 +50,6 @@ class TriForce(Drafter):
                 f"1 or more, under={self.under} 0 or more"
             )
 
-    @cached_property
-    def _balance(self) -> Balance:
-        return Balance()
-
     def models(self, program: Program) -> Mapping[str, DraftModel]:
         models = {
             _QUERIES: DraftModel(show_queries(program)),
@@ -69,7 +64,7 @@ class TriForce(Drafter):
         row: Guessing = sparse
         if self.under:
             row = _Hierarchy(sparse, rows[_QUERIES], rows[_STREAM], self.budget)
-        return ModelDrafting({_SPARSE: row}, {_SPARSE: self._balance})
+        return ModelDrafting({_SPARSE: row}, self._balances)
 
 
 class _Sparse:
