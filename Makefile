@@ -48,6 +48,10 @@ bench: $(STAMP)
 	$(PY) -m benchmarks.operators
 	$(PY) -m benchmarks.speed --seconds 10
 	$(PY) -m benchmarks.quality --threads 1
+	$(PY) -m benchmarks.decoding
+	$(PY) -m benchmarks.identity
+	$(PY) -m benchmarks.generator
+	$(PY) -m benchmarks.quantised
 
 test: $(STAMP)
 	$(PY) -m pytest $(if $(ALL),-m "") $(if $(filter-out 0,$(JOBS)),-n $(JOBS)) $(ARGS)
@@ -55,7 +59,7 @@ test: $(STAMP)
 fuzz: export HYPOTHESIS_PROFILE := fuzz
 fuzz: $(STAMP)
 	$(PY) -m pytest -m hypothesis $(ARGS)
-	$(PY) -m pytest -m "" tests/codegen/triton/test_interpreted.py tests/tersor/test_triton.py $(ARGS)
+	$(PY) -m pytest -m "" tests/codegen/triton/test_kernels.py tests/tersor/test_triton.py $(ARGS)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

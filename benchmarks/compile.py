@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from examples.real_data import photographs
 from examples.real_models import dinov2_vits14
 
-from .page import check_limits, provenance, table, write_section
+from .page import check_limits, provenance, put_section, table
 from .peak import PeakMemory
 
 if TYPE_CHECKING:
@@ -297,10 +297,7 @@ def main() -> None:
             for side, runs in sides.items():
                 runs.append(in_new_processes(side, name))
     text = section(results)
-    if options.print or options.model:
-        print(text)
-    else:
-        write_section("compile", text)
+    put_section("compile", text, bool(options.print or options.model))
     check_limits(missed(results), options.check)
 
 

@@ -1,14 +1,13 @@
 """Generation of Gemma 3 270M on CPU, token by token, beside ``transformers.generate``.
 
-python -m benchmarks.decoding                       prints its section, which the page does not have yet
-python -m benchmarks.decoding --new 32 --prompts 6  a quick look
+python -m benchmarks.decoding                       writes the section `decoding` of docs/benchmarks.md
+python -m benchmarks.decoding --new 32 --prompts 6  a quick look that writes nothing
 
 Every prompt goes through all sides in turns; their tokens must be the same, or part at a tie.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -29,8 +28,19 @@ from tersor.runtime.sampling import Sampling
 from tersor.runtime.speculation import Statistics
 
 from . import decoding_sides
-from .decoding_sides import DRAFTERS, Ours, Side, Transformers, by_kind, first_token, gemma, mean_ratio
-from .page import check_limits, provenance, table
+from .decoding_sides import (
+    DRAFTERS,
+    Ours,
+    Side,
+    Transformers,
+    by_kind,
+    first_token,
+    gemma,
+    mean_ratio,
+    settings,
+    spread,
+)
+from .page import check_limits, provenance, put_section, table
 
 PEER, LOOKUP, PLAIN = "transformers", "transformers lookup", "plain"
 # Who guesses where nobody else is asked for, and who alone guesses at draws.
@@ -43,7 +53,7 @@ KIND_LIMIT, PROMPT_LIMIT, DRAWN_LIMIT = 1.3, 0.97, 1.3
 # Seconds to the first token of a prompt of so many, over those of transformers.
 FIRST, FIRST_LIMIT = 1000, 0.85
 TEMPERATURE = 0.8
-_OPENING = """\
+_INTRODUCTION = """\
 Gemma 3 270M, float32, greedy, {new} new tokens behind each of {prompts} prompts, which go through all sides in turns;
 tokens a second with the prompt's own time, median of {repeats} run(s). *plain*: `kv-cache`; the others: with
 `speculate:drafter=...` of that name; all in ONNX Runtime, all with the tokens of `transformers.generate`, but where two
@@ -91,7 +101,8 @@ class Bench:
             Ours(DRAWN_BY, decoder, DEFAULT, drawn),
         ]
         # A first text lowers what is needed and measures what steps cost; neither is done again.
-        Ours(PLAIN, decoder, "several").run([2, 5, 6, 5], 12)
+        for side in self.greedy:
+            side.run([2, 5, 6, 5], 12)
 
     def run(self, prompt: Prompt, repeats: int) -> Result:
         result = Result(prompt)
@@ -179,7 +190,7 @@ def section(
         [
             provenance("decoding"),
             "",
-            _OPENING.format(new=new, prompts=len(results), repeats=repeats),
+            _INTRODUCTION.format(new=new, prompts=len(results), repeats=repeats),
             "",
             table(header, rows),
             "",
@@ -236,16 +247,12 @@ def _drafter_cells(name: str, results: Sequence[Result]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.decoding", description=__doc__.split("\n")[0])
-    parser.add_argument("--new", type=int, default=128, help="new tokens behind each prompt")
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each prompt and side")
-    parser.add_argument("--prompts", type=int, default=0, help="only the first so many")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where a stated limit is missed")
-    options = parser.parse_args()
+    options = settings("decoding", __doc__.split("\n")[0])
     torch.set_grad_enabled(False)
     bench = Bench(options.new)
     results = []
-    for prompt in prompts(bench.tokenizer, prose())[: options.prompts or None]:
+    chosen = prompts(bench.tokenizer, prose())
+    for prompt in spread(chosen, options.prompts):
         results.append(bench.run(prompt, options.repeats))
         last = results[-1]
         speeds = ", ".join(f"{side} {last.per_second(side):.1f}" for side in last.tokens)
@@ -257,11 +264,11 @@ def main() -> None:
     bytes_read = sum(tensor.nbytes for tensor in {w.data_ptr(): w for w in weights.values()}.values())
     costs = bench.decoder.cost_curve
     curve = "/".join(map(str, costs.widths)) + " tokens: " + "/".join(f"{s * 1e3:.1f}" for s in costs.seconds)
-    long: Any = prompts(bench.tokenizer, prose())[-1].tokens[:FIRST]
+    long: Any = chosen[-1].tokens[:FIRST]
     text = section(
         results, first_token([bench.peer, bench.plain], long), bytes_read, curve, options.new, options.repeats
     )
-    print(text)
+    put_section("decoding", text, bool(options.print or options.prompts))
     check_limits(missed(results), options.check)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from examples.prompt_tokens import FILE as PROMPT_TOKENS
 from examples.prompts import Prompt
 from examples.real_models import gemma3_270m
 from tersor.ir.straight import straight
@@ -24,6 +26,12 @@ from tersor.runtime.sampling import Sampling
 from tersor.runtime.speculation import Statistics
 
 DRAFTERS = tuple(find_methods(Drafter))  # type: ignore[type-abstract]
+# Files of the benchmarks' own that drafters are given; all else is as it is where nobody asks otherwise.
+_GIVEN: dict[str, dict[str, Any]] = {"ppd": {"prompts": str(PROMPT_TOKENS)}}
+
+
+def drafter(name: str) -> Drafter:
+    return find_methods(Drafter)[name](**_GIVEN.get(name, {}))  # type: ignore[type-abstract]
 
 
 class Side(Protocol):
@@ -33,6 +41,20 @@ class Side(Protocol):
 
     def run(self, prompt: list[int], new: int) -> list[int]:
         """So many new tokens behind a prompt, past the end of a text too."""
+
+
+def settings(name: str, purpose: str) -> argparse.Namespace:
+    """What the command line of a benchmark of decoding says.
+
+    Attributes of the result: ``new`` tokens, ``repeats``, ``prompts`` (how many; 0 for all), ``print``, ``check``.
+    """
+    parser = argparse.ArgumentParser(prog=f"benchmarks.{name}", description=purpose)
+    parser.add_argument("--new", type=int, default=128, help="new tokens behind each prompt")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each prompt and side")
+    parser.add_argument("--prompts", type=int, default=0, help="only so many, from all kinds; writes nothing")
+    parser.add_argument("--print", action="store_true", help="print the section and write nothing")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a stated limit is missed")
+    return parser.parse_args()
 
 
 def gemma() -> tuple[Any, Any, dict[str, torch.Tensor]]:
@@ -140,18 +162,31 @@ class Ours:
         guess: Callable[[Any], Any] | None = None
         if self.drafter is not None:
             # A new one for each prompt: what it remembers of other texts is no merit of this one.
-            guess = find_methods(Drafter)[self.drafter]().begin  # type: ignore[type-abstract]
+            guess = drafter(self.drafter).begin
         return generate(
-            self.decoder, prompts, Stopping(new), self.sampling, None, guess, self.counts, models=self._models
+            self._checking,
+            prompts,
+            Stopping(new),
+            self.sampling,
+            None,
+            guess,
+            self.counts,
+            models=self._models,
         )
+
+    @cached_property
+    def _checking(self) -> Decoder:
+        """``decoder``, or one of the Program that the drafter makes of its own."""
+        program = self.decoder.program
+        prepared = program if self.drafter is None else drafter(self.drafter).prepared(program)
+        return self.decoder if prepared is program else Decoder(prepared, self.decoder.lower)
 
     @cached_property
     def _models(self) -> DraftModels | None:
         """What the drafter guesses with, lowered once."""
         if self.drafter is None:
             return None
-        drafter = find_methods(Drafter)[self.drafter]()  # type: ignore[type-abstract]
-        return DraftModels(drafter.models(straight(self.decoder.program)), self.decoder.lower)
+        return DraftModels(drafter(self.drafter).models(straight(self.decoder.program)), self.decoder.lower)
 
     def logits(self, tokens: Sequence[int]) -> torch.Tensor:
         """Behind the last of ``tokens``, computed at once."""

@@ -1,14 +1,13 @@
 """Gemma 3 270M as a file that generates by itself, beside ``generate`` step by step, on CPU.
 
-python -m benchmarks.generator                       prints its section, which the page does not have yet
-python -m benchmarks.generator --new 32 --prompts 6  a quick look
+python -m benchmarks.generator                      writes the section `generator` of docs/benchmarks.md
+python -m benchmarks.generator --new 32 --prompts 6 a quick look that writes nothing
 
 Every prompt goes through all sides in turns; their tokens must be the same, or part at a tie.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,14 +27,14 @@ from examples.real_models import gemma3_270m
 from tersor.runtime.divergence import Divergence, first_divergence
 
 from . import decoding_sides
-from .decoding_sides import Ours, Side, Transformers, by_kind, mean_ratio, spread
-from .page import check_limits, provenance, table
+from .decoding_sides import Ours, Side, Transformers, by_kind, mean_ratio, settings, spread
+from .page import check_limits, provenance, put_section, table
 
 PLAIN, GREEDY, GUESSING = "generate, plain", "greedy file", "guessing file"
 SIDES = (PLAIN, GREEDY, GUESSING)
 # Of all prompts together: seconds of the greedy file over plain decoding, and over those of the guessing one.
 GREEDY_LIMIT, GUESSING_LIMIT = 1.15, 1.7
-_OPENING = """\
+_INTRODUCTION = """\
 Gemma 3 270M, float32, greedy, {new} new tokens behind each of {prompts} prompts, which go through all sides in turns;
 seconds with the prompt's own, median of {repeats} run(s). *{plain}*: `fast.generate` with `kv-cache`; the files: what
 `fast.export_onnx(..., generate=True)` writes, without guesses and with those of `speculate:drafter=ngram`, in ONNX
@@ -120,7 +119,7 @@ def section(results: Sequence[Result], new: int, repeats: int) -> str:
         [
             provenance("generator"),
             "",
-            _OPENING.format(new=new, prompts=len(results), repeats=repeats, plain=PLAIN),
+            _INTRODUCTION.format(new=new, prompts=len(results), repeats=repeats, plain=PLAIN),
             "",
             table(header, rows),
             "",
@@ -139,12 +138,7 @@ def _cells(label: str, results: Sequence[Result]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.generator", description=__doc__.split("\n")[0])
-    parser.add_argument("--new", type=int, default=128, help="new tokens behind each prompt")
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each prompt and side")
-    parser.add_argument("--prompts", type=int, default=0, help="only so many, from all kinds")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where a stated limit is missed")
-    options = parser.parse_args()
+    options = settings("generator", __doc__.split("\n")[0])
     torch.set_grad_enabled(False)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(options.new, Path(folder))
@@ -159,7 +153,9 @@ def main() -> None:
                 + "".join(f"; parts at {d}" for d in last.divergences),
                 highlight=False,
             )
-    print(section(results, options.new, options.repeats))
+    put_section(
+        "generator", section(results, options.new, options.repeats), bool(options.print or options.prompts)
+    )
     check_limits(missed(results), options.check)
 
 

@@ -1,14 +1,13 @@
 """Whether Gemma 3 270M generates the tokens of ``transformers``, with every drafter, alone and in batches of four.
 
-python -m benchmarks.identity                       prints its section, which the page does not have yet
-python -m benchmarks.identity --new 16 --prompts 8  a quick look
+python -m benchmarks.identity                       writes the section `identity` of docs/benchmarks.md
+python -m benchmarks.identity --new 16 --prompts 8  a quick look that writes nothing
 
 Where tokens part, the two logits must be closer there than what rounding makes of them: see `tersor why`.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,11 +19,11 @@ from examples.prompts import Prompt, prompts
 from examples.real_data import prose
 from tersor.runtime.divergence import Divergence, first_divergence
 
-from .decoding_sides import DRAFTERS, Ours, Transformers, gemma, spread
-from .page import check_limits, provenance, table
+from .decoding_sides import DRAFTERS, Ours, Transformers, gemma, settings, spread
+from .page import check_limits, provenance, put_section, table
 
 PLAIN, TOGETHER = "plain", 4
-_OPENING = """\
+_INTRODUCTION = """\
 Gemma 3 270M, float32, greedy, {new} new tokens behind each of {prompts} prompts: how many of them have the tokens of
 `transformers.generate` to the end, each alone and {together} at a time, without guesses and with every drafter. A tie
 is where tokens part and the two logits lie closer together than twice what a batch of four, in place of one, moves
@@ -80,7 +79,7 @@ def section(all_found: Sequence[Found], count: int, new: int) -> str:
         [
             provenance("identity"),
             "",
-            _OPENING.format(new=new, prompts=count, together=TOGETHER),
+            _INTRODUCTION.format(new=new, prompts=count, together=TOGETHER),
             "",
             table(["drafter", "one at a time", f"{TOGETHER} at a time"], rows),
             "",
@@ -102,11 +101,7 @@ def _cell(found: Found, count: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.identity", description=__doc__.split("\n")[0])
-    parser.add_argument("--new", type=int, default=128, help="new tokens behind each prompt")
-    parser.add_argument("--prompts", type=int, default=0, help="only so many, from all kinds")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where tokens part at no tie")
-    options = parser.parse_args()
+    options = settings("identity", __doc__.split("\n")[0])
     torch.set_grad_enabled(False)
     model, tokenizer, example = gemma()
     decoder = tersor.optimize_model(
@@ -126,7 +121,9 @@ def main() -> None:
             found = compare(chosen, expected, side, rows, peer)
             all_found.append(found)
             _console.print(f"{name}, {rows} at a time: {_cell(found, len(chosen))}", highlight=False)
-    print(section(all_found, len(chosen), options.new))
+    put_section(
+        "identity", section(all_found, len(chosen), options.new), bool(options.print or options.prompts)
+    )
     check_limits([bug for found in all_found for bug in found.bugs], options.check)
 
 

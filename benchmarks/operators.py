@@ -30,7 +30,7 @@ from tersor.ir.dialect import DIALECT
 from tersor.ir.program import Program
 from tersor.runtime.paired import PairedTiming, time_pair
 
-from .page import provenance, table, write_section
+from .page import provenance, put_section, table
 
 _MAX_PAIRS = 60
 _OPSET_OF_ATTENTION = 23
@@ -318,10 +318,7 @@ def main() -> None:
         for name in options.choice or CHOICES
     }
     text = section(rows, options.threads)
-    if options.print or options.choice:
-        print(text)
-    else:
-        write_section("operators", text)
+    put_section("operators", text, bool(options.print or options.choice))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,14 @@ def write_section(name: str, body: str, page: Path = PAGE) -> None:
     page.write_text(f"{before}{opening}\n{body.strip()}\n{closing}{after}", encoding="utf-8")
 
 
+def put_section(name: str, body: str, printed: bool) -> None:
+    """Write a section, or print it alone, as a run of a part of a benchmark does."""
+    if printed:
+        print(body)
+    else:
+        write_section(name, body)
+
+
 def check_limits(missed: Sequence[str], asked: bool) -> None:
     """Exit with status 1 where ``--check`` was asked for and a limit that a section states is missed."""
     if asked and missed:

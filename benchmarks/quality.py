@@ -23,7 +23,7 @@ from tersor.passes.tokens.method import TokenMethod
 
 from .flops import counted_flops
 from .metrics import Margin, Values, margin
-from .page import check_limits, provenance, table, write_section
+from .page import check_limits, provenance, put_section, table
 from .tasks import Manual, Photographs, Task
 
 OPERATING_POINTS = (0.653, 0.5)  # Zero-TPrune's 34.7% fewer FLOPs, and half of them
@@ -214,10 +214,7 @@ def main() -> None:
     if options.task in (None, "manual"):
         tasks.append(Manual())
     text, behind = section(tasks, options.seeds, options.method)
-    if options.print or options.task or options.method:
-        print(text)
-    else:
-        write_section("quality", text)
+    put_section("quality", text, bool(options.print or options.task or options.method))
     check_limits(behind, options.check)
 
 

@@ -1,14 +1,13 @@
 """Generation of Gemma 3 270M with weights of 8 bits and fewer, beside llama.cpp on its own file, on CPU.
 
-python -m benchmarks.quantised                       prints its section, which the page does not have yet
-python -m benchmarks.quantised --new 32 --prompts 6  a quick look
+python -m benchmarks.quantised                      writes the section `quantised` of docs/benchmarks.md
+python -m benchmarks.quantised --new 32 --prompts 6 a quick look that writes nothing
 
 llama.cpp and onnxruntime-genai take part where they are installed: see `benchmarks/peers.py`.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
@@ -22,8 +21,19 @@ from examples.real_data import prose
 from tersor.runtime.decoder import Decoder
 from tersor.runtime.machine import read_bandwidth
 
-from .decoding_sides import Ours, Result, Side, Transformers, by_kind, first_token, gemma, mean_ratio, spread
-from .page import check_limits, provenance, table
+from .decoding_sides import (
+    Ours,
+    Result,
+    Side,
+    Transformers,
+    by_kind,
+    first_token,
+    gemma,
+    mean_ratio,
+    settings,
+    spread,
+)
+from .page import check_limits, provenance, put_section, table
 from .peers import LLAMA, LLAMA_LOOKUP, genai_sides, llama_sides
 
 PEER = "transformers"
@@ -35,7 +45,7 @@ PLAIN_LIMIT, GUESSED_LIMIT = 6.0, 11.0
 LLAMA_PLAIN, LLAMA_GUESSED, LLAMA_LOOKED_UP = 1.2, 2.2, 1.2
 # Seconds to the first token of a prompt of so many, int8 over transformers.
 FIRST, FIRST_LIMIT = 1000, 0.5
-_OPENING = """\
+_INTRODUCTION = """\
 Gemma 3 270M, greedy, {new} new tokens behind each of {prompts} prompts, which go through all sides in turns; tokens a
 second with the prompt's own time, median of {repeats} run(s). *transformers*: in float32. *int8*: 8-bit weights, the
 vocabulary's included; *gguf*: the 4-bit and 6-bit blocks of llama.cpp's own file, not rounded again; *+ {drafter}*:
@@ -130,7 +140,7 @@ def section(results: Sequence[Result], first: dict[str, float], bench: Bench, re
         [
             provenance("quantised"),
             "",
-            _OPENING.format(new=bench.new, prompts=len(results), repeats=repeats, drafter=DRAFTER),
+            _INTRODUCTION.format(new=bench.new, prompts=len(results), repeats=repeats, drafter=DRAFTER),
             "",
             table(header, rows),
             "",
@@ -159,12 +169,7 @@ def section(results: Sequence[Result], first: dict[str, float], bench: Bench, re
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks.quantised", description=__doc__.split("\n")[0])
-    parser.add_argument("--new", type=int, default=128, help="new tokens behind each prompt")
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each prompt and side")
-    parser.add_argument("--prompts", type=int, default=0, help="only so many, from all kinds")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where a stated limit is missed")
-    options = parser.parse_args()
+    options = settings("quantised", __doc__.split("\n")[0])
     torch.set_grad_enabled(False)
     bench = Bench(options.new)
     chosen = prompts(bench.tokenizer, prose())
@@ -176,7 +181,9 @@ def main() -> None:
         speeds = ", ".join(f"{n} {len(last.tokens[n]) / median(s):.1f}" for n, s in last.seconds.items())
         _console.print(f"{prompt.kind}, {len(prompt.tokens)} tokens: {speeds} tokens/s", highlight=False)
     first = first_token([side for side in bench.sides if side.name in (PEER, *KINDS, LLAMA)], long)
-    print(section(results, first, bench, options.repeats))
+    put_section(
+        "quantised", section(results, first, bench, options.repeats), bool(options.print or options.prompts)
+    )
     check_limits(missed(results, first), options.check)
 
 

@@ -28,7 +28,7 @@ from tersor.passes import pipeline
 from tersor.runtime.paired import PairedTiming, time_pair
 
 from .exporter import export_untouched, free_dims
-from .page import check_limits, provenance, table, write_section
+from .page import check_limits, provenance, put_section, table
 
 BATCHES = (1, 4)
 METHODS = ("zero-tprune", "tome", "cls-attention", "received-attention")
@@ -248,10 +248,7 @@ def main() -> None:
             for batch in options.batch or BATCHES:
                 rows += bench.rows(batch, options.seconds)
     text = section(rows, options.flops)
-    if options.print or options.case or options.batch or options.method:
-        print(text)
-    else:
-        write_section("speed", text)
+    put_section("speed", text, bool(options.print or options.case or options.batch or options.method))
     check_limits(missed(rows), options.check)
 
 

@@ -6,10 +6,11 @@ import difflib
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from tersor.ir.errors import InputError
@@ -37,6 +38,11 @@ class Executable(ABC):
         """What numbers the inputs may hold: ``input_domains`` of the Program, also after :meth:`load`."""
 
     @property
+    def device(self) -> torch.device | None:
+        """Where :meth:`compute` has its inputs and leaves its results; None for wherever inputs are."""
+        return torch.device("cpu")
+
+    @property
     def rounds_activations(self) -> bool:
         """Whether activations are rounded to few bits on the way, which makes much of the order of a sum."""
         return False
@@ -44,12 +50,23 @@ class Executable(ABC):
     def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Outputs as a flat tuple in the order of ``outputs``; ``inputs`` by name, as ``Program.bind`` returns them.
 
+        Inputs may be on any one device; outputs are on it too, wherever they are computed.
+
         Raises:
             InputError: an input holds a number that the model does not take.
             ExecutionError: what runs the program fails.
         """
         check_inputs(inputs, self.domains)
-        return self.compute(inputs)
+        home = self._elsewhere(inputs)
+        if home is None:
+            return self.compute(inputs)
+        there = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        return tuple(result.to(home) for result in self.compute(there))
+
+    def _elsewhere(self, inputs: Mapping[str, Tensor]) -> torch.device | None:
+        """The device that inputs are on, where it is not the one to compute on."""
+        home = next((tensor.device for tensor in inputs.values()), self.device)
+        return None if self.device in (None, home) else home
 
     @abstractmethod
     def compute(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -60,12 +77,16 @@ class Executable(ABC):
 
         Such a tensor may be an input too, of the same shape: a state that is kept between runs.
         """
+        if self._elsewhere(inputs) is not None:
+            return self._copied(self.run(inputs), into)
         check_inputs(inputs, self.domains)
         return self.compute_into(inputs, into)
 
     def compute_into(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """What :meth:`run_into` does, for inputs within their domains; targets that can write in place do so."""
-        results = self.compute(inputs)
+        return self._copied(self.compute(inputs), into)
+
+    def _copied(self, results: Sequence[Tensor], into: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return tuple(
             into[spec.name].copy_(result) if spec.name in into else result
             for spec, result in zip(self.outputs, results, strict=True)

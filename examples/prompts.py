@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 LONG = 2000  # tokens
+_LONG_AT = (0, 10_000, 20_000)  # where in the manual they begin
 _TEXTS: dict[str, Sequence[str]] = {
     "prose": (
         "The best way to learn a language is",
@@ -60,6 +61,16 @@ def prompts(tokenizer: Any, sections: Sequence[tuple[str, str]]) -> list[Prompt]
     for kind, texts in _TEXTS.items():
         special = kind != "one token"
         found += [Prompt(kind, tokenizer(text, add_special_tokens=special)["input_ids"]) for text in texts]
-    manual = tokenizer("\n\n".join(f"{title}\n{text}" for title, text in sections))["input_ids"]
-    found += [Prompt("2,000 tokens", manual[start : start + LONG]) for start in (0, 10_000, 20_000)]
+    manual = _manual(tokenizer, sections)
+    found += [Prompt("2,000 tokens", manual[start : start + LONG]) for start in _LONG_AT]
     return found
+
+
+def untouched(tokenizer: Any, sections: Sequence[tuple[str, str]]) -> list[int]:
+    """The same text behind the last long prompt: what may be trained on."""
+    return _manual(tokenizer, sections)[_LONG_AT[-1] + 2 * LONG :]
+
+
+def _manual(tokenizer: Any, sections: Sequence[tuple[str, str]]) -> list[int]:
+    text = "\n\n".join(f"{title}\n{text}" for title, text in sections)
+    return tokenizer(text)["input_ids"]  # type: ignore[no-any-return]

@@ -143,8 +143,9 @@ class Program:
         return tuple(spec for spec in self.outputs if spec.name not in states)
 
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Match call arguments to input names and check them; see :func:`bind_inputs`."""
-        return bind_inputs(self.called_with, self.ranges, args, kwargs, self.least)
+        """Match call arguments to input names, check them and take them to the CPU; see :func:`bind_inputs`."""
+        bound = bind_inputs(self.called_with, self.ranges, args, kwargs, self.least)
+        return {name: tensor.cpu() for name, tensor in bound.items()}
 
     def sizes(self, inputs: Mapping[str, Tensor] | None = None) -> dict[str, int]:
         """The size of every named dimension in ``inputs``, in the example where none are given."""

@@ -67,6 +67,12 @@ def bind(program: Program, batch: Any) -> Batch:
     return program.bind(*((batch,) if isinstance(batch, Mapping | Tensor) else batch))
 
 
+def device_of(batch: Any) -> torch.device:
+    """Where a batch was given, in any of those forms; the CPU where it holds no tensor."""
+    values = [batch] if isinstance(batch, Tensor) else batch.values() if isinstance(batch, Mapping) else batch
+    return next((value.device for value in values if isinstance(value, Tensor)), torch.device("cpu"))
+
+
 def save_batches(batches: Sequence[Batch], path: Path) -> None:
     """Write batches to one safetensors file."""
     tensors = {

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from torch import nn
 
 from .agreement import at_other_sizes, check_agreement
-from .calibration import Batch, bind_batches, list_batches
+from .calibration import Batch, bind_batches, device_of, list_batches
 from .imports import module_text
 from .ir.capture import capture
 from .ir.capture.frontend import Dynamic
@@ -101,7 +102,7 @@ def optimize_model(
         calibration=samples,
         max_deviation=max_deviation,
         on_violation=on_violation,
-        measure=_profit(target, lowering, samples[0], steps.detail)
+        measure=_profit(target, lowering, _as_given(samples[0], batches), steps.detail)
         if require_speedup and instances
         else None,
         require_speedup=require_speedup and bool(instances),
@@ -164,6 +165,12 @@ def _outside_modules(instances: Sequence[Pass]) -> tuple[str, ...]:
     """Modules and files outside Tersor that define one of the passes, a method in a slot of theirs, or clean-up."""
     names = {kind.__module__ for instance in (*instances, *parts()) for kind in outside_kinds(instance)}
     return tuple(sorted(map(module_text, names)))
+
+
+def _as_given(sample: Batch, batches: Sequence[Any]) -> Batch:
+    """The first batch on the device where it was given: on that one its results are wanted fast."""
+    device = device_of(batches[0]) if batches else torch.device("cpu")
+    return {name: value.to(device) for name, value in sample.items()}
 
 
 def _profit(target: str, lowering: dict[str, Any], batch: Batch, tell: Callable[[str], None]) -> Profit:

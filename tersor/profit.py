@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from .calibration import Batch
 from .codegen.stepped import called_whole
 from .codegen.target import Executable, Target
@@ -22,7 +24,7 @@ class Profit:
 
     Attributes:
         target, options: what both are lowered to.
-        batch: what both are run on.
+        batch: what both are run on, on the device where it will be given.
         report: told what is being timed.
         timings: every measurement so far, in order.
     """
@@ -38,11 +40,14 @@ class Profit:
         """Median of the paired ratios; below 1 where ``after`` is faster."""
         self.report("timing the program before and after")
         old, new = self._lower(before), self._lower(after)
-        timing = time_pair(
-            lambda: old.run(self.batch), lambda: new.run(self.batch), pairs=_PAIRS, seconds=_SECONDS
-        )
+        timing = time_pair(lambda: self._run(old), lambda: self._run(new), pairs=_PAIRS, seconds=_SECONDS)
         self.timings.append(timing)
         return timing.ratio
+
+    def _run(self, executable: Executable) -> None:
+        results = executable.run(self.batch)
+        if any(result.is_cuda for result in results):
+            torch.cuda.synchronize()
 
     def _lower(self, program: Program) -> Executable:
         for known, executable in self._lowered:

@@ -72,7 +72,7 @@ class BoundRun:
         memory = _memory(tensor)
         if self._given.get(name) != memory:
             self._given[name] = memory
-            self._held[name] = to_runtime(tensor.detach().cpu())
+            self._held[name] = to_runtime(tensor.detach())
             self._binding.bind_ortvalue_input(name, self._held[name])
 
 

@@ -151,7 +151,7 @@ def run(session: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         ExecutionError: ONNX Runtime fails; the message names the node and the inputs.
     """
     try:
-        feeds = {name: to_runtime(value.detach().cpu()) for name, value in inputs.items()}
+        feeds = {name: to_runtime(value.detach()) for name, value in inputs.items()}
         return tuple(to_torch(value) for value in session.run_with_ort_values(None, feeds))
     except Exception as error:
         raise run_failure(error, inputs) from error

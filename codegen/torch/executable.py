@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from tersor.codegen.input_domains import InputDomain, input_domains
+from tersor.codegen.placed import placed
 from tersor.codegen.target import Executable
 from tersor.ir.archive import GRAPH_FILE
 from tersor.ir.archive import load as load_program
@@ -23,13 +24,14 @@ SETTINGS = "torch.json"
 
 
 class TorchExecutable(Executable):
-    """Runs ``program.module()``, through ``torch.compile`` when ``compiled``."""
+    """Runs ``program.module()`` on the device that inputs are on, through ``torch.compile`` when ``compiled``."""
 
     def __init__(self, program: Program, *, compiled: bool = False) -> None:
         self.program = program
         self.compiled = compiled
         self._domains = input_domains(program)
-        self._call: Callable[..., Any] = _compiled(program.module()) if compiled else program.module()
+        # By device, and made when there are inputs on it.
+        self._calls: dict[torch.device, Callable[..., Any]] = {}
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -43,9 +45,18 @@ class TorchExecutable(Executable):
     def domains(self) -> tuple[InputDomain, ...]:
         return self._domains
 
+    @property
+    def device(self) -> None:
+        return None
+
     def compute(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        given = [inputs[spec.name] for spec in self.inputs]
+        device = given[0].device if given else torch.device("cpu")
+        if device not in self._calls:
+            module = placed(self.program, device)
+            self._calls[device] = _compiled(module) if self.compiled else module
         with torch.no_grad():
-            return tuple(self._call(*(inputs[spec.name] for spec in self.inputs)))
+            return tuple(self._calls[device](*given))
 
     def save(self, folder: Path) -> None:
         # The artifact's own copy of the Program, where the front door has written it already, serves as ours.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tersor.codegen.input_domains import InputDomain, input_domains
+from tersor.codegen.placed import placed
 from tersor.codegen.target import Executable, Target
 from tersor.ir.archive import load as load_program
 from tersor.ir.archive import save as save_program
@@ -17,7 +18,7 @@ from tersor.ir.errors import InputError
 from tersor.ir.program import Program, TensorSpec
 
 from .call import Fallback
-from .devices import execution_device, move_constants
+from .devices import execution_device
 
 PROGRAM = "triton-program"
 
@@ -32,13 +33,11 @@ class TritonExecutable(Executable):
     def __init__(self, program: Program) -> None:
         self.program = program
         self._domains = input_domains(program)
-        self.device = execution_device()
+        self._device = execution_device()
         from .lower import lower
 
         self._lowered = lower(program)
-        if self.device.type != "cpu":
-            move_constants(self._lowered.program, self.device)
-        self._module = self._lowered.program.module().to(self.device)
+        self._module = placed(self._lowered.program, self._device)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -53,6 +52,10 @@ class TritonExecutable(Executable):
         return self._domains
 
     @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
     def kernels(self) -> tuple[str, ...]:
         """Name of the kernel at every place that has one, in graph order."""
         return tuple(call.kernel.name for call in self._lowered.calls)
@@ -64,12 +67,8 @@ class TritonExecutable(Executable):
         return (*self._lowered.fallbacks, *met)
 
     def compute(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Outputs on the device of the first input; inputs are moved to where the kernels run."""
-        given = [inputs[spec.name] for spec in self.inputs]
-        home = given[0].device if given else self.device
         with torch.no_grad():
-            outputs = self._module(*(tensor.to(self.device) for tensor in given))
-        return tuple(output.to(home) for output in outputs)
+            return tuple(self._module(*(inputs[spec.name] for spec in self.inputs)))
 
     def save(self, folder: Path) -> None:
         """The Program alone: kernels are compiled and tuned where they run."""

@@ -20,6 +20,7 @@ from .dim_names import named_by_attention
 from .dims import check_dynamic, dynamic_dims
 from .experts import dense_experts
 from .export import Request, call_model, export_program, run_model
+from .host import on_the_host
 from .huggingface import cache_free, is_huggingface, semantic_attention
 from .inputs import (
     bind_example,
@@ -56,9 +57,9 @@ def capture(
             dimensions that must vary; ``{}`` fixes all.
 
     Returns:
-        the Program, in evaluation mode, sharing the model's weights.  ``facts.deviation`` holds the largest
-        absolute difference from the model, on the example and at another batch and length; ``facts.unraised``
-        the attention-like code that stayed plain ATen, with reasons.
+        the Program, in evaluation mode, sharing the model's weights, or over copies on the CPU where those are on
+        another device.  ``facts.deviation`` holds the largest absolute difference from the model, on the example and
+        at another batch and length; ``facts.unraised`` the attention-like code that stayed plain ATen, with reasons.
 
     Raises:
         InputError: the path, the folder's files, the inputs or ``dynamic`` do not fit.
@@ -73,9 +74,10 @@ def capture(
 
 
 def _from_module(source: Source, model: nn.Module, example_inputs: Any, dynamic: Dynamic) -> Program:
-    with inference_state(model), cache_free(model), ExitStack() as stack:
+    with on_the_host(model), inference_state(model), cache_free(model), ExitStack() as stack:
         given = example_inputs if example_inputs is not None else suggested_inputs(model)
         inputs, fixed = bind_example(model, given)
+        inputs = {name: tensor.cpu() for name, tensor in inputs.items()}
         stack.enter_context(spelled_out(model, [*inputs, *fixed]))
         notes: tuple[str, ...] = ()
         if dynamic == "auto" or dynamic:

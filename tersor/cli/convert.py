@@ -44,7 +44,7 @@ def convert(
         ),
     ] = None,
     target: Annotated[
-        str, typer.Option(metavar="TARGET", help="What runs the result: onnx, torch or triton.")
+        str, typer.Option("--target", metavar="NAME", help="What runs the result: onnx, torch or triton.")
     ] = "onnx",
     example_inputs: ExampleInputs = None,
     dynamic: DynamicSizes = None,

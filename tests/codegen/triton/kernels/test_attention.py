@@ -8,11 +8,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kernel_places import examples
 from torch import Tensor
 
 from tersor.codegen.triton.kernels import KERNELS
 from tersor.ir.dialect.attention import visible_keys
 
+pytestmark = pytest.mark.usefixtures("_operands_where_kernels_run")
 ATTENTION, IMPORTANCE = KERNELS["attention"], KERNELS["attention_importance"]
 # Of values around 1, in units of the dtype's rounding: the reference rounds its probabilities, the kernel does not.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 6e-3, torch.bfloat16: 5e-2}
@@ -69,7 +71,7 @@ def assert_near(got: Tensor, want: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(got, want, atol=tolerance, rtol=tolerance)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(40), deadline=None, suppress_health_check=list(HealthCheck))
 @given(operands())
 def test_attention_equals_its_reference(case: Any) -> None:
     tensors, optional, options = case
@@ -82,7 +84,7 @@ def test_attention_equals_its_reference(case: Any) -> None:
     assert_near(got, want, TOLERANCE[got.dtype])
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(30), deadline=None, suppress_health_check=list(HealthCheck))
 @given(operands(), st.integers(1, 3), st.sampled_from([(1, 1), (1, None), (None, None)]))
 def test_importance_equals_its_reference(case: Any, iterations: int, shape: tuple[int | None, ...]) -> None:
     (query, key, value), optional, options = case

@@ -24,7 +24,8 @@ def test_ids_without_a_row_and_masks_past_their_proof_are_refused(tmp_path: Path
     built = TritonExecutable(program)
     built.save(tmp_path)
     for executable in (built, TritonExecutable.load(tmp_path)):
-        torch.testing.assert_close(executable.run(example(program))[0], program.run(example(program))[0])
+        got, want = executable.run(example(program))[0], program.run(example(program))[0]
+        torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
         for name, number in (("input_ids", 100), ("input_ids", -1), ("attention_mask", 2)):
             wrong = example(program)
             wrong[name][0, 1] = number

@@ -32,7 +32,7 @@ def gated_kernel(gate, up, gated, count, BLOCK: tl.constexpr):
     tl.store(gated + at, (x * tl.sigmoid(x) * y).to(gated.dtype.element_ty), mask=inside)
 
 
-_launch = launcher(gated_kernel, (), key=(), interpreted={"BLOCK": 16})
+_launch = launcher(gated_kernel, (triton.Config({"BLOCK": 16}),), key=(), interpreted={"BLOCK": 16})
 
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:

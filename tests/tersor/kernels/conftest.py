@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_places import ignored_files, tune_nothing
+
+collect_ignore_glob = ignored_files()
+tune_nothing()
+
+
+@pytest.fixture(autouse=True)
+def _full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's convolutions round float32 to ten bits of mantissa by default, kernels and other operators do not."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
