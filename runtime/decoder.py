@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tersor.codegen.input_domains import input_domains
 from tersor.codegen.target import Executable
+from tersor.ir.analyses.position_rows import most_positions
 from tersor.ir.errors import InputError
 from tersor.ir.fix_sizes import fix_sizes
 from tersor.ir.program import Program
@@ -78,17 +78,12 @@ class Decoder:
             step, [width for width in WIDTHS if behind + width <= max(behind + 1, most)]
         )
 
-    @property
+    @cached_property
     def longest(self) -> int | None:
         """How many tokens a row may have; None where nothing bounds them."""
         spec = next(spec for spec in self.program.inputs if spec.name == self.stepping.ids)
-        bounds = [self.program.ranges.get(str(spec.shape[1]), (0, None))[1]]
-        # Positions that are rows of an embedding are as many as it has.
-        bounds += [
-            domain.high + 1
-            for domain in input_domains(self.program)
-            if domain.input == self.stepping.positions and domain.high is not None
-        ]
+        taken = self.program.ranges.get(str(spec.shape[1]), (0, None))[1]
+        bounds = (taken, most_positions(self.program, self.stepping))
         return min((bound for bound in bounds if bound is not None), default=None)
 
     @cached_property

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from decoders import DECODERS, PROMPTS, decoder, decoder_on, rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tersor.ir.errors import ExecutionError, InputError
 from tersor.runtime.generation import Stopping, generate
@@ -83,9 +85,21 @@ def test_every_token_is_streamed_when_it_is_chosen() -> None:
     assert [n for n, _ in seen] == [0, 1] * 4
 
 
-def test_a_prompt_and_what_is_to_follow_must_fit_into_the_model() -> None:
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_a_prompt_and_what_is_to_follow_must_fit_into_the_model(name: str) -> None:
+    """As many as there are positions, however they are counted before they are looked up."""
     with pytest.raises(InputError, match="60 tokens and 10 are to follow; the model takes 64 together"):
-        generate(decoder_on("gpt2", "torch"), [[5] * 60], Stopping(10), Sampling())
+        generate(decoder_on(name, "torch"), [[5] * 60], Stopping(10), Sampling())
+    assert len(generate(decoder_on(name, "torch"), [[5] * 60], Stopping(4), Sampling())[0]) == 4
+
+
+def test_what_steps_cost_is_measured_within_the_positions_of_a_model() -> None:
+    assert decoder_on("opt", "torch").cost_curve.widths == (1, 2, 3, 5, 9, 17)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_positions_that_are_computed_bound_nothing(name: str) -> None:
+    assert decoder_on(name, "torch").longest is None
 
 
 def test_draws_follow_the_distribution_of_transformers_processors() -> None:
@@ -168,3 +182,33 @@ def test_logits_that_are_no_numbers_are_an_error(temperature: float | None) -> N
         Sampler(Sampling(temperature)).choose([1, 2], one)
     with pytest.raises(ExecutionError, match="not numbers"):
         Sampler(Sampling(temperature)).choose([1, 2], torch.full((9,), -torch.inf))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from([3, 511, 512, 1300, 5000]),
+    st.integers(1, 9),
+    st.sampled_from(["spread", "ties", "hidden", "few", "nan", "infinite"]),
+)
+def test_a_draw_from_the_largest_is_the_draw_from_all(seed: int, size: int, top_k: int, kind: str) -> None:
+    """What is found among the largest tokens is what the warpers find among all of them."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(size, generator=generator)
+    if kind == "ties":
+        logits = logits.round()
+    elif kind == "hidden":
+        logits[torch.rand(size, generator=generator) < 0.7] = -torch.inf
+    elif kind == "few":
+        logits[2:] = -torch.inf
+    elif kind != "spread":
+        logits[int(torch.randint(size, (), generator=generator))] = torch.nan if kind == "nan" else torch.inf
+    sampler = Sampler(Sampling(0.7, top_k=top_k, top_p=0.9, seed=seed))
+    if kind in ("nan", "infinite"):
+        with pytest.raises(ExecutionError, match="not numbers"):
+            sampler.choose([1, 2], logits)
+        return
+    chances = sampler.distribution([1, 2], logits)
+    ids = chances.nonzero()[:, 0]
+    scores = logits.div(0.7)[ids].double() + sampler._noise(2, ids)
+    assert sampler.choose([1, 2], logits) == int(ids[scores.argmax()])

@@ -75,7 +75,8 @@ class GeneratorLoop:
         results = self._step.write(e, {**self._driven(text, held, known, last, guesses), **carried})
         (logits,) = (value for name, value in results.items() if name not in self._stepping.results)
         best = e.op("ArgMax", e.cast(logits, torch.float32), axis=-1, keepdims=0)
-        new = e.op("Squeeze", best, e.ints([0]))
+        # No Squeeze: where nothing is wanted of a piece, ONNX Runtime before 1.32 leaves the vocabulary's dim there.
+        new = e.op("Reshape", best, e.ints([-1]))
         now_held, wrong = e.op("Add", held, known), None
         if guesses is not None:
             right = self._right(new, guesses)
