@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Protocol
 
 from torch import Tensor
@@ -79,7 +81,8 @@ class Row:
     def start(self, text: Sequence[int], most: int, keep: bool = True) -> Tensor:
         place = self.place
         if place.held is not None:
-            right = _common(place.ahead, text[len(place.held) : -1]) if keep else 0
+            alike = map(operator.eq, place.ahead, text[len(place.held) : -1])
+            right = sum(takewhile(bool, alike)) if keep else 0
             place.cache.advance([right], place.row)
             place.held += place.ahead[:right]
             missing = text[len(place.held) : -1]
@@ -113,9 +116,3 @@ class Row:
         place = self.place
         place.cache.hold(place.row, len(text), states)
         place.held, place.ahead = list(text), []
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
-    differing = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return next(differing, min(len(one), len(other)))

@@ -7,8 +7,10 @@ guesses is checked over the chosen chunks first, and over all of the cache by th
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import ClassVar
 
 import torch
@@ -145,12 +147,9 @@ class _Hierarchy:
 
     def _guesses(self) -> list[int]:
         """What the lower level guesses behind the path."""
-        common = next(
-            (place for place, (a, b) in enumerate(zip(self._fed, self._path, strict=False)) if a != b),
-            min(len(self._fed), len(self._path)),
-        )
         # The last of the path is given again, so that there is something to read.
-        common = min(common, len(self._path) - 1)
+        alike = map(operator.eq, self._fed, self._path[:-1])
+        common = sum(takewhile(bool, alike))
         self._lower.take_back(len(self._fed) - common)
         logits = self._lower.check(self._path[common:])[-1]
         guesses = [int(logits.argmax())]
