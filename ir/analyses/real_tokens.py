@@ -99,7 +99,7 @@ def _origin(program: Program, flow: nx.DiGraph, attention: fx.Node) -> tuple[fx.
         return None
     common = set.intersection(*(nx.ancestors(flow, operand) | {operand} for operand in operands))
     place = {node: i for i, node in enumerate(program.graph.nodes)}
-    computed = [n for n in common if n.op == "call_function"]
+    computed = [n for n in common if n.op in ("call_function", "placeholder")]
     streams = [n for n in computed if isinstance(n.meta["val"], Tensor) and rank_of(n) == 3]
     if not streams:
         return None

@@ -29,7 +29,7 @@ def compare_with_model(program: Program, expected: Any, model: Callable[..., Any
         CaptureError: a difference no rounding explains, or an output that nests otherwise at the other size; the
             message names output, sizes and both magnitudes.
     """
-    worst = _compare(program, program.example_inputs, expected)
+    worst = compare_on(program, program.example_inputs, expected)
     for inputs in resized(program):
         try:
             expected = model(**inputs)
@@ -40,7 +40,7 @@ def compare_with_model(program: Program, expected: Any, model: Callable[..., Any
                 f"on inputs {_sizes(inputs)} the model returns its tensors in another nest than for the example: make "
                 "its output one for all sizes, or pass dynamic={} to fix them"
             )
-        return max(worst, _compare(program, inputs, expected))
+        return max(worst, compare_on(program, inputs, expected))
     return worst
 
 
@@ -55,7 +55,12 @@ def _sizes(inputs: Mapping[str, Tensor]) -> str:
     return ", ".join(f"{name} {list(t.shape)}" for name, t in inputs.items())
 
 
-def _compare(program: Program, inputs: Mapping[str, Tensor], result: Any) -> float:
+def compare_on(program: Program, inputs: Mapping[str, Tensor], result: Any) -> float:
+    """Largest absolute difference from what the model returned for ``inputs``, padding left out.
+
+    Raises:
+        CaptureError: as :func:`compare_with_model`.
+    """
     worst = 0.0
     sizes = _sizes(inputs)
     bound = program.bind(**inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from .inputs import (
     tokens_first,
 )
 from .keywords import spelled_out
+from .padded import wrong_at_padding
 from .single_sizes import refuse_wrong_single_sizes
 from .sources import Source, find_source
 from .state import Snapshot, inference_state
@@ -97,15 +98,12 @@ def _from_module(source: Source, model: nn.Module, example_inputs: Any, dynamic:
             program = export_program(request)
         if dynamic != "auto":
             check_dynamic(program, dims)
-        program = raise_attention(program)
-        if dynamic == "auto":
-            program = named_by_attention(program)
         call = partial(call_model, model, fixed)
-        deviation = compare_with_model(program, expected, call)
+        program = _raised(program, expected, call, named_by_attention if dynamic == "auto" else None)
         program = refuse_wrong_single_sizes(program, call)
         if notes:
             program.notes["capture"] = [*notes, *program.notes.get("capture", ())]
-        return program.with_facts(deviation=deviation)
+        return program
 
 
 def _runs(model: nn.Module, fixed: Mapping[str, Any], inputs: Mapping[str, torch.Tensor]) -> bool:
@@ -121,6 +119,28 @@ def _from_archive(source: Source) -> Program:
 
     assert source.exported is not None
     program, call = import_archive(source.exported, source.facts)
-    program = raise_attention(program)
-    expected = call(**program.example_inputs)
-    return program.with_facts(deviation=compare_with_model(program, expected, call))
+    return _raised(program, call(**program.example_inputs), call, None)
+
+
+def _raised(
+    program: Program,
+    expected: Any,
+    model: Callable[..., Any],
+    rename: Callable[[Program], Program] | None,
+) -> Program:
+    """The Program with its attention raised, compared with the model, which returned ``expected`` for the example."""
+
+    def raised(padded_rows: bool) -> Program:
+        found = raise_attention(program, padded_rows)
+        return found if rename is None else rename(found)
+
+    found = raised(False)
+    deviation = compare_with_model(found, expected, model)
+    wrong = wrong_at_padding(found, model)
+    if wrong is not None:
+        whole = raised(True)
+        if wrong_at_padding(whole, model) is None:
+            found, deviation = whole, compare_with_model(whole, expected, model)
+        else:
+            found.notes["capture"] = [*found.notes.get("capture", ()), f"with padding, {wrong}"]
+    return found.with_facts(deviation=deviation)

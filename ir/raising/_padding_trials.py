@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any
 
 import torch
@@ -50,6 +51,19 @@ def zeros_and_ones(candidate: fx.Node, batch: int, columns: int) -> Iterator[Ten
             yield values.to(candidate.meta["val"].dtype)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a mask shows.
+
+    Attributes:
+        visible: bool ``[batch, rows, columns]``.
+        averaged: bool ``[batch, rows]``, the rows that show nothing and hide it by finite numbers.
+    """
+
+    visible: Tensor
+    averaged: Tensor
+
+
 @dataclass
 class Trials:
     """Numbers beside 0 and 1 that a candidate held while its mask was proved.
@@ -88,20 +102,39 @@ def other_integers(candidate: fx.Node, batch: int, columns: int, named: frozense
     yield mixed[(torch.arange(columns)[None] + torch.arange(batch)[:, None]) % len(mixed)]
 
 
-def shows(visible: Tensor, real: Tensor | None, causal: bool, window: int, own_rows: bool) -> bool:
-    """Whether ``visible [batch, rows, columns]`` is what ``real [batch, columns]``, causality and window show.
+class Rows(Enum):
+    """What is known of the rows of a mask, which stand for queries."""
 
-    Args:
-        own_rows: rows are the columns' tokens.  The row of a token that is not real may then show nothing; and one
-            that ought to show nothing may show everything (code that keeps softmax from rows of -inf).  A row that
-            shows anything else has a meaning of its own: segments, tokens that only some may see.
+    OWN = auto()  # They are the columns' tokens, each real or not as its column is.
+    ALIKE = auto()  # They may be: there are as many.
+    OTHER = auto()
+
+    def count(self, real: Tensor | None) -> Tensor | bool:
+        """The rows ``[batch, rows]`` of which something is computed that counts, with ``real [batch, columns]``."""
+        if real is None or self is Rows.OTHER:
+            return True
+        # Where no column is real, no row is either.
+        return real if self is Rows.OWN else real.any(-1, keepdim=True)
+
+
+def shows(seen: Seen, real: Tensor | None, causal: bool, window: int, kind: Rows) -> bool:
+    """Whether what is seen is what ``real [batch, columns]``, causality and window show.
+
+    A row that shows nothing gives zeros in ``tersor.attention``, and an average of all values where softmax is over
+    finite numbers: only in rows that do not count is one as good as the other.  Of rows that are the columns' own, that
+    of a token that is not real may show nothing; and one that ought to show nothing may show everything (code that
+    keeps softmax from rows of -inf).  A row that shows anything else has a meaning of its own: segments, tokens that
+    only some may see.
     """
+    visible = seen.visible
+    if bool((seen.averaged & kind.count(real)).any()):
+        return False
     rows, columns = visible.shape[-2:]
     band = visible_keys(rows, columns, visible.device, None, None, None, causal, window)
     band = torch.ones_like(visible) if band is None else band[:, 0].expand_as(visible)
     expected = band if real is None else band & real[:, None, :]
     wrong = (visible != expected).any(-1)
-    if real is not None and own_rows:
+    if real is not None and kind is Rows.OWN:
         nothing, everything = ~visible.any(-1), visible.all(-1) | (visible == band).all(-1)
         wrong &= real | ~(nothing | (everything & ~expected.any(-1)))
     return not bool(wrong.any())

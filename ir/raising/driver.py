@@ -16,16 +16,24 @@ from .grouped_heads import GroupedHeads
 from .sdpa import ScaledDotProduct
 from .softmax_attention import SoftmaxAttention
 
-# Attention must be one node before its keys and its mask can be looked at.
-PATTERNS: tuple[type[Pattern[Any]], ...] = (ScaledDotProduct, SoftmaxAttention, GroupedHeads, FoldMask)
 
+def raise_attention(program: Program, padded_rows: bool = False) -> Program:
+    """``program`` with its attention as dialect nodes; what stays plain ATen is listed in ``facts.unraised``.
 
-def raise_attention(program: Program) -> Program:
-    """``program`` with its attention as dialect nodes; what stays plain ATen is listed in ``facts.unraised``."""
+    Args:
+        padded_rows: what is computed of padded tokens counts too, so that masks by which it would be something else
+            than the model's stay explicit operands.
+    """
     edited = program.edit()
     unraised: list[tuple[str, str]] = []
-    for kind in PATTERNS:
-        pattern = kind(edited)
+    # Attention must be one node before its keys and its mask can be looked at.
+    patterns: tuple[Pattern[Any], ...] = (
+        ScaledDotProduct(edited),
+        SoftmaxAttention(edited),
+        GroupedHeads(edited),
+        FoldMask(edited, padded_rows),
+    )
+    for pattern in patterns:
         for node in list(edited.graph.nodes):
             if node.op != "call_function" or not pattern.anchor(node):
                 continue

@@ -10,6 +10,7 @@ from torch import fx
 from ..builder import Builder
 from ..dialect import is_dialect
 from ..operands import arguments
+from ..program import Program
 from ..shapes import same_size
 from ._padding_trials import NONZERO, Reading
 from ._pattern import Pattern, WhyNot, calls, sizes
@@ -33,6 +34,10 @@ class FoldMask(Pattern[Folded]):
 
     name = "mask"
 
+    def __init__(self, program: Program, padded_rows: bool = False) -> None:
+        super().__init__(program)
+        self._padded_rows = padded_rows
+
     def anchor(self, node: fx.Node) -> bool:
         return is_dialect(node, "attention")
 
@@ -42,7 +47,7 @@ class FoldMask(Pattern[Folded]):
         if mask is None or values["query_positions"] is not None or values["key_positions"] is not None:
             return None
         queries, keys = sizes(values["query"])[2], sizes(values["key"])[2]
-        split = split_mask(self.program, mask, queries, keys)
+        split = split_mask(self.program, mask, queries, keys, self._padded_rows)
         if split is None:
             return None
         meaning, biases = split

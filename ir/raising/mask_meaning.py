@@ -18,7 +18,17 @@ from ..program import Program
 from ..shapes import Size, expression, same_size
 from ._cone import Cone, Sizes, constant
 from ._mask_scales import longest_scale
-from ._padding_trials import NONZERO, Reading, Trials, other_integers, readings, shows, zeros_and_ones
+from ._padding_trials import (
+    NONZERO,
+    Reading,
+    Rows,
+    Seen,
+    Trials,
+    other_integers,
+    readings,
+    shows,
+    zeros_and_ones,
+)
 from ._pattern import calls, sizes
 from ._rows import tells_rows_apart
 
@@ -51,13 +61,16 @@ class Meaning:
 
 
 def split_mask(
-    program: Program, mask: fx.Node, queries: Size, keys: Size
+    program: Program, mask: fx.Node, queries: Size, keys: Size, padded_rows: bool = False
 ) -> tuple[Meaning, tuple[fx.Node, ...]] | None:
     """The part of ``mask`` whose meaning is proved, and the additive terms that stay; None where nothing is proved.
 
     Follows sums and the ways of writing "bias where visible, else very low".
+
+    Args:
+        padded_rows: the rows of padded queries count as those of others do.
     """
-    meaning = mask_meaning(program, mask, queries, keys)
+    meaning = mask_meaning(program, mask, queries, keys, padded_rows=padded_rows)
     if meaning is not None:
         return meaning, ()
     hidden: fx.Node | None = None
@@ -67,32 +80,33 @@ def split_mask(
     elif calls(mask, aten.masked_fill):
         bias, hidden, low = mask.args[:3]  # type: ignore[assignment]
     elif calls(mask, aten.add.Tensor) and not mask.kwargs:
-        return _split_sum(program, mask, queries, keys)
+        return _split_sum(program, mask, queries, keys, padded_rows)
     elif calls(mask, aten.to.dtype, aten.contiguous.default, aten.clone.default, aten.expand.default):
         inner = mask.args[0]
         assert isinstance(inner, fx.Node)
-        split = split_mask(program, inner, queries, keys)
+        split = split_mask(program, inner, queries, keys, padded_rows)
         same_type = inner.meta["val"].dtype == mask.meta["val"].dtype
         return split if split is not None and same_type else None
     else:
         return None
-    if not isinstance(bias, fx.Node) or not _is_low(program, low):
+    number = constant(program, low)
+    if not isinstance(bias, fx.Node) or number is None or number > HIDDEN:
         return None
     condition = visible if visible is not None else hidden
     if condition is None:
         return None
-    meaning = mask_meaning(program, condition, queries, keys, inverted=hidden is not None)
+    meaning = mask_meaning(program, condition, queries, keys, hidden is not None, number, padded_rows)
     return None if meaning is None else (meaning, (bias,))
 
 
 def _split_sum(
-    program: Program, mask: fx.Node, queries: Size, keys: Size
+    program: Program, mask: fx.Node, queries: Size, keys: Size, padded_rows: bool
 ) -> tuple[Meaning, tuple[fx.Node, ...]] | None:
     left, right = mask.args[:2]
     if not isinstance(left, fx.Node) or not isinstance(right, fx.Node):
         return None
     for part, other in ((right, left), (left, right)):
-        split = split_mask(program, part, queries, keys)
+        split = split_mask(program, part, queries, keys, padded_rows)
         if split is not None:
             meaning, biases = split
             return meaning, (other, *biases)
@@ -100,9 +114,17 @@ def _split_sum(
 
 
 def mask_meaning(
-    program: Program, mask: fx.Node, queries: Size, keys: Size, inverted: bool = False
+    program: Program,
+    mask: fx.Node,
+    queries: Size,
+    keys: Size,
+    inverted: bool = False,
+    fill: float = -math.inf,
+    padded_rows: bool = False,
 ) -> Meaning | None:
     """The meaning of a whole mask, bool (true = visible, or hidden when ``inverted``) or additive; None if unproved.
+
+    Hidden logits are ``fill`` where a mask is bool, and what is added to them otherwise.
 
     The mask's code is run at several lengths, without padding and with several paddings; what comes out must equal
     the stated meaning everywhere, but for the rows of padded queries that ``shows`` excepts.  An input of integers is
@@ -121,14 +143,24 @@ def mask_meaning(
         part = cone.cut_at(padding)
         if part is None:
             continue
-        meaning = _prove(program, part, padding, queries, keys, inverted)
+        kind = Rows.OTHER
+        if padding is not None and not padded_rows and same_size(queries, keys):
+            kind = Rows.OWN if padding.op == "placeholder" else Rows.ALIKE
+        meaning = _prove(program, part, padding, queries, keys, inverted, fill, kind)
         if meaning is not None:
             return meaning
     return None
 
 
 def _prove(
-    program: Program, cone: Cone, padding: fx.Node | None, queries: Size, keys: Size, inverted: bool
+    program: Program,
+    cone: Cone,
+    padding: fx.Node | None,
+    queries: Size,
+    keys: Size,
+    inverted: bool,
+    fill: float,
+    kind: Rows,
 ) -> Meaning | None:
     trials = _lengths(program, cone, padding, queries, keys)
     if trials is None:
@@ -145,25 +177,24 @@ def _prove(
             if result is None and trial.uneven:
                 continue  # The model takes no such sizes.
             batch = result.shape[0] if isinstance(result, Tensor) and result.dim() == 4 else 1
-            visible = _visibility(result, batch, rows, columns, inverted)
-            if visible is None:
+            seen = _seen(result, batch, rows, columns, inverted, fill)
+            if seen is None:
                 return None
-            if first == 0 and (pattern := _band(visible[0])) is not None:
+            if first == 0 and (pattern := _band(seen.visible[0])) is not None:
                 possible = {NONZERO: Meaning(*pattern)}
-            possible = {r: m for r, m in possible.items() if shows(visible, None, m.causal, m.window, False)}
+            possible = {r: m for r, m in possible.items() if shows(seen, None, m.causal, m.window, kind)}
         else:
             batch = trial.of(sizes(padding)[0])
             if first == 0:
                 possible = _without_padding(cone, trial, padding, batch, rows, columns, inverted)
-            own_rows = padding.op == "placeholder" and same_size(queries, keys)
             many = columns <= (_MANY_VALUES_ALONE if trial is trials[-1] else _MANY_VALUES)
             for values, may_be_senseless in _values(cone, padding, batch, columns, many):
                 result = cone.run(trial, {padding: values})
                 if result is None and trial.uneven and not may_be_senseless:
                     break  # The model takes no such sizes.
-                visible = _visibility(result, batch, rows, columns, inverted)
+                seen = _seen(result, batch, rows, columns, inverted, fill)
                 others = set(values.unique().tolist()) - {0, 1} if may_be_senseless else set()
-                if visible is None:
+                if seen is None:
                     if may_be_senseless and _is_senseless(result):
                         numbers.senseless |= others
                         continue
@@ -172,7 +203,7 @@ def _prove(
                 possible = {
                     (operator, number): m
                     for (operator, number), m in possible.items()
-                    if shows(visible, operator(values, number), m.causal, m.window, own_rows)
+                    if shows(seen, operator(values, number), m.causal, m.window, kind)
                 }
                 if not possible:
                     return None
@@ -191,8 +222,8 @@ def _without_padding(
     possible = {}
     for value in (1, 0):
         values = torch.full((batch, columns), value, dtype=padding.meta["val"].dtype)
-        visible = _visibility(cone.run(trial, {padding: values}), batch, rows, columns, inverted)
-        pattern = None if visible is None else _band(visible[0])
+        seen = _seen(cone.run(trial, {padding: values}), batch, rows, columns, inverted)
+        pattern = None if seen is None else _band(seen.visible[0])
         # Where every token sees itself alone, nothing is hidden from a real one, and so nothing tells which are real.
         if pattern is None or pattern[1] == 1:
             continue
@@ -228,25 +259,35 @@ def _is_senseless(value: Any) -> bool:
     return bool(((value == 0) | (value.abs() >= -HIDDEN) | value.isnan()).all())
 
 
-def _visibility(value: Any, batch: int, rows: int, columns: int, inverted: bool) -> Tensor | None:
-    """Visibility ``[batch, rows, columns]``; None where the value is no mask or differs between heads."""
+def _seen(
+    value: Any, batch: int, rows: int, columns: int, inverted: bool, fill: float = -math.inf
+) -> Seen | None:
+    """What a mask shows; None where the value is no mask or differs between heads."""
     if value is None or not isinstance(value, Tensor) or not 2 <= value.dim() <= 4:
         return None
     if value.dtype == torch.bool:
         visible = value ^ inverted
+        finite = torch.full_like(visible, fill > -math.inf)
     elif value.is_floating_point() and not inverted:
-        visible = value == 0
+        visible, finite = value == 0, value.isfinite()
         if not bool((visible | (value <= HIDDEN)).all()):
             return None
     else:
         return None
-    visible = visible if visible.dim() == 4 else visible[(None,) * (4 - visible.dim())]
-    if any(size not in (1, full) for size, full in zip(visible.shape[::2], (batch, rows), strict=True)):
+    whole = [
+        entries if entries.dim() == 4 else entries[(None,) * (4 - entries.dim())]
+        for entries in (visible, finite)
+    ]
+    shape = whole[0].shape
+    if any(size not in (1, full) for size, full in zip(shape[::2], (batch, rows), strict=True)):
         return None
-    if visible.shape[3] not in (1, columns):
+    if shape[3] not in (1, columns):
         return None
-    visible = visible.expand(batch, visible.shape[1], rows, columns)
-    return visible[:, 0] if bool((visible == visible[:, :1]).all()) else None
+    visible, finite = (entries.expand(batch, shape[1], rows, columns) for entries in whole)
+    if not bool((visible == visible[:, :1]).all()):
+        return None
+    visible = visible[:, 0]
+    return Seen(visible, finite.any(1).any(-1) & ~visible.any(-1))
 
 
 def _band(visible: Tensor) -> tuple[bool, int] | None:
@@ -326,11 +367,6 @@ def _limits(program: Program, names: Collection[str]) -> list[int]:
     """How large sizes of these names may be; one number more than any trial stands for those that have no limit."""
     highs = [program.ranges.get(name, (1, None))[1] for name in names]
     return [LONGEST + 1, *(high for high in highs if high is not None)]
-
-
-def _is_low(program: Program, value: Any) -> bool:
-    number = constant(program, value)
-    return number is not None and number <= HIDDEN
 
 
 def _same(size: Any, other: Size) -> bool:

@@ -117,7 +117,7 @@ class SoftmaxAttention(Pattern[HandWritten]):
             value = g.call(aten.permute.default, value, list(match.value_order))
         if match.heads is not None:
             query, key, value = (_split_heads(g, n, match.heads) for n in (query, key, value))
-        mask = _mask(g, match.scores.terms, match.heads)
+        mask = _mask(g, match.scores.terms, match.heads, query.meta["val"].dtype)
         result = g.op("attention", query, key, value, mask, scale=match.scores.scale)
         if match.heads is not None:
             result = g.call(aten.reshape.default, result, [-1, g.size(query, 2), g.size(value, 3)])
@@ -196,8 +196,12 @@ def _split_heads(g: Builder, node: fx.Node, heads: int) -> fx.Node:
     return g.call(aten.reshape.default, node, [-1, heads, g.size(node, 1), g.size(node, 2)])
 
 
-def _mask(g: Builder, terms: tuple[Bias, ...], heads: int | None) -> fx.Node | None:
-    """One mask operand for all the terms: bool while nothing is added, additive otherwise."""
+def _mask(g: Builder, terms: tuple[Bias, ...], heads: int | None, dtype: torch.dtype) -> fx.Node | None:
+    """One mask operand for all the terms: bool where nothing is added and -inf hides, additive otherwise.
+
+    A query that sees no key gets the average of all values where finite numbers hide them, which a bool mask does not
+    say.
+    """
     bias: fx.Node | None = None
     visible: fx.Node | None = None
     low = float("-inf")
@@ -210,9 +214,17 @@ def _mask(g: Builder, terms: tuple[Bias, ...], heads: int | None) -> fx.Node | N
         seen = g.call(aten.logical_not.default, node) if term.hidden else node
         visible = seen if visible is None else g.call(aten.bitwise_and.Tensor, visible, seen)
         low = max(low, float(term.low))
-    if visible is None or bias is None:
-        return visible if bias is None else bias
-    return g.call(aten.where.ScalarOther, visible, bias, low)
+    if visible is None:
+        return bias
+    if low > float("-inf"):
+        # What overwrites a score hides all of it; added to one, only a number this low does.
+        low = torch.finfo(dtype).min / 4
+    if bias is not None:
+        return g.call(aten.where.ScalarOther, visible, bias, low)
+    if low == float("-inf"):
+        return visible
+    hidden = g.call(aten.logical_not.default, visible)
+    return g.call(aten.mul.Tensor, g.call(aten.to.dtype, hidden, dtype), low)
 
 
 def _spread(g: Builder, term: Bias, heads: int | None) -> fx.Node:
