@@ -61,6 +61,8 @@ class Executable(ABC):
         if home is None:
             return self.compute(inputs)
         there = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        # Where inputs were on a GPU, their numbers can be read only now.
+        check_inputs(there, self.domains)
         return tuple(result.to(home) for result in self.compute(there))
 
     def _elsewhere(self, inputs: Mapping[str, Tensor]) -> torch.device | None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
@@ -43,10 +45,20 @@ def decomposed(node: fx.Node) -> fx.GraphModule | None:
         return target(*args, **kwargs)
 
     with mode, torch.no_grad():
-        module = make_fx(call, decomposition_table=table)(*(values[i] for i in positions))
+        given = [values[i] for i in positions]
+        module = make_fx(call, decomposition_table=table)(*given)
+        if any(_writes(inner) for inner in module.graph.nodes):
+            # Some decompositions write to what they made on the way, as cosine_similarity does.
+            without = functionalize(call, remove="mutations")
+            with enable_python_dispatcher():
+                module = make_fx(without, decomposition_table=table)(*given)
     if any(inner.target is target for inner in module.graph.nodes):
         return None
     return module
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def tensor_operands(node: fx.Node) -> list[fx.Node]:

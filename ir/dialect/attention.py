@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -94,8 +96,9 @@ def attention_shape(query: Tensor, key: Tensor, value: Tensor, *_: object, **__:
 
 
 def attention_flops(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> object:
-    batch, heads, queries, head_dim = query.shape
-    return 2 * batch * heads * queries * key.shape[2] * (head_dim + value.shape[3])
+    # SDPA, which may have any number of batch dims, is counted by it too.
+    queries, head_dim = query.shape[-2:]
+    return 2 * math.prod(query.shape[:-2]) * queries * key.shape[-2] * (head_dim + value.shape[-1])
 
 
 def attention_check(query: Tensor, key: Tensor, value: Tensor, *_: object, **kwargs: object) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from ._pattern import calls
 aten = torch.ops.aten
 
 _LIMIT = 200
+# A table of more is one of positions or slopes; fewer may be ids that mean something.
+_FEW = 16
 
 
 class Sizes:
@@ -25,6 +28,7 @@ class Sizes:
 
     Attributes:
         uneven: some of the spanned ones, those of ``halved``, are about half as long.
+        others: as given.
     """
 
     def __init__(
@@ -38,7 +42,7 @@ class Sizes:
         long, half = ({str(symbol) for symbol in symbols} for symbols in (spanned, halved))
         self.values = {symbol: length if symbol in long else others for symbol in program.symbols}
         self.values |= dict.fromkeys(half, length // 2 + 1)
-        self.uneven = bool(half)
+        self.uneven, self.others = bool(half), others
 
     def of(self, size: Any) -> int:
         expr = expression(size)
@@ -52,7 +56,7 @@ class Cone:
     Attributes:
         nodes: everything to evaluate, the value's own node last.
         inputs: program inputs whose values (not only whose sizes) are read.
-        literals: integers written into the code, and sizes of nothing else.
+        literals: numbers written into the code or held in small tables, rounded either way; and sizes of nothing else.
     """
 
     program: Program
@@ -78,7 +82,7 @@ class Cone:
                 continue
             if node.op == "placeholder":
                 inputs.add(node)
-            literals |= {n for n in _leaves(node) if isinstance(n, int) and not isinstance(n, bool)}
+            literals |= {whole for n in _numbers(program, node) for whole in (math.floor(n), math.ceil(n))}
             operands = list(node.all_input_nodes)
             if calls(node, *SHAPE_ONLY):
                 operands = [n for n in operands if n is not node.args[0]]
@@ -139,10 +143,16 @@ def _is_random(node: fx.Node) -> bool:
     return isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
 
 
-def _leaves(node: fx.Node) -> list[Any]:
-    leaves: list[Any] = []
-    fx.node.map_aggregate((node.args, node.kwargs), leaves.append)
-    return leaves
+def _numbers(program: Program, node: fx.Node) -> list[float]:
+    """Finite numbers that ``node`` is called with, or holds if it is a weight of no more than a few."""
+    found: list[Any] = []
+    if node.op == "get_attr":
+        weight = program.weights[str(node.target)]
+        if weight.numel() <= _FEW and not weight.is_complex() and weight.dtype != torch.bool:
+            found = weight.flatten().tolist()
+    else:
+        fx.node.map_aggregate((node.args, node.kwargs), found.append)
+    return [n for n in found if isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n)]
 
 
 def constant(program: Program, value: Any) -> float | None:
@@ -159,8 +169,10 @@ def constant(program: Program, value: Any) -> float | None:
     cone = Cone.above(program, value)
     if cone is None or cone.inputs or any(_varies(node) for node in cone.nodes):
         return None
-    found = cone.run(Sizes(program, 2), {})
-    return float(found) if isinstance(found, Tensor) and not found.is_complex() else None
+    # Code that reads the shape of a value only is cut there, and may have counted its entries.
+    found = [cone.run(Sizes(program, 2, others=size), {}) for size in (2, 3, 5)]
+    numbers = {float(f) for f in found if isinstance(f, Tensor) and f.numel() == 1 and not f.is_complex()}
+    return numbers.pop() if len(numbers) == 1 and all(isinstance(f, Tensor) for f in found) else None
 
 
 def _varies(node: fx.Node) -> bool:

@@ -120,9 +120,14 @@ def _factor(program: Program, node: fx.Node) -> float:
         values = values[values > 0]
         if not values.numel():
             return 1.0
-        return max(float(values.max()), 1 / float(values.min()))
+        return _turn(float(values)) if len(values) == 1 else max(float(values.max()), 1 / float(values.min()))
     numbers = [n for n in _operands(node)[0] if isinstance(n, int | float) and not isinstance(n, bool)]
-    return math.prod(max(abs(n), 1 / abs(n)) for n in numbers if n)
+    return math.prod(_turn(abs(float(n))) for n in numbers if n)
+
+
+def _turn(number: float) -> float:
+    """The distance at which a comparison with ``number`` of a position turns, or of a position over the length."""
+    return max(number, 1 / number, 1.0 if number == 1 else 1 / abs(1 - number))
 
 
 def _is_scale(weight: Tensor) -> bool:

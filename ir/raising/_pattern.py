@@ -88,3 +88,13 @@ def _keeps_everything(node: fx.Node) -> bool:
         return False
     same = len(source.shape) == len(value.shape) and source.dtype == value.dtype
     return same and all(same_size(a, b) for a, b in zip(source.shape, value.shape, strict=True))
+
+
+def heads_differ(query: fx.Node, key: fx.Node, value: fx.Node) -> str | None:
+    """Why operands ``[..., heads, tokens, head_dim]`` are none of attention: queries share keys in equal groups."""
+    queries, keys, values = (sizes(node)[-3] for node in (query, key, value))
+    if not same_size(keys, values):
+        return f"there are {keys} heads of keys and {values} of values"
+    if isinstance(queries, int) and isinstance(keys, int) and queries % keys:
+        return f"{queries} heads of queries share {keys} of keys"
+    return None

@@ -38,13 +38,10 @@ def tells_rows_apart(
             continue
         for dim, size in enumerate(node.meta["val"].shape):
             symbols = expression(size).free_symbols
-            is_other = symbols == {expression(size)} and symbols.isdisjoint(spanned)
-            if (
-                is_other
-                and value.shape[dim] > 1
-                and not _same_along(value, dim)
-                and not _only_picks(cone, node)
-            ):
+            if not symbols or not symbols.isdisjoint(spanned) or value.shape[dim] < 2:
+                continue
+            factor = int(expression(size).as_coeff_Mul()[0])
+            if not _same_along(value, dim, factor) and not _only_picks(cone, node):
                 return True
     return False
 
@@ -58,7 +55,11 @@ def _readers(cone: Cone, padding: fx.Node | None) -> set[fx.Node]:
     return found
 
 
-def _same_along(value: Tensor, dim: int) -> bool:
+def _same_along(value: Tensor, dim: int, factor: int) -> bool:
+    """Whether rows are alike; of ``factor`` times as many as there are in a batch, those of each part or each group."""
+    if factor > 1 and value.shape[dim] % factor == 0:
+        parts, groups = value.unflatten(dim, (factor, -1)), value.unflatten(dim, (-1, factor))
+        return _same_along(parts, dim + 1, 1) or _same_along(groups, dim, 1)
     first = value.narrow(dim, 0, 1)
     return bool((value == first).all()) or bool(((value == first) | (value.isnan() & first.isnan())).all())
 

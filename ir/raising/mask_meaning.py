@@ -166,7 +166,8 @@ def _prove(
     if trials is None:
         return None
     symbols = expression(queries).free_symbols | expression(keys).free_symbols
-    if tells_rows_apart(cone, trials[1], padding, symbols):
+    many_rows = max(trials, key=lambda trial: trial.others)
+    if tells_rows_apart(cone, many_rows, padding, symbols):
         return None
     possible: dict[Reading, Meaning] = {}
     numbers = Trials()

@@ -12,7 +12,7 @@ from ..builder import Builder
 from ..operands import arguments
 from ..program import Program
 from ..shapes import expression, same_size
-from ._pattern import Pattern, WhyNot, calls, sizes, skip_noops
+from ._pattern import Pattern, WhyNot, calls, heads_differ, sizes, skip_noops
 from ._product import weighted_value
 from ._scores import Bias, Scores, find_scores
 
@@ -84,7 +84,8 @@ class SoftmaxAttention(Pattern[HandWritten]):
             batches = [sizes(n)[0] for n in (query, key, value)]
             if not all(same_size(batches[0], b) for b in batches[1:]):
                 return WhyNot(product.node, "queries, keys and values have different batches")
-            return found
+            reason = heads_differ(query, key, value)
+            return found if reason is None else WhyNot(product.node, reason)
         if ranks != {3}:
             return WhyNot(product.node, f"queries, keys and values have {sorted(ranks)} dims")
         return HandWritten(

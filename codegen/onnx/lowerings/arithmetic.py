@@ -180,6 +180,20 @@ def log1p(e: Emitter, x: ir.Value) -> ir.Value:
     return e.op("Where", plain, small, e.op("Mul", e.op("Log", sum_), e.op("Div", value, safe)))
 
 
+@lowers(aten.expm1.default)
+def expm1(e: Emitter, x: ir.Value) -> ir.Value:
+    """``exp(x) - 1``, corrected by what is lost of a small ``x`` in that difference (Higham 2002)."""
+    dtype = e.result.dtype
+    value, one = e.cast(x, dtype), e.const(1, dtype)
+    power = e.op("Exp", value)
+    less = e.op("Sub", power, one)
+    # Where nothing is left of x, it is the result; and of what is far from 0 nothing was lost.
+    tiny = e.op("Equal", less, e.const(0, dtype))
+    far = e.op("Greater", e.op("Abs", value), one)
+    log = e.op("Log", e.op("Where", e.op("Or", tiny, far), e.const(2, dtype), power))
+    return e.op("Where", tiny, value, e.op("Where", far, less, e.op("Div", e.op("Mul", less, value), log)))
+
+
 @lowers(aten.log_sigmoid.default)
 def log_sigmoid(e: Emitter, x: ir.Value) -> ir.Value:
     """Minus the softplus of minus ``x``, which stays finite where the sigmoid is 0."""
@@ -188,12 +202,21 @@ def log_sigmoid(e: Emitter, x: ir.Value) -> ir.Value:
 
 @lowers(aten.logaddexp.default)
 def logaddexp(e: Emitter, left: ir.Value, right: ir.Value) -> ir.Value:
+    """The logarithm of a sum of powers, the larger of which is taken out; neither of them need be finite."""
     dtype = e.result.dtype
     first, second = e.cast(left, dtype), e.cast(right, dtype)
     # Of two equal infinities the difference is no number, and the larger is the result.
     same = e.op("Equal", first, second)
     apart = e.op("Where", same, e.const(0, dtype), e.op("Sub", first, second))
     return e.op("Add", e.op("Max", first, second), e.op("Softplus", e.op("Neg", e.op("Abs", apart))))
+
+
+@lowers(aten.logaddexp2.default)
+def logaddexp2(e: Emitter, left: ir.Value, right: ir.Value) -> ir.Value:
+    dtype = e.result.dtype
+    base = e.const(math.log(2), dtype)
+    natural = logaddexp(e, *(e.op("Mul", e.cast(side, dtype), base) for side in (left, right)))
+    return e.op("Div", natural, base)
 
 
 @lowers(aten.masked_fill.Scalar, aten.masked_fill.Tensor)

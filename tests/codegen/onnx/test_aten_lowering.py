@@ -180,6 +180,10 @@ def test_arithmetic(agree: Any, make: Make, build: Any) -> None:
     [
         (aten.log_sigmoid.default, [-1e4, -120.0, -1.0, 0.0, 1.0, 120.0, 1e4]),
         (aten.log1p.default, [-1.0, -0.5, -1e-7, 0.0, 1e-12, 1e-7, 1e-3, 1.0, 1e30, float("inf")]),
+        (
+            aten.expm1.default,
+            [-float("inf"), -50.0, -1.0, -0.3, -1e-7, 0.0, 1e-12, 1e-7, 0.5, 1.0, 50.0, float("inf")],
+        ),
         (aten.softplus.default, [-120.0, -20.0, 0.0, 19.0, 21.0, 120.0]),
     ],
     ids=lambda v: str(v) if not isinstance(v, list) else "",
@@ -190,18 +194,23 @@ def test_functions_that_are_written_out_hold_far_out_and_near_zero(
     rows = [{"x": torch.tensor([values])}, {"x": torch.tensor([values, values])}]
     agree(lambda b, x: b.call(target, x), {"x": {0: "batch"}}, *rows)
     small = torch.tensor([[1e-9, 3e-8]])
-    if target is aten.log1p.default:
+    if target in (aten.log1p.default, aten.expm1.default):
         agree(lambda b, x: b.call(aten.mul.Tensor, b.call(target, x), 1e8), {"x": {0: "batch"}}, {"x": small})
 
 
-def test_sums_of_exponentials_hold_far_out(agree: Any) -> None:
+@pytest.mark.parametrize("target", [aten.logaddexp.default, aten.logaddexp2.default])
+def test_sums_of_exponentials_hold_far_out(agree: Any, target: Any) -> None:
     values = torch.tensor([-120.0, -3.0, 0.0, 3.0, 120.0, float("inf"), -float("inf")])
     left, right = torch.meshgrid(values, values, indexing="ij")
     agree(
-        lambda b, x, y: b.call(aten.logaddexp.default, x, y),
+        lambda b, x, y: b.call(target, x, y),
         {"x": {0: "batch"}, "y": {0: "batch"}},
         {"x": left, "y": right},
     )
+
+
+def test_an_operator_whose_parts_write_is_taken_apart(agree: Any) -> None:
+    agree(call(aten.cosine_similarity.default, -1), dims_of(pair), *(pair(b, n) for b, n in SHAPES))
 
 
 @table(LAYOUT)

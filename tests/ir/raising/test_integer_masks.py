@@ -109,6 +109,18 @@ def below_six(g: Tensor) -> Tensor:
     return (g[:, None, None] > 0) & (g[:, None, None] < 6)
 
 
+SPECIAL = torch.tensor(50)
+
+
+def all_but_one_of_a_table(g: Tensor) -> Tensor:
+    return ((g != 0) & (g != SPECIAL))[:, None, None]
+
+
+def all_but_a_float(g: Tensor) -> Tensor:
+    late = g[:, None, None].float()
+    return (late > 0) & (late != 50.0)
+
+
 def raised_where_two(g: Tensor) -> Tensor:
     late = g[:, None, None]
     return torch.where(late == 2, 5.0, torch.where(late == 1, 0.0, -1e9))
@@ -125,6 +137,8 @@ def raised_where_two(g: Tensor) -> Tensor:
         (odd, False),
         (below_six, False),
         (raised_where_two, False),
+        (all_but_one_of_a_table, True),
+        (all_but_a_float, False),
     ],
     ids=lambda v: getattr(v, "__name__", ""),
 )

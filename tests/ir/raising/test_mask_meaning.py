@@ -366,3 +366,30 @@ def test_ids_compared_with_a_padding_id_are_read_through_the_comparison():
     assert node.args[3] is None
     assert node.args[4].meta["val"].dtype == torch.bool
     torch.testing.assert_close(program(ids), model(ids))
+
+
+class Guided(nn.Module):
+    """Twice the batch, whose last rows see all keys once there are more than a hundred."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        batch = x.shape[0]
+        both = self.project(torch.cat([x, x]))[:, None]
+        late = torch.arange(2 * batch) / (2 * batch) > 0.99
+        seen = torch.cat([mask, mask]).bool() | late[:, None]
+        return F.scaled_dot_product_attention(both, both, both, attn_mask=seen[:, None, None])
+
+
+@pytest.mark.parametrize(
+    "dynamic", ["auto", {"x": {0: "batch"}, "mask": {0: "batch"}}], ids=["any", "static"]
+)
+def test_rows_are_seen_to_differ_where_there_are_twice_as_many_as_in_the_batch(dynamic):
+    model = Guided().eval()
+    mask = torch.ones(2, 6, dtype=torch.long)
+    program = capture(model, {"x": torch.randn(2, 6, 8), "mask": mask}, dynamic)
+    x, mask = torch.randn(60, 6, 8), torch.ones(60, 6, dtype=torch.long)
+    mask[:, 4:] = 0
+    torch.testing.assert_close(program(x, mask), model(x, mask), atol=1e-6, rtol=1e-5)

@@ -47,6 +47,7 @@ class Near(nn.Module):
         (lambda m, d: d < d.shape[0] // 2 + 8, None),
         (lambda m, d: d < d.shape[0] * 0.9, None),
         (lambda m, d: d < 1e7, None),
+        (lambda m, d: d / d.shape[0] < 0.98, None),
     ],
     ids=[
         "buffer",
@@ -60,6 +61,7 @@ class Near(nn.Module):
         "half",
         "share",
         "far",
+        "nearly all",
     ],
 )
 def test_windows(near, window):

@@ -120,3 +120,33 @@ def test_causality_over_unequal_lengths_stays_aten_with_a_reason():
     ((_, reason),) = program.facts.unraised
     assert "different counts" in reason
     assert torch.equal(program(**given), model(**given))
+
+
+class Unrolled(nn.Module):
+    """As windows are attended to: two dims of batch before the heads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x * 2, x + 1)
+
+
+def test_several_dims_of_batch_become_one() -> None:
+    model, x = Unrolled().eval(), torch.randn(2, 3, 4, 5, 8)
+    program = capture(model, {"x": x})
+    (node,) = (n for n in program.graph.nodes if is_dialect(n, "attention"))
+    assert node.args[0].meta["val"].dim() == 4
+    for other in (x, torch.randn(3, 3, 4, 5, 8)):
+        torch.testing.assert_close(program(other), model(other), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [(4, 1, 4), (4, 4, 1), (1, 4, 4)], ids=str)
+def test_heads_that_are_broadcast_are_no_attention(heads: tuple[int, int, int]) -> None:
+    class Broadcasts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            query, key, value = (x.unflatten(-1, (4, 8)).transpose(1, 2)[:, :n] for n in heads)
+            return torch.softmax(query @ key.transpose(-1, -2), -1) @ value
+
+    model = Broadcasts().eval()
+    program = capture(model, {"x": torch.randn(2, 5, 32)})
+    assert program.facts.unraised
+    x = torch.randn(3, 7, 32)
+    torch.testing.assert_close(program(x), model(x), atol=1e-5, rtol=1e-5)
