@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tersor.codegen.input_domains import input_domains
 from tersor.codegen.target import Executable
 from tersor.ir.analyses.position_rows import most_positions
 from tersor.ir.errors import InputError
@@ -85,6 +86,16 @@ class Decoder:
         taken = self.program.ranges.get(str(spec.shape[1]), (0, None))[1]
         bounds = (taken, most_positions(self.program, self.stepping))
         return min((bound for bound in bounds if bound is not None), default=None)
+
+    @cached_property
+    def largest_id(self) -> int:
+        """The largest token id that the Program takes."""
+        bounds = [
+            domain.high
+            for domain in input_domains(self.program)
+            if domain.input == self.stepping.ids and domain.high is not None
+        ]
+        return min([*bounds, torch.iinfo(self._dtypes[self.stepping.ids]).max])
 
     @cached_property
     def probes(self) -> int:
@@ -180,7 +191,9 @@ class Decoder:
             tokens, own = [[token, token] for (token,) in tokens], torch.zeros(2, dtype=torch.int64)
         else:
             own = torch.arange(len(tokens[0]))
-        executable, branches = self._form(len(tokens), len(tokens[0]))
+        # What runs several rows sums in other orders: where that decides, it runs the last one left of them too.
+        rows = cache.most_rows if self.rounds_activations else len(tokens)
+        executable, branches = self._form(rows, len(tokens[0]))
         lengths = cache.lengths if row is None else [cache.lengths[row]]
         given = self._own(cache.inputs(row, ahead))
         ids = torch.tensor(tokens)

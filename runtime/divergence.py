@@ -32,8 +32,11 @@ class Divergence:
 
     @property
     def is_tie(self) -> bool:
-        """Whether rounding explains it: each of the two logits may be off by as much as any is."""
-        return self.margin <= 2 * self.rounding
+        """Whether rounding explains it: each of the two logits may be off by as much as any is.
+
+        Where the reference prefers the other token by more, what it chose is not what its logits say.
+        """
+        return abs(self.margin) <= 2 * self.rounding
 
     def __str__(self) -> str:
         what = "a tie" if self.is_tie else "no tie"

@@ -30,7 +30,7 @@ class Stopping:
     Attributes:
         most: new tokens at most.
         ends: token ids behind which nothing follows; the id itself is part of the result.
-        stops: whether the new tokens so far end it; asked after each.
+        stops: whether the tokens so far, the prompt's before the new ones, end it with the last; asked after each.
     """
 
     most: int
@@ -44,10 +44,10 @@ class Stopping:
                 f"max_new_tokens={self.most!r} is no number of tokens: give an integer from 1 up"
             )
 
-    def over(self, new: Sequence[int]) -> bool:
+    def over(self, prompt: Sequence[int], new: Sequence[int]) -> bool:
         if len(new) >= self.most or new[-1] in self.ends:
             return True
-        return self.stops is not None and self.stops(new)
+        return self.stops is not None and self.stops([*prompt, *new])
 
 
 @dataclass
@@ -262,7 +262,7 @@ class _Loop:
         row.rates.see(token)
         if row.guesser is not None:
             row.guesser.extend([token])
-        row.over = self.stopping.over(row.new)
+        row.over = self.stopping.over(row.prompt, row.new)
         self.stream(row.number, token)
 
 
@@ -295,9 +295,17 @@ def _check(decoder: Decoder, row: _Row, stopping: Stopping) -> None:
         )
     if any(isinstance(token, bool) or not isinstance(token, int) for token in row.prompt):
         raise InputError(f"prompt {row.number} holds something else than token ids: give integers")
-    longest = decoder.longest
-    if longest is not None and len(row.prompt) + stopping.most > longest:
+    limit = decoder.largest_id
+    wrong = next((token for token in row.prompt if not 0 <= token <= limit), None)
+    if wrong is not None:
         raise InputError(
-            f"prompt {row.number} has {len(row.prompt)} tokens and {stopping.most} are to follow; the model takes "
-            f"{longest} together: shorten the prompt, or ask for fewer with max_new_tokens"
+            f"prompt {row.number} holds the token id {wrong}; the model takes 0 to {limit}: give ids of the tokenizer "
+            "that belongs to it"
+        )
+    longest = decoder.longest
+    # The last of all is never read.
+    if longest is not None and len(row.prompt) + stopping.most - 1 > longest:
+        raise InputError(
+            f"prompt {row.number} has {len(row.prompt)} tokens and {stopping.most} are to follow; the model reads "
+            f"{longest} at most, all but the last: shorten the prompt, or ask for fewer with max_new_tokens"
         )

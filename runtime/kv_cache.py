@@ -24,6 +24,7 @@ class KvCache:
 
     Attributes:
         rows: how many sequences there are at present.
+        most_rows: how many there were to begin with, and may be.
         lengths: how many tokens each of them holds.
     """
 
@@ -43,7 +44,7 @@ class KvCache:
             longest_step: tokens that one step may append.
             longest_rollback: tokens of the last step that may be taken back after later ones.
         """
-        self.rows = self._most_rows = rows
+        self.rows = self.most_rows = rows
         self.longest_step = longest_step
         self.lengths = [0] * rows
         specs = {spec.name: spec for spec in inputs}
@@ -143,7 +144,7 @@ class KvCache:
         Raises:
             ValueError: there was none.
         """
-        if self.rows == self._most_rows:
+        if self.rows == self.most_rows:
             raise ValueError(f"there is room for {self.rows} rows")
         self.rows += 1
         self.lengths.append(0)

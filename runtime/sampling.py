@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from torch import Tensor
 from tersor.ir.errors import ExecutionError, InputError
 
 _BITS = 2**64
+# Logits over less are beyond what float32 holds.
+_COLDEST = 1e-6
 # Tokens that are compared with each other first.
 _BLOCK = 512
 # Of splitmix64 (Steele et al. 2014).
@@ -45,18 +48,26 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Raises InputError where a value makes no sense."""
-        if self.temperature is not None and not 0 <= self.temperature < float("inf"):
+        if self.temperature is not None and not (
+            _is_number(self.temperature)
+            and (self.temperature == 0 or _COLDEST <= self.temperature < float("inf"))
+        ):
             raise InputError(
-                f"temperature={self.temperature!r} is no temperature: give a number from 0 up, or None"
+                f"temperature={self.temperature!r} is no temperature: give a number from {_COLDEST:g} up, or 0 or None "
+                "for the most likely token"
             )
         if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
             raise InputError(
                 f"top_k={self.top_k!r} is no number of tokens: give an integer from 0 (all of them) up"
             )
-        if not 0 < self.top_p <= 1:
+        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
             raise InputError(f"top_p={self.top_p!r} is outside 0 to 1")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise InputError(f"repetition_penalty={self.repetition_penalty!r} is not above 0")
+        if not (_is_number(self.repetition_penalty) and 0 < self.repetition_penalty < float("inf")):
+            raise InputError(f"repetition_penalty={self.repetition_penalty!r} is no number above 0")
+        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, Integral)):
+            raise InputError(
+                f"seed={self.seed!r} is no integer: give one, or None for another draw every time"
+            )
 
     @property
     def greedy(self) -> bool:
@@ -68,7 +79,7 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, row: int = 0) -> None:
         self.sampling = sampling
-        seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+        seed = secrets.randbits(64) if sampling.seed is None else int(sampling.seed)
         self._key = _hashed(_hashed(seed % _BITS) ^ row)
         self._processors, self._warpers = _processors(sampling)
 
@@ -131,6 +142,10 @@ class Sampler:
         for processor in processors:
             scores = processor(ids, scores)
         return scores[0]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _largest(scores: Tensor, count: int) -> Tensor | None:

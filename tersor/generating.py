@@ -63,11 +63,21 @@ class Generator:
         pass_ = None if noted is None else parse_spec(noted)
         self.drafter = pass_.drafter if isinstance(pass_, Speculate) else None
         models = {} if self.drafter is None else self.drafter.models(straight(self.program))
-        self._models = DraftModels(models, self.decoder.lower)
+        self._models = DraftModels(models, lambda program: lower(program, **self._options_of(program)))
         self._guess = None if self.drafter is None else self.drafter.begin
         self.statistics = Statistics()
         self._folder = tokenizer_folder(self.program, self.artifact)
         self._tokenizer: Any = None
+
+    def _options_of(self, draft: Program) -> Mapping[str, Any]:
+        """How a model that guesses is lowered: what it shares with the one that checks is stored as there."""
+        own = {n for n, weight in draft.weights.items() if self.program.weights.get(n) is weight}
+        options = dict(self.options)
+        if not own:
+            options.pop("weights", None)
+        kinds = options.pop("weight_kinds", None)
+        shared = {name: kind for name, kind in (kinds or {}).items() if name in own}
+        return options | ({"weight_kinds": shared} if shared else {})
 
     @property
     def tokenizer(self) -> Any:
@@ -102,25 +112,23 @@ class Generator:
         batch_size: int | None = None,
     ) -> Any:
         """See ``OptimizedModel.generate``."""
-        if tokenizer is not None:
-            self._tokenizer = tokenizer
+        check_call(stop, stream, batch_size)
+        tokenizer = tokenizer or (self.tokenizer if _is_text(inputs) or stop else None)
         texts = [inputs] if isinstance(inputs, str) else inputs
-        is_text = isinstance(texts, list | tuple) and bool(texts) and all(isinstance(t, str) for t in texts)
-        prompts = (
-            [self.tokenizer(t)["input_ids"] for t in texts] if is_text else _prompts(inputs, attention_mask)
-        )
+        is_text = _is_text(inputs)
+        if is_text and attention_mask is not None:
+            raise InputError("attention_mask belongs to a tensor of ids: texts have no padding")
+        prompts = [tokenizer(t)["input_ids"] for t in texts] if is_text else _prompts(inputs, attention_mask)
         if not prompts:
             raise InputError("there is no prompt: give a text, or rows of token ids")
         stops = [stop] if isinstance(stop, str) else list(stop)
-        if any(not isinstance(text, str) or not text for text in stops):
-            raise InputError(f"stop={stop!r} is no text: give one, or a list of them")
         stopping = Stopping(
             max_new_tokens,
             self.ends,
-            stops_at(self.tokenizer, stops) if stops else None,
+            stops_at(tokenizer, stops) if stops else None,
         )
         sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-        written = [Written(self.tokenizer) for _ in prompts] if is_text else []
+        written = [Written(tokenizer) for _ in prompts] if is_text else []
 
         def tell(row: int, token: int) -> None:
             if is_text:
@@ -131,8 +139,6 @@ class Generator:
                 stream((row, token))
 
         self.statistics = Statistics()
-        if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
-            raise InputError(f"batch_size={batch_size!r} is no number of prompts: give an integer from 1 up")
         new = generate(
             self.decoder,
             prompts,
@@ -165,13 +171,30 @@ class Generator:
         return torch.cat([ids, torch.tensor(rows, dtype=ids.dtype)], dim=1)
 
 
+def check_call(stop: Any, stream: Any, batch_size: Any) -> None:
+    """Raises InputError where one of these arguments makes no sense."""
+    texts = [stop] if isinstance(stop, str) else stop
+    if not isinstance(texts, Sequence) or any(not isinstance(text, str) or not text for text in texts):
+        raise InputError(f"stop={stop!r} is no text: give one, or a list of them")
+    if stream is not None and not callable(stream):
+        raise InputError(f"stream={stream!r} cannot be called: give a function of a piece")
+    whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
+    if batch_size is not None and not (whole and batch_size >= 1):
+        raise InputError(f"batch_size={batch_size!r} is no number of prompts: give an integer from 1 up")
+
+
+def _is_text(inputs: Any) -> bool:
+    texts = [inputs] if isinstance(inputs, str) else inputs
+    return isinstance(texts, list | tuple) and bool(texts) and all(isinstance(t, str) for t in texts)
+
+
 def _prompts(inputs: Any, attention_mask: Any) -> list[list[int]]:
     """Rows of token ids without their padding."""
     if isinstance(inputs, Tensor | np.ndarray):
         ids = torch.as_tensor(inputs)
-        if ids.dim() != 2 or ids.is_floating_point() or ids.dtype == torch.bool:
+        if ids.dim() != 2 or ids.dtype not in (torch.int32, torch.int64):
             raise InputError(
-                f"input_ids is {list(ids.shape)} {ids.dtype}: give integers [batch, tokens], or texts"
+                f"input_ids is {list(ids.shape)} {ids.dtype}: give integers [batch, tokens] of int64 or int32, or texts"
             )
         real = torch.ones_like(ids) if attention_mask is None else torch.as_tensor(attention_mask)
         if real.shape != ids.shape:

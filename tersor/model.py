@@ -54,9 +54,12 @@ class OptimizedModel:
         program: Program | None = None,
         source: Program | None = None,
         folder: Path | None = None,
+        running: Mapping[str, Any] | None = None,
     ) -> None:
         self.session, self.manifest, self.report, self.samples = session, manifest, report, samples
         self._program, self._source, self._folder = program, source, folder
+        # Options of the target that say how it runs here, beside those that it was made with.
+        self._running = dict(running or {})
         self._generator: Generator | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -110,7 +113,9 @@ class OptimizedModel:
             InputError: the model keeps no cache.
         """
         if self._generator is None:
-            self._generator = Generator(self.program, self.target, self.manifest.options, self._folder)
+            self._generator = Generator(
+                self.program, self.target, {**self.manifest.options, **self._running}, self._folder
+            )
         return self._generator
 
     @property
@@ -253,4 +258,5 @@ def load(folder: str | os.PathLike[str], *, check: bool = True, **options: Any) 
         artifact.read_saved_report(path),
         load_batches(path / artifact.SAMPLES),
         folder=path,
+        running=options,
     )

@@ -12,7 +12,7 @@ from .ir.program import Program
 
 TOKENIZER = "tokenizer"
 _GENERATION = "generation_config.json"
-# Tokens that are decoded again with each new one: more than one character's bytes, or a stop text's, come from.
+# Tokens that are decoded again with each new one: more than one character's bytes come from.
 _TAIL = 64
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
@@ -84,10 +84,15 @@ class Written:
 
 
 def stops_at(tokenizer: Any, texts: Sequence[str]) -> Any:
-    """Whether new tokens hold one of ``texts``, wherever tokens begin and end in them."""
+    """Whether one of ``texts`` ends in the last of the tokens, wherever tokens begin and end in it."""
+    # A token is one byte at least.
+    most = max(_TAIL, *(len(text.encode()) + 1 for text in texts))
 
-    def stops(new: Sequence[int]) -> bool:
-        tail = tokenizer.decode(list(new[-_TAIL:]), skip_special_tokens=False)
-        return any(text in tail for text in texts)
+    def stops(tokens: Sequence[int]) -> bool:
+        tail = list(tokens[-most:])
+        before, text = (tokenizer.decode(part, skip_special_tokens=False) for part in (tail[:-1], tail))
+        # The bytes of an unfinished character are one of this kind, and may be of the text that follows.
+        known = len(before.rstrip(_UNFINISHED))
+        return any(text.rfind(stop) + len(stop) > known for stop in texts if stop in text)
 
     return stops

@@ -49,3 +49,12 @@ def test_runs_that_happen_to_agree_leave_the_last_bit() -> None:
 def test_sequences_that_agree_do_not_part() -> None:
     nobody = torch.tensor
     assert first_divergence([1], [2, 3], [2, 3, 4], nobody, nobody, nobody) is None
+
+
+def test_what_the_reference_does_not_prefer_itself_is_no_tie() -> None:
+    found = first_divergence(
+        [7], [2], [1], lambda _: logits([0.0, 7.0, 0.0]), lambda _: logits([0.0, 7.0, 0.0], 1e-6)
+    )
+    assert found is not None
+    assert found.margin == pytest.approx(-7.0)
+    assert not found.is_tie

@@ -72,7 +72,7 @@ def test_it_ends_at_an_end_token_at_a_count_and_where_it_is_told_to() -> None:
     first = free.index(end)
     assert generate(on, [PROMPTS[1]], Stopping(10, ends={end}), Sampling())[0] == free[: first + 1]
     assert generate(on, [PROMPTS[1]], Stopping(3), Sampling())[0] == free[:3]
-    told = Stopping(10, stops=lambda new: len(new) == 6)
+    told = Stopping(10, stops=lambda tokens: len(tokens) == len(PROMPTS[1]) + 6)
     assert generate(on, [PROMPTS[1]], told, Sampling())[0] == free[:6]
 
 
@@ -88,9 +88,9 @@ def test_every_token_is_streamed_when_it_is_chosen() -> None:
 @pytest.mark.parametrize("name", ["gpt2", "opt"])
 def test_a_prompt_and_what_is_to_follow_must_fit_into_the_model(name: str) -> None:
     """As many as there are positions, however they are counted before they are looked up."""
-    with pytest.raises(InputError, match="60 tokens and 10 are to follow; the model takes 64 together"):
+    with pytest.raises(InputError, match="60 tokens and 10 are to follow; the model reads 64 at most"):
         generate(decoder_on(name, "torch"), [[5] * 60], Stopping(10), Sampling())
-    assert len(generate(decoder_on(name, "torch"), [[5] * 60], Stopping(4), Sampling())[0]) == 4
+    assert len(generate(decoder_on(name, "torch"), [[5] * 60], Stopping(5), Sampling())[0]) == 5
 
 
 def test_what_steps_cost_is_measured_within_the_positions_of_a_model() -> None:

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import LLAMA, huggingface
 from decoders import DECODERS, PROMPTS, decoder_program
 from guesses import CHEAP, Chain
 from torch import Tensor
 
 from tersor.codegen.target import find_target
+from tersor.ir.capture import capture
 from tersor.passes.pipeline import run
 from tersor.runtime.decoder import Decoder
 from tersor.runtime.generation import Stopping, generate
@@ -67,6 +69,25 @@ def test_tokens_are_the_same_with_guesses_and_without(
     assert sum(counts.accepted) > 20
     texts = iter([p + n for p, n in zip(PROMPTS, plain, strict=True)])
     assert generate(decoder, PROMPTS, Stopping(24), Sampling(), None, lambda _: Mostly(next(texts))) == plain
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [2, 4])
+def test_a_row_that_is_left_alone_says_what_it_said_beside_others(
+    batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wide enough for several blocks a row, and long enough for rounding to decide; guesses end rows earlier."""
+    wide = dict(LLAMA, hidden_size=160, head_dim=40, intermediate_size=224, max_position_embeddings=512)
+    program, _ = run(
+        capture(huggingface("LlamaConfig", "LlamaForCausalLM", **wide)()), ["kv-cache", "speculate"]
+    )
+    decoder = Decoder(program, lambda form: find_target("onnx").lower(form, weights="int8", threads=1))
+    monkeypatch.setattr(type(decoder), "cost_curve", CHEAP)
+    prompts = [list(range(3, 3 + length)) for length in (1, 4, 18, 40)]
+    plain = generate(decoder, prompts, Stopping(150), Sampling(), batch=batch)
+    texts = iter([p + n for p, n in zip(prompts, plain, strict=True)])
+    guess = lambda _: Mostly(next(texts))  # noqa: E731
+    assert generate(decoder, prompts, Stopping(150), Sampling(), None, guess, batch=batch) == plain
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])

@@ -72,6 +72,39 @@ def test_a_stop_text_ends_it_wherever_tokens_begin_and_end(fast: Any) -> None:
     assert fast.generate(PROMPT, max_new_tokens=30, stop=["never said", stop]) == text
 
 
+def test_a_stop_text_may_be_long_and_may_begin_in_the_prompt(fast: Any) -> None:
+    whole = fast.generate(PROMPT, max_new_tokens=120)
+    long = whole[2:90]
+    assert fast.generate(PROMPT, max_new_tokens=120, stop=long) == whole[: whole.index(long) + len(long)]
+    border = PROMPT[-2:] + whole[0]
+    assert fast.generate(PROMPT, max_new_tokens=20, stop=border) == whole[0]
+    # One that the prompt holds as a whole is none that generation comes to.
+    assert fast.generate(PROMPT, max_new_tokens=20, stop=PROMPT[:5]) == fast.generate(
+        PROMPT, max_new_tokens=20
+    )
+
+
+def test_a_tokenizer_that_is_given_counts_for_that_call(fast: Any) -> None:
+    class Other:
+        def __call__(self, text: str) -> dict[str, list[int]]:
+            return {"input_ids": [5, 6, 7]}
+
+        def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
+            return " ".join(map(str, tokens))
+
+    before = fast.generate(PROMPT, max_new_tokens=5)
+    other = fast.generate(PROMPT, max_new_tokens=5, tokenizer=Other())
+    assert other == " ".join(map(str, fast.generate([[5, 6, 7]], max_new_tokens=5)[0][3:]))
+    assert fast.generate(PROMPT, max_new_tokens=5) == before
+
+
+def test_options_that_a_model_is_loaded_with_hold_for_generation(fast: Any, tmp_path: Path) -> None:
+    fast.save(tmp_path / "out")
+    loaded = tersor.load(tmp_path / "out", threads=2)
+    assert loaded.generator.options["threads"] == 2
+    assert loaded.generate(PROMPT, max_new_tokens=5) == fast.generate(PROMPT, max_new_tokens=5)
+
+
 def test_nothing_follows_an_end_token(tmp_path: Path, fast: Any) -> None:
     ids = torch.randint(2, 256, (1, 6), generator=torch.Generator().manual_seed(3))
     free = fast.generate(ids, max_new_tokens=12)[0, 6:].tolist()
@@ -148,6 +181,19 @@ def test_a_model_without_a_tokenizer_takes_ids_only(folder: Path) -> None:
         (PROMPT, {"top_p": 2.0}, "top_p=2.0"),
         (PROMPT, {"max_tokens": 3}, "no option 'max_tokens'; did you mean 'max_new_tokens'"),
         ([[5], [6]], {"batch_size": 0}, "batch_size=0"),
+        ([[5], [6]], {"batch_size": 1.5}, "batch_size=1.5"),
+        ([[5, 2**32 + 5]], {}, "token id 4294967301; the model takes 0 to 255"),
+        ([[5, 2**70]], {}, "the model takes 0 to 255"),
+        ([[5, -1]], {}, "token id -1"),
+        (torch.ones(1, 3, dtype=torch.int8), {}, "int64 or int32"),
+        (PROMPT, {"attention_mask": torch.ones(1, 4)}, "texts have no padding"),
+        (PROMPT, {"stop": 5}, "stop=5 is no text"),
+        (PROMPT, {"stream": "x"}, "cannot be called"),
+        (PROMPT, {"seed": "x"}, "seed='x'"),
+        (PROMPT, {"temperature": "0.8"}, "temperature='0.8'"),
+        (PROMPT, {"temperature": 1e-45}, "give a number from 1e-06 up"),
+        (PROMPT, {"top_p": None}, "top_p=None"),
+        (PROMPT, {"repetition_penalty": None}, "repetition_penalty=None"),
     ],
 )
 def test_what_makes_no_sense_is_one_clear_error(fast: Any, given: Any, options: Any, reason: str) -> None:
