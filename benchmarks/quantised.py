@@ -1,7 +1,7 @@
 """Generation of Gemma 3 270M with weights of 8 bits and fewer, beside llama.cpp on its own file, on CPU.
 
-python -m benchmarks.quantised                      writes the section `quantised` of docs/benchmarks.md
-python -m benchmarks.quantised --new 32 --prompts 6 a quick look that writes nothing
+python -m benchmarks.quantised                      prints its section, which the page does not have yet
+python -m benchmarks.quantised --new 32 --prompts 6 a quick look
 
 llama.cpp and onnxruntime-genai take part where they are installed: see `benchmarks/peers.py`.
 """
@@ -33,7 +33,7 @@ from .decoding_sides import (
     settings,
     spread,
 )
-from .page import check_limits, provenance, put_section, table
+from .page import check_limits, provenance, table
 from .peers import LLAMA, LLAMA_LOOKUP, genai_sides, llama_sides
 
 PEER = "transformers"
@@ -45,7 +45,7 @@ PLAIN_LIMIT, GUESSED_LIMIT = 6.0, 11.0
 LLAMA_PLAIN, LLAMA_GUESSED, LLAMA_LOOKED_UP = 1.2, 2.2, 1.2
 # Seconds to the first token of a prompt of so many, int8 over transformers.
 FIRST, FIRST_LIMIT = 1000, 0.5
-_INTRODUCTION = """\
+_OPENING = """\
 Gemma 3 270M, greedy, {new} new tokens behind each of {prompts} prompts, which go through all sides in turns; tokens a
 second with the prompt's own time, median of {repeats} run(s). *transformers*: in float32. *int8*: 8-bit weights, the
 vocabulary's included; *gguf*: the 4-bit and 6-bit blocks of llama.cpp's own file, not rounded again; *+ {drafter}*:
@@ -140,7 +140,7 @@ def section(results: Sequence[Result], first: dict[str, float], bench: Bench, re
         [
             provenance("quantised"),
             "",
-            _INTRODUCTION.format(new=bench.new, prompts=len(results), repeats=repeats, drafter=DRAFTER),
+            _OPENING.format(new=bench.new, prompts=len(results), repeats=repeats, drafter=DRAFTER),
             "",
             table(header, rows),
             "",
@@ -181,9 +181,7 @@ def main() -> None:
         speeds = ", ".join(f"{n} {len(last.tokens[n]) / median(s):.1f}" for n, s in last.seconds.items())
         _console.print(f"{prompt.kind}, {len(prompt.tokens)} tokens: {speeds} tokens/s", highlight=False)
     first = first_token([side for side in bench.sides if side.name in (PEER, *KINDS, LLAMA)], long)
-    put_section(
-        "quantised", section(results, first, bench, options.repeats), bool(options.print or options.prompts)
-    )
+    print(section(results, first, bench, options.repeats))
     check_limits(missed(results, first), options.check)
 
 

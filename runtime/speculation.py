@@ -21,6 +21,10 @@ _FORGET = 0.03
 _PRIOR_WEIGHT = 2.0
 # Guessing may have cost, on balance, this share of all the time and the time of so many steps of one token.
 _MAY_LOSE, _CREDIT = 0.01, 2.0
+# Where it cost more, guesses are checked only if so many times the tokens a second are expected of them.
+_SURE = 1.3
+# Of what is known of the time that guessing takes, so much is the last step's.
+_LATELY = 0.1
 
 
 class Guesser(Protocol):
@@ -147,11 +151,15 @@ class Rates:
 
 
 class Policy:
-    """How many guesses a step checks: as many as give most tokens a second, and none for a while after losses."""
+    """How many guesses a step checks: as many as give most tokens a second, and after losses only what is surer.
+
+    What is expected rests on guesses that were not checked too, so that a text which repeats itself in the end is not
+    missed for what was lost, to wrong guesses or to a pause of the machine, at its beginning.
+    """
 
     def __init__(self, curve: CostCurve) -> None:
         self._curve = curve
-        self._spent, self._lost = 0.0, 0.0
+        self._spent, self._lost, self._drafting = 0.0, 0.0, 0.0
 
     def longest(self, rows: int) -> int:
         """How many guesses a row a step may check whose cost is known."""
@@ -161,13 +169,12 @@ class Policy:
         """How many of every row, given how likely each is right, the likeliest first."""
         rows = len(chances)
         plain = self.cost(rows, 0)
-        if self._rests(rows):
-            return 0
+        needed, drafting = (_SURE, self._drafting) if self._rests(rows) else (1.0, 0.0)
         expected = float(rows)
-        best, chosen = expected / plain, 0
+        best, chosen = needed * expected / plain, 0
         for guesses in range(1, 1 + max(map(len, chances))):
             expected += sum(row[guesses - 1] for row in chances if len(row) >= guesses)
-            rate = expected / self.cost(rows, guesses)
+            rate = expected / (self.cost(rows, guesses) + drafting)
             if rate > best:
                 best, chosen = rate, guesses
         return chosen
@@ -196,6 +203,7 @@ class Policy:
 
     def learn(self, rows: int, guesses: int, tokens: int, drafting: float) -> None:
         """What came of a step that checked so many guesses a row: ``tokens`` in all, after ``drafting`` seconds."""
+        self._drafting += _LATELY * (drafting - self._drafting)
         cost = self.cost(rows, guesses) + drafting
         self._spent += cost
         # What was won long ago is no reason to lose now.

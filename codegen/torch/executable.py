@@ -16,8 +16,9 @@ from tersor.codegen.target import Executable
 from tersor.ir.archive import GRAPH_FILE
 from tersor.ir.archive import load as load_program
 from tersor.ir.archive import save as save_program
-from tersor.ir.dialect import DIALECT, is_dialect
+from tersor.ir.dialect import DIALECT, dialect_of, is_dialect
 from tersor.ir.errors import ArtifactError
+from tersor.ir.operands import arguments
 from tersor.ir.program import Program, TensorSpec
 
 SETTINGS = "torch.json"
@@ -30,8 +31,8 @@ class TorchExecutable(Executable):
         self.program = program
         self.compiled = compiled
         self._domains = input_domains(program)
-        # By device, and made when there are inputs on it.
-        self._calls: dict[torch.device, Callable[..., Any]] = {}
+        # By device, and whether states are written in place; made when there are such inputs.
+        self._calls: dict[tuple[torch.device, bool], Callable[..., Any]] = {}
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -50,13 +51,35 @@ class TorchExecutable(Executable):
         return None
 
     def compute(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        return self._computed(inputs, False)
+
+    def compute_into(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """What :meth:`run_into` does; states are written where they lie, if they are given back to that place."""
+        stepping = self.program.stepping
+        states = [] if stepping is None else [state for slots in stepping.slots for state in slots.states]
+        back = into.keys() == {state.result for state in states} and all(
+            _memory(into[state.result]) == _memory(inputs[state.name]) for state in states
+        )
+        if not back or self.compiled:
+            return super().compute_into(inputs, into)
+        results = self._computed(inputs, True)
+        moved = {
+            spec.name: into[spec.name]
+            for spec, result in zip(self.outputs, results, strict=True)
+            if spec.name in into and _memory(result) != _memory(into[spec.name])
+        }
+        return self._copied(results, moved)
+
+    def _computed(self, inputs: Mapping[str, Tensor], in_place: bool) -> tuple[Tensor, ...]:
         given = [inputs[spec.name] for spec in self.inputs]
-        device = given[0].device if given else torch.device("cpu")
-        if device not in self._calls:
-            module = placed(self.program, device)
-            self._calls[device] = _compiled(module) if self.compiled else module
+        key = (given[0].device if given else torch.device("cpu"), in_place)
+        if key not in self._calls:
+            module = placed(self.program, key[0])
+            if in_place:
+                _write_in_place(module)
+            self._calls[key] = _compiled(module) if self.compiled else module
         with torch.no_grad():
-            return tuple(self._calls[device](*given))
+            return tuple(self._calls[key](*given))
 
     def save(self, folder: Path) -> None:
         # The artifact's own copy of the Program, where the front door has written it already, serves as ours.
@@ -73,6 +96,23 @@ class TorchExecutable(Executable):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path} is missing or damaged ({error}); save the artifact again") from error
         return cls(load_program(folder), compiled=bool(options.get("compile", compiled)))
+
+
+def _memory(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
+
+
+def _write_in_place(module: fx.GraphModule) -> None:
+    """Let what returns states write over those it was given: inputs of the graph that only the dialect reads."""
+    for node in module.graph.nodes:
+        op = dialect_of(node)
+        if op is None or op.in_place is None:
+            continue
+        given = arguments(node)
+        states = [given[name] for name in op.in_place.states]
+        if all(state.op == "placeholder" and all(map(is_dialect, state.users)) for state in states):
+            node.target = op.in_place.function
+    module.recompile()
 
 
 def _compiled(module: fx.GraphModule) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from ._op import DIALECT, DialectOp, dialect_of, dialect_op, is_dialect, traits_of
+from ._op import DIALECT, DialectOp, InPlace, dialect_of, dialect_op, is_dialect, traits_of
 from ._traits import Attends, Dim, Layout, Meaning, Role, Traits
 
 for _module in pkgutil.iter_modules(__path__):
@@ -22,6 +22,7 @@ __all__ = [
     "Attends",
     "DialectOp",
     "Dim",
+    "InPlace",
     "Layout",
     "Meaning",
     "Role",

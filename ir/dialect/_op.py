@@ -15,6 +15,18 @@ _LIBRARY = torch.library.Library("tersor", "DEF")
 
 
 @dataclass(frozen=True)
+class InPlace:
+    """What a reference does, with the states that it returns written over the operands that they were.
+
+    Attributes:
+        states: those operands.  Other operators of the dialect that read them too see nothing of what is written.
+    """
+
+    function: Callable[..., Any]
+    states: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class DialectOp:
     """One semantic operator: what it means, what it returns, what it costs.
 
@@ -25,6 +37,7 @@ class DialectOp:
             tensors, so that sizes may be symbolic.
         check: returns why a call is malformed, or None; used by the verifier after every pass.
         traits: what analyses have to know of it.
+        in_place: for eager targets whose caller keeps nothing of the states before.
     """
 
     name: str
@@ -32,6 +45,7 @@ class DialectOp:
     flops: Callable[..., Any]
     check: Callable[..., str | None] | None = None
     traits: Traits = PLAIN
+    in_place: InPlace | None = None
 
     @property
     def overload(self) -> torch._ops.OpOverload:
@@ -53,8 +67,9 @@ def dialect_op(
     flops: Callable[..., Any],
     check: Callable[..., str | None] | None = None,
     traits: Traits = PLAIN,
+    in_place: InPlace | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the decorated reference as ``tersor::name`` with its shape function, cost and traits.
+    """Register the decorated reference as ``tersor::name`` with its shape function, cost, traits and in-place form.
 
     ``schema`` is the part after the name, for example ``"(Tensor x, Tensor index, int dim) -> Tensor"``.
 
@@ -69,7 +84,7 @@ def dialect_op(
         _LIBRARY.define(name + schema)
         _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
         torch.library.register_fake(f"tersor::{name}", shape, lib=_LIBRARY)
-        op = DIALECT[name] = DialectOp(name, reference, flops, check, traits)
+        op = DIALECT[name] = DialectOp(name, reference, flops, check, traits, in_place)
         _BY_TARGET[op.overload] = op
         return reference
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ._op import dialect_op
+from ._op import InPlace, dialect_op
 from ._traits import Attends, Role, Traits
 from .attention import attention, attention_check
 
@@ -96,7 +99,48 @@ def _check(
     return None
 
 
-@dialect_op("cached_attention", SCHEMA, shape=_shape, flops=_flops, check=_check, traits=TRAITS)
+def _attend(
+    scatter: Callable[[Tensor, int, Tensor, Tensor], Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    past_length: Tensor,
+    depth: Tensor | None = None,
+    ancestors: Tensor | None = None,
+    sinks: Tensor | None = None,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`cached_attention`; ``scatter`` puts new keys and values into their slots."""
+    new, capacity = key.shape[2], past_key.shape[2]
+    slots = past_length[:, None] + torch.arange(new, device=past_length.device)[None]
+    if past_length.numel() and new and int(slots.max()) >= capacity:
+        raise IndexError(f"{int(slots.max()) + 1} tokens do not fit into {capacity} slots")
+    place = slots[:, None, :, None]
+    present_key = scatter(past_key, 2, place.expand(key.shape), key)
+    present_value = scatter(past_value, 2, place.expand(value.shape), value)
+    visible = visible_slots(new, capacity, past_length, depth, ancestors, window)
+    output = attention(query, present_key, present_value, visible, sinks=sinks, scale=scale, softcap=softcap)
+    return output, present_key, present_value
+
+
+def _attend_in_place(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _attend(Tensor.scatter_, *args, **kwargs)
+
+
+@dialect_op(
+    "cached_attention",
+    SCHEMA,
+    shape=_shape,
+    flops=_flops,
+    check=_check,
+    traits=TRAITS,
+    in_place=InPlace(_attend_in_place, ("past_key", "past_value")),
+)
 def cached_attention(
     query: Tensor,
     key: Tensor,
@@ -132,13 +176,7 @@ def cached_attention(
     Returns:
         ``[batch, heads, new, head_dim]``; ``past_key`` and ``past_value`` with the new tokens in their slots.
     """
-    new, capacity = key.shape[2], past_key.shape[2]
-    slots = past_length[:, None] + torch.arange(new, device=past_length.device)[None]
-    if past_length.numel() and new and int(slots.max()) >= capacity:
-        raise IndexError(f"{int(slots.max()) + 1} tokens do not fit into {capacity} slots")
-    place = slots[:, None, :, None]
-    present_key = past_key.scatter(2, place.expand(key.shape), key)
-    present_value = past_value.scatter(2, place.expand(value.shape), value)
-    visible = visible_slots(new, capacity, past_length, depth, ancestors, window)
-    output = attention(query, present_key, present_value, visible, sinks=sinks, scale=scale, softcap=softcap)
-    return output, present_key, present_value
+    return _attend(
+        Tensor.scatter, query, key, value, past_key, past_value, past_length, depth, ancestors, sinks,
+        scale=scale, window=window, softcap=softcap,
+    )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._op import dialect_op
+from ._op import InPlace, dialect_op
 from .read_pages import table_flaw
 
 
@@ -29,12 +29,26 @@ def _check(pool: Tensor, new: Tensor, table: Tensor, past_length: Tensor) -> str
     return None
 
 
+def _write(pool: Tensor, new: Tensor, table: Tensor, past_length: Tensor) -> Tensor:
+    """See :func:`write_pages`; into ``pool`` itself."""
+    page, count = pool.shape[2], new.shape[2]
+    room = table.shape[1] * page
+    number = past_length[:, None] + torch.arange(count, device=past_length.device)[None]
+    if number.numel() and int(number.max()) >= room:
+        raise IndexError(f"{int(number.max()) + 1} tokens do not fit into {table.shape[1]} pages of {page}")
+    pages = table.gather(1, number // page)
+    # Indices around a slice put their own dims first.
+    pool[pages, :, number % page] = new.transpose(1, 2)
+    return pool
+
+
 @dialect_op(
     "write_pages",
     "(Tensor pool, Tensor new, Tensor table, Tensor past_length) -> Tensor",
     shape=_shape,
     flops=_flops,
     check=_check,
+    in_place=InPlace(_write, ("pool",)),
 )
 def write_pages(pool: Tensor, new: Tensor, table: Tensor, past_length: Tensor) -> Tensor:
     """``pool`` with the new tokens behind the ``past_length`` tokens of their row.
@@ -52,13 +66,4 @@ def write_pages(pool: Tensor, new: Tensor, table: Tensor, past_length: Tensor) -
     Returns:
         ``pool``'s shape.
     """
-    page, count = pool.shape[2], new.shape[2]
-    room = table.shape[1] * page
-    number = past_length[:, None] + torch.arange(count, device=past_length.device)[None]
-    if number.numel() and int(number.max()) >= room:
-        raise IndexError(f"{int(number.max()) + 1} tokens do not fit into {table.shape[1]} pages of {page}")
-    pages = table.gather(1, number // page)
-    written = pool.clone()
-    # Indices around a slice put their own dims first.
-    written[pages, :, number % page] = new.transpose(1, 2)
-    return written
+    return _write(pool.clone(), new, table, past_length)

@@ -198,6 +198,17 @@ def test_time_that_guessing_takes_is_a_loss_too() -> None:
     assert policy.guesses([[0.9]]) == 0
 
 
+def test_after_losses_only_what_is_surer_is_checked() -> None:
+    policy = Policy(CHEAP)
+    assert policy.guesses([[0.2]]) == 1
+    # As where the machine was busy with something else for the time of ten steps.
+    policy.learn(1, 0, 1, 10.0)
+    for _ in range(20):
+        policy.learn(1, 0, 1, 0.0)
+    assert policy.guesses([[0.2]]) == 0
+    assert policy.guesses([[0.9]]) == 1
+
+
 def test_what_is_not_checked_is_learned_from_too() -> None:
     rates, tree = Rates(), TokenTree.of(0, [Chain([1] * 8)])
     before = rates.of(0, 1, 0.6)

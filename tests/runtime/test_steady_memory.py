@@ -28,9 +28,19 @@ def _peak() -> int:
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
 
 
-@pytest.mark.parametrize("spec", ["kv-cache", PAGED])
-def test_no_step_copies_what_the_cache_holds(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = decoder_on("llama", "onnx", spec)
+@pytest.mark.parametrize(
+    ("name", "target", "spec"),
+    [
+        ("llama", "onnx", "kv-cache"),
+        ("llama", "onnx", PAGED),
+        # Heads of keys that queries share are repeated by PyTorch, and pages are gathered.
+        ("gpt2", "torch", "kv-cache"),
+    ],
+)
+def test_no_step_copies_what_the_cache_holds(
+    name: str, target: str, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = decoder_on(name, target, spec)
     monkeypatch.setattr(kv_cache, "_FIRST_CAPACITY", 200_000)
     cache = decoder.new_cache(1)
     decoder.prefill(cache, 0, PROMPTS[1])
@@ -46,4 +56,4 @@ def test_a_copy_would_be_noticed() -> None:
     cache = decoder.new_cache(1)
     decoder.prefill(cache, 0, PROMPTS[1])
     kept = []
-    assert growth_of_peak(lambda: kept.append(bytearray(b"1") * (1 << 20))) > 15 << 20
+    assert growth_of_peak(lambda: kept.append(bytearray(b"1") * (1 << 20))) > 10 << 20
