@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 import tersor
-from examples.prompts import Prompt, prompts
+from examples.prompts import Prompt, prompts, untouched
 from examples.real_data import prose
 from tersor.runtime.decoder import Decoder
 from tersor.runtime.machine import read_bandwidth
@@ -43,6 +43,8 @@ KINDS = ("int8", "gguf")
 PLAIN_LIMIT, GUESSED_LIMIT = 6.0, 11.0
 # Over llama.cpp's plain decoding, plain and with guesses; and with guesses over its prompt lookup.
 LLAMA_PLAIN, LLAMA_GUESSED, LLAMA_LOOKED_UP = 1.2, 2.2, 1.2
+# Rows and tokens of the text on which perplexity is measured.
+MEASURED = (8, 256)
 # Seconds to the first token of a prompt of so many, int8 over transformers.
 FIRST, FIRST_LIMIT = 1000, 0.5
 _OPENING = """\
@@ -65,6 +67,9 @@ class Bench:
     def __init__(self, new: int) -> None:
         self.new = new
         model, self.tokenizer, example = gemma()
+        # What rounding costs is measured on text, of which no prompt is made.
+        rows = torch.tensor(untouched(self.tokenizer, prose())[: MEASURED[0] * MEASURED[1]]).view(MEASURED)
+        calibration = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in rows.split(2)]
         self.peer = Transformers(PEER, model)
         self.sides: list[Side] = [self.peer]
         self.decoders: dict[str, Decoder] = {}
@@ -72,7 +77,13 @@ class Bench:
         self.losses: dict[str, str] = {}
         for kind in KINDS:
             fast = tersor.optimize_model(
-                model, ["kv-cache", "speculate"], "onnx", example_inputs=example, weights=kind
+                model,
+                ["kv-cache", "speculate"],
+                "onnx",
+                example_inputs=example,
+                calibration=calibration,
+                require_speedup=False,
+                weights=kind,
             )
             assert fast.report.storage is not None
             stored = fast.report.storage.kept
