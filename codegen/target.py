@@ -130,6 +130,11 @@ class Target(ABC):
         """
 
 
+def memory(tensor: Tensor) -> tuple[Any, ...]:
+    """Where the entries of ``tensor`` lie and how, the same for every tensor over the same of them."""
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
 def target_names() -> tuple[str, ...]:
     """Names of all targets in this installation, without importing them."""
     package = importlib.import_module(__package__)

@@ -75,3 +75,8 @@ def find_target(name: str) -> Any:
         raise ValueError(f"this version of torch has no operator {name!r}")
     target_name(overload)
     return overload
+
+
+def writes(target: Any) -> bool:
+    """Whether calling ``target`` changes one of its operands."""
+    return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tersor.codegen.target import memory
 from tersor.ir.program import TensorSpec
 
 from .failures import run_failure
@@ -44,7 +45,7 @@ class BoundRun:
     def serves(self, into: Mapping[str, Tensor]) -> bool:
         """Whether results are bound to the memory of these tensors."""
         return into.keys() == self._into.keys() and all(
-            _memory(tensor) == _memory(self._into[name]) for name, tensor in into.items()
+            memory(tensor) == memory(self._into[name]) for name, tensor in into.items()
         )
 
     def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
@@ -69,12 +70,8 @@ class BoundRun:
         )
 
     def _bind(self, name: str, tensor: Tensor) -> None:
-        memory = _memory(tensor)
-        if self._given.get(name) != memory:
-            self._given[name] = memory
+        place = memory(tensor)
+        if self._given.get(name) != place:
+            self._given[name] = place
             self._held[name] = to_runtime(tensor.detach())
             self._binding.bind_ortvalue_input(name, self._held[name])
-
-
-def _memory(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype

@@ -13,6 +13,8 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from tersor.ir.targets import writes
+
 
 @functools.cache
 def decompositions() -> Mapping[Any, Callable[..., Any]]:
@@ -47,7 +49,7 @@ def decomposed(node: fx.Node) -> fx.GraphModule | None:
     with mode, torch.no_grad():
         given = [values[i] for i in positions]
         module = make_fx(call, decomposition_table=table)(*given)
-        if any(_writes(inner) for inner in module.graph.nodes):
+        if any(writes(inner.target) for inner in module.graph.nodes):
             # Some decompositions write to what they made on the way, as cosine_similarity does.
             without = functionalize(call, remove="mutations")
             with enable_python_dispatcher():
@@ -55,10 +57,6 @@ def decomposed(node: fx.Node) -> fx.GraphModule | None:
     if any(inner.target is target for inner in module.graph.nodes):
         return None
     return module
-
-
-def _writes(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def tensor_operands(node: fx.Node) -> list[fx.Node]:

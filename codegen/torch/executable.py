@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from tersor.codegen.input_domains import InputDomain, input_domains
 from tersor.codegen.placed import placed
-from tersor.codegen.target import Executable
+from tersor.codegen.target import Executable, memory
 from tersor.ir.archive import GRAPH_FILE
 from tersor.ir.archive import load as load_program
 from tersor.ir.archive import save as save_program
@@ -58,7 +58,7 @@ class TorchExecutable(Executable):
         stepping = self.program.stepping
         states = [] if stepping is None else [state for slots in stepping.slots for state in slots.states]
         back = into.keys() == {state.result for state in states} and all(
-            _memory(into[state.result]) == _memory(inputs[state.name]) for state in states
+            memory(into[state.result]) == memory(inputs[state.name]) for state in states
         )
         if not back or self.compiled:
             return super().compute_into(inputs, into)
@@ -66,7 +66,7 @@ class TorchExecutable(Executable):
         moved = {
             spec.name: into[spec.name]
             for spec, result in zip(self.outputs, results, strict=True)
-            if spec.name in into and _memory(result) != _memory(into[spec.name])
+            if spec.name in into and memory(result) != memory(into[spec.name])
         }
         return self._copied(results, moved)
 
@@ -96,10 +96,6 @@ class TorchExecutable(Executable):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path} is missing or damaged ({error}); save the artifact again") from error
         return cls(load_program(folder), compiled=bool(options.get("compile", compiled)))
-
-
-def _memory(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
-    return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def _write_in_place(module: fx.GraphModule) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from ..errors import CaptureError
+from ..targets import writes
 from .explain import place_of
 
 aten = torch.ops.aten
@@ -45,7 +46,7 @@ def make_functional(graph: fx.Graph) -> None:
             node.target = _RESHAPES[node.target]
         elif node.target in _EFFECT_FREE or node.target is torch._check:
             graph.erase_node(node)
-        elif isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+        elif writes(node.target):
             _replace_mutation(graph, node, order)
         elif _updates_statistics(node):
             raise InPlaceError(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -99,8 +96,7 @@ def _check(
     return None
 
 
-def _attend(
-    scatter: Callable[[Tensor, int, Tensor, Tensor], Tensor],
+def _in_place(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -115,21 +111,17 @@ def _attend(
     window: int = 0,
     softcap: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`cached_attention`; ``scatter`` puts new keys and values into their slots."""
+    """See :func:`cached_attention`; new keys and values are put into ``past_key`` and ``past_value`` themselves."""
     new, capacity = key.shape[2], past_key.shape[2]
     slots = past_length[:, None] + torch.arange(new, device=past_length.device)[None]
     if past_length.numel() and new and int(slots.max()) >= capacity:
         raise IndexError(f"{int(slots.max()) + 1} tokens do not fit into {capacity} slots")
     place = slots[:, None, :, None]
-    present_key = scatter(past_key, 2, place.expand(key.shape), key)
-    present_value = scatter(past_value, 2, place.expand(value.shape), value)
+    past_key.scatter_(2, place.expand(key.shape), key)
+    past_value.scatter_(2, place.expand(value.shape), value)
     visible = visible_slots(new, capacity, past_length, depth, ancestors, window)
-    output = attention(query, present_key, present_value, visible, sinks=sinks, scale=scale, softcap=softcap)
-    return output, present_key, present_value
-
-
-def _attend_in_place(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _attend(Tensor.scatter_, *args, **kwargs)
+    output = attention(query, past_key, past_value, visible, sinks=sinks, scale=scale, softcap=softcap)
+    return output, past_key, past_value
 
 
 @dialect_op(
@@ -139,7 +131,7 @@ def _attend_in_place(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]
     flops=_flops,
     check=_check,
     traits=TRAITS,
-    in_place=InPlace(_attend_in_place, ("past_key", "past_value")),
+    in_place=InPlace(_in_place, ("past_key", "past_value")),
 )
 def cached_attention(
     query: Tensor,
@@ -176,7 +168,7 @@ def cached_attention(
     Returns:
         ``[batch, heads, new, head_dim]``; ``past_key`` and ``past_value`` with the new tokens in their slots.
     """
-    return _attend(
-        Tensor.scatter, query, key, value, past_key, past_value, past_length, depth, ancestors, sinks,
+    return _in_place(
+        query, key, value, past_key.clone(), past_value.clone(), past_length, depth, ancestors, sinks,
         scale=scale, window=window, softcap=softcap,
     )  # fmt: skip

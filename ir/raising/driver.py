@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import fx
 
 from ..dialect import is_dialect
 from ..operands import arguments
 from ..program import Program
+from ..targets import writes
 from ._pattern import Pattern, WhyNot, where
 from .fold_mask import FoldMask
 from .grouped_heads import GroupedHeads
@@ -66,9 +66,5 @@ def normalize(node: fx.Node) -> None:
 def remove_dead(graph: fx.Graph) -> None:
     """Remove calls and weights that nothing reads; inputs stay."""
     for node in reversed(list(graph.nodes)):
-        if node.op in ("call_function", "get_attr") and not node.users and not _writes(node):
+        if node.op in ("call_function", "get_attr") and not node.users and not writes(node.target):
             graph.erase_node(node)
-
-
-def _writes(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
