@@ -60,6 +60,7 @@ class ModelFacts:
         family: the model's own name for its kind (``"bert"``), or its class name.
         source: where it came from, as the user wrote it.
         config: JSON-able configuration, when the model has one.
+        generation: JSON-able settings of ``generate`` that the model came with, by transformers' names.
         captured_by: which route captured it (``huggingface``, ``timm``, ``module``, ``archive``).
         unraised: name and reason of attention-like code that stayed plain ATen.
         deviation: largest absolute difference from the model on the example inputs, measured at capture.
@@ -69,6 +70,7 @@ class ModelFacts:
     family: str = "module"
     source: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
     captured_by: str = "module"
     unraised: tuple[tuple[str, str], ...] = ()
     deviation: float | None = None

@@ -97,6 +97,11 @@ class Decoder:
         ]
         return min([*bounds, torch.iinfo(self._dtypes[self.stepping.ids]).max])
 
+    @property
+    def vocabulary(self) -> int:
+        """Of how many tokens it gives scores."""
+        return int(self.program.returned[0].shape[-1])
+
     @cached_property
     def probes(self) -> int:
         """How many prompt tokens the Program has, of which as many may stand behind one another."""

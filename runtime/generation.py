@@ -15,6 +15,7 @@ from .decoder import Decoder
 from .draft_models import DraftModels, Place, Row
 from .kv_cache import KvCache
 from .probing import Gains, ranked_probes
+from .processors import Text
 from .sampling import Sampler, Sampling
 from .speculation import Guesser, Policy, Rates, Statistics
 from .tree import Chain, TokenTree, side_by_side
@@ -28,24 +29,34 @@ class Stopping:
     """When a sequence has ended.
 
     Attributes:
-        most: new tokens at most.
+        most: new tokens at most; None where ``longest`` says it.
         ends: token ids behind which nothing follows; the id itself is part of the result.
         stops: whether the tokens so far, the prompt's before the new ones, end it with the last; asked after each.
+        longest: tokens at most, the prompt's among them, where ``most`` is None.
     """
 
-    most: int
+    most: int | None
     ends: Collection[int] = ()
     stops: Callable[[Sequence[int]], bool] | None = None
+    longest: int | None = None
 
     def __post_init__(self) -> None:
         """Raises InputError where there is nothing to generate."""
-        if isinstance(self.most, bool) or not isinstance(self.most, int) or self.most < 1:
-            raise InputError(
-                f"max_new_tokens={self.most!r} is no number of tokens: give an integer from 1 up"
-            )
+        name, count = "max_new_tokens", self.most
+        if self.most is None and self.longest is not None:
+            name, count = "max_length", self.longest
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise InputError(f"{name}={count!r} is no number of tokens: give an integer from 1 up")
+
+    def left(self, prompt: Sequence[int], new: Sequence[int] = ()) -> int:
+        """How many tokens may follow."""
+        if self.most is not None:
+            return self.most - len(new)
+        assert self.longest is not None
+        return self.longest - len(prompt) - len(new)
 
     def over(self, prompt: Sequence[int], new: Sequence[int]) -> bool:
-        if len(new) >= self.most or new[-1] in self.ends:
+        if self.left(prompt, new) < 1 or new[-1] in self.ends:
             return True
         return self.stops is not None and self.stops([*prompt, *new])
 
@@ -104,11 +115,12 @@ def generate(
     if guess is not None and decoder.stepping.branches is None:
         raise InputError("this model checks no guesses: convert it with -p kv-cache -p speculate")
     rows = [
-        _Row(number, list(prompt), Sampler(sampling, number), Gains(decoder.probes))
+        _Row(number, list(prompt), _sampler(sampling, number, prompt, stopping), Gains(decoder.probes))
         for number, prompt in enumerate(prompts)
     ]
     for row in rows:
         _check(decoder, row, stopping)
+        row.sampler.check(decoder.vocabulary)
     loop = _Loop(
         decoder,
         stopping,
@@ -201,7 +213,7 @@ class _Loop:
 
     def _room(self, row: _Row) -> int:
         """How many guesses of a row may be right: the step itself gives one token more."""
-        return self.stopping.most - len(row.new) - 1
+        return self.stopping.left(row.prompt, row.new) - 1
 
     def _chosen(self, rows: Sequence[_Row], guessed: Sequence[TokenTree]) -> Sequence[TokenTree]:
         """Of what was guessed, what is worth checking."""
@@ -288,6 +300,10 @@ class _Outlook:
         return self.policy.worth(self.rows, len(draft.tokens), self.row.rates.of_chain(draft), seconds)
 
 
+def _sampler(sampling: Sampling, number: int, prompt: Sequence[int], stopping: Stopping) -> Sampler:
+    return Sampler(sampling, number, Text(prompt, len(prompt) + stopping.left(prompt), sorted(stopping.ends)))
+
+
 def _check(decoder: Decoder, row: _Row, stopping: Stopping) -> None:
     if not row.prompt:
         raise InputError(
@@ -302,10 +318,15 @@ def _check(decoder: Decoder, row: _Row, stopping: Stopping) -> None:
             f"prompt {row.number} holds the token id {wrong}; the model takes 0 to {limit}: give ids of the tokenizer "
             "that belongs to it"
         )
-    longest = decoder.longest
-    # The last of all is never read.
-    if longest is not None and len(row.prompt) + stopping.most - 1 > longest:
+    left, longest = stopping.left(row.prompt), decoder.longest
+    if left < 1:
         raise InputError(
-            f"prompt {row.number} has {len(row.prompt)} tokens and {stopping.most} are to follow; the model reads "
+            f"prompt {row.number} has {len(row.prompt)} tokens, and max_length={stopping.longest} leaves no room for "
+            "more: give max_new_tokens"
+        )
+    # The last of all is never read.
+    if longest is not None and len(row.prompt) + left - 1 > longest:
+        raise InputError(
+            f"prompt {row.number} has {len(row.prompt)} tokens and {left} are to follow; the model reads "
             f"{longest} at most, all but the last: shorten the prompt, or ask for fewer with max_new_tokens"
         )

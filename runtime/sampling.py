@@ -9,8 +9,8 @@ Communication and Drafter-Invariant Speculative Decoding").
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from tersor.ir.errors import ExecutionError, InputError
+
+from .processors import ABOVE_TOP_K, Processor, Text, check_processors, processors_of
 
 _BITS = 2**64
 # Logits over less are beyond what float32 holds.
@@ -38,6 +40,7 @@ class Sampling:
         top_k, top_p: what a draw is from, 0 and 1 for all tokens; they say nothing of the most likely one.
         repetition_penalty: divides positive logits of tokens that are there already, and multiplies negative ones.
         seed: of the draws; another every time where it is None.
+        others: further options that change scores, see ``processors.OPTIONS``.
     """
 
     temperature: float | None = None
@@ -45,6 +48,7 @@ class Sampling:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    others: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises InputError where a value makes no sense."""
@@ -69,19 +73,39 @@ class Sampling:
                 f"seed={self.seed!r} is no integer: give one, or None for another draw every time"
             )
 
+        processors_of(self.options, Text(ends=(0,)), draws=True)
+
     @property
     def greedy(self) -> bool:
         return not self.temperature
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All that change scores, by the names of ``transformers.generate``."""
+        return {
+            **self.others,
+            "temperature": self.temperature or 1.0,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "repetition_penalty": self.repetition_penalty,
+        }
 
 
 class Sampler:
     """Chooses tokens of one row by :class:`Sampling`; rows draw by themselves, whatever the others do."""
 
-    def __init__(self, sampling: Sampling, row: int = 0) -> None:
-        self.sampling = sampling
+    def __init__(self, sampling: Sampling, row: int = 0, text: Text | None = None) -> None:
+        self.sampling, self._text = sampling, text or Text()
         seed = secrets.randbits(64) if sampling.seed is None else int(sampling.seed)
         self._key = _hashed(_hashed(seed % _BITS) ^ row)
-        self._processors, self._warpers = _processors(sampling)
+        self._processors, self._warpers = processors_of(sampling.options, self._text, not sampling.greedy)
+        # Others leave the same of all tokens and of the largest alone, which are found in a fraction of the time.
+        self._largest = 0 if ABOVE_TOP_K & sampling.others.keys() else sampling.top_k
+
+    def check(self, vocabulary: int) -> None:
+        """Raise InputError where an option does not fit a vocabulary of so many tokens."""
+        if self.sampling.others:
+            check_processors(self.sampling.others, self._text, vocabulary)
 
     def choose(self, tokens: list[int], logits: Tensor) -> int:
         """The token that follows ``tokens``; the same whenever it is asked.
@@ -100,8 +124,7 @@ class Sampler:
                 raise _no_numbers(len(tokens))
             return token
         scores = self._processed(self._processors, tokens, logits)
-        # The warpers leave the same of all tokens and of the largest alone, which are found in a fraction of the time.
-        ids = _largest(scores, self.sampling.top_k)
+        ids = _largest(scores, self._largest)
         scores = self._processed(self._warpers, tokens, scores if ids is None else scores[ids])
         possible = (scores != -torch.inf).nonzero()[:, 0]
         if not len(possible) or not torch.isfinite(scores[possible]).all():
@@ -135,7 +158,7 @@ class Sampler:
             raise _no_numbers(len(tokens))
         return probabilities
 
-    def _processed(self, processors: list[Any], tokens: list[int], logits: Tensor) -> Tensor:
+    def _processed(self, processors: Sequence[Processor], tokens: list[int], logits: Tensor) -> Tensor:
         if not processors:
             return logits
         ids, scores = torch.tensor([tokens]), logits[None].float()
@@ -175,28 +198,6 @@ def _mixed(numbers: np.ndarray) -> np.ndarray:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(_FIRST)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(_SECOND)
     return z ^ (z >> np.uint64(31))
-
-
-def _processors(sampling: Sampling) -> tuple[list[Any], list[Any]]:
-    """What applies always, and what to draws only, in the order of ``transformers.generate``."""
-    from transformers import (
-        RepetitionPenaltyLogitsProcessor,
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
-
-    always, draws = [], []
-    if sampling.repetition_penalty != 1.0:
-        always.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
-    if not sampling.greedy:
-        if sampling.temperature != 1.0:
-            draws.append(TemperatureLogitsWarper(float(sampling.temperature or 1.0)))
-        if sampling.top_k > 0:
-            draws.append(TopKLogitsWarper(sampling.top_k))
-        if sampling.top_p < 1.0:
-            draws.append(TopPLogitsWarper(sampling.top_p))
-    return always, draws
 
 
 def _no_numbers(place: int) -> ExecutionError:

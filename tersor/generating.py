@@ -24,10 +24,8 @@ from .runtime.draft_models import DraftModels
 from .runtime.generation import Stopping, generate
 from .runtime.sampling import Sampling
 from .runtime.speculation import Statistics
-from .text import Written, end_tokens, load_tokenizer, stops_at, tokenizer_folder
-
-# By default as many as transformers.generate makes of a model that says nothing else.
-_MOST = 20
+from .settings import Settings
+from .text import Written, load_tokenizer, stops_at, tokenizer_folder
 
 
 @dataclass
@@ -93,41 +91,45 @@ class Generator:
     @property
     def ends(self) -> frozenset[int]:
         """The token ids behind which nothing follows."""
-        return end_tokens(self.program.facts.config, self._folder)
+        return Settings.of(self.program, {}).ends
+
+    def likeliest(self, prompt: Sequence[int], most: int) -> list[int]:
+        """At most so many new tokens, each the one that the model itself finds likeliest, whatever settings say."""
+        stopping = Stopping(most, self.ends)
+        return generate(self.decoder, [prompt], stopping, Sampling(), guess=self._guess, models=self._models)[
+            0
+        ]
 
     def __call__(
         self,
         inputs: Any,
         *,
         attention_mask: Any = None,
-        max_new_tokens: int = _MOST,
-        temperature: float | None = None,
-        top_k: int = 50,
-        top_p: float = 1.0,
-        repetition_penalty: float = 1.0,
         stop: str | Sequence[str] = (),
         seed: int | None = None,
         stream: Callable[[Any], object] | None = None,
         tokenizer: Any = None,
         batch_size: int | None = None,
+        **options: Any,
     ) -> Any:
         """See ``OptimizedModel.generate``."""
+        settings = Settings.of(self.program, options, seed)
         check_call(stop, stream, batch_size)
-        tokenizer = tokenizer or (self.tokenizer if _is_text(inputs) or stop else None)
-        texts = [inputs] if isinstance(inputs, str) else inputs
         is_text = _is_text(inputs)
+        stops = [*([stop] if isinstance(stop, str) else stop), *settings.stops]
+        tokenizer = tokenizer or (self.tokenizer if is_text or stops else None)
+        texts = [inputs] if isinstance(inputs, str) else inputs
         if is_text and attention_mask is not None:
             raise InputError("attention_mask belongs to a tensor of ids: texts have no padding")
         prompts = [tokenizer(t)["input_ids"] for t in texts] if is_text else _prompts(inputs, attention_mask)
         if not prompts:
             raise InputError("there is no prompt: give a text, or rows of token ids")
-        stops = [stop] if isinstance(stop, str) else list(stop)
         stopping = Stopping(
-            max_new_tokens,
-            self.ends,
+            settings.most,
+            settings.ends,
             stops_at(tokenizer, stops) if stops else None,
+            settings.longest,
         )
-        sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
         written = [Written(tokenizer) for _ in prompts] if is_text else []
 
         def tell(row: int, token: int) -> None:
@@ -143,7 +145,7 @@ class Generator:
             self.decoder,
             prompts,
             stopping,
-            sampling,
+            settings.sampling,
             tell,
             self._guess,
             self.statistics,
@@ -157,18 +159,15 @@ class Generator:
                     stream(rest if isinstance(inputs, str) else (row, rest))
             return written[0].text if isinstance(inputs, str) else [text.text for text in written]
         if isinstance(inputs, Tensor | np.ndarray):
-            return self._padded(torch.as_tensor(inputs), new)
+            return _padded(torch.as_tensor(inputs), new, settings.fill)
         return [prompt + tokens for prompt, tokens in zip(prompts, new, strict=True)]
 
-    def _padded(self, ids: Tensor, new: list[list[int]]) -> Tensor:
-        """``ids`` with the new tokens behind, and padding behind those of rows that ended before the longest."""
-        config = self.program.facts.config
-        ends = sorted(end_tokens(config, self._folder))
-        fill = config.get("pad_token_id")
-        fill = fill if isinstance(fill, int) else ends[0] if ends else 0
-        longest = max(map(len, new))
-        rows = [tokens + [fill] * (longest - len(tokens)) for tokens in new]
-        return torch.cat([ids, torch.tensor(rows, dtype=ids.dtype)], dim=1)
+
+def _padded(ids: Tensor, new: list[list[int]], fill: int) -> Tensor:
+    """``ids`` with the new tokens behind, and padding behind those of rows that ended before the longest."""
+    longest = max(map(len, new))
+    rows = [tokens + [fill] * (longest - len(tokens)) for tokens in new]
+    return torch.cat([ids, torch.tensor(rows, dtype=ids.dtype)], dim=1)
 
 
 def check_call(stop: Any, stream: Any, batch_size: Any) -> None:

@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,6 @@ from .ir.program import Program, TensorSpec
 from .manifest import Manifest, read_manifest
 from .passes.deviation import Deviation, Reference
 from .passes.report import Report
-from .passes.spec import nearest
 from .runtime.session import Session
 from .runtime.speculation import Statistics
 from .verification import Verification, raise_unless_ok, verify_artifact
@@ -82,9 +80,11 @@ class OptimizedModel:
 
         Args:
             inputs: a text, a list of texts, a tensor of token ids ``[batch, tokens]``, or rows of them.
-            options: by the names and with the defaults of ``transformers.generate``: ``attention_mask`` (of a tensor
-                of ids, padding on either side), ``max_new_tokens`` (20), ``temperature`` (None: the most likely
-                token), ``top_k`` (50), ``top_p``, ``repetition_penalty``; ``stop``, texts behind which nothing
+            options: by the names of ``transformers.generate`` and with its defaults, which are those that the model
+                came with (``generation_config``): ``attention_mask`` (of a tensor of ids, padding on either side),
+                ``max_new_tokens`` (20) or ``max_length``, ``temperature`` (0: the most likely token; above: a draw),
+                ``do_sample``, ``top_k`` (50), ``top_p``, ``repetition_penalty``, ``eos_token_id``, ``pad_token_id``,
+                and what else of ``tersor.settings.NAMES`` changes scores; ``stop``, texts behind which nothing
                 follows; ``seed`` of the draws; ``stream``, called with every piece of text (of several prompts: with
                 the row and the piece; of token ids: the row and the token); ``tokenizer``, where the model came
                 without one; ``batch_size``, prompts under way at once, all of them by default: when one is over, the
@@ -97,12 +97,6 @@ class OptimizedModel:
             InputError: the model keeps no cache or has no tokenizer, or an option or a prompt makes no sense.
             ExecutionError: the model gives no numbers.
         """
-        known = [
-            p.name for p in signature(Generator.__call__).parameters.values() if p.kind is p.KEYWORD_ONLY
-        ]
-        for name in options:
-            if name not in known:
-                raise InputError(f"generate has no option {name!r}{nearest(name, known)}")
         return self.generator(inputs, **options)
 
     @property
@@ -175,7 +169,7 @@ class OptimizedModel:
 
         With ``generate`` the file decodes by itself, in standard operators: it takes ``input_ids`` (int64
         ``[1, prompt]``) and ``max_new_tokens`` (an int64 number), and returns ``new_tokens`` (int64 ``[1, new]``),
-        those that :meth:`generate` adds by default.
+        the most likely ones: draws and penalties that the model came with settings for are no part of it.
         Weights are in it as the Program holds them; ``model.onnx`` of a saved artifact has them as they were stored.
 
         Args:

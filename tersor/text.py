@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from .ir.errors import InputError
 from .ir.program import Program
 
 TOKENIZER = "tokenizer"
-_GENERATION = "generation_config.json"
 # Tokens that are decoded again with each new one: more than one character's bytes come from.
 _TAIL = 64
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
@@ -21,7 +19,7 @@ def tokenizer_folder(program: Program, artifact: Path | None) -> Path | None:
     """Where the tokenizer's files are: in the artifact, else beside the weights; None where there are none."""
     if artifact is not None and (artifact / TOKENIZER).is_dir():
         return artifact / TOKENIZER
-    files = [Path(file) for name, file in program.facts.tokenizer_files.items() if name != _GENERATION]
+    files = [Path(file) for file in program.facts.tokenizer_files.values()]
     return files[0].parent if files and files[0].is_file() else None
 
 
@@ -42,19 +40,6 @@ def load_tokenizer(folder: Path | None) -> Any:
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"no tokenizer can be read from {folder}: {reason}") from error
-
-
-def end_tokens(config: Mapping[str, Any], folder: Path | None) -> frozenset[int]:
-    """The ids behind which nothing follows, by ``generation_config.json`` or else the model's configuration."""
-    given: Any = config.get("eos_token_id")
-    if folder is not None and (folder / _GENERATION).is_file():
-        try:
-            given = json.loads((folder / _GENERATION).read_text(encoding="utf-8")).get("eos_token_id", given)
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(f"{folder / _GENERATION} is damaged: {error}") from error
-    if given is None:
-        return frozenset()
-    return frozenset(given if isinstance(given, list) else [given])
 
 
 class Written:

@@ -62,8 +62,8 @@ def compare_with_model(
     """
     generator = model.generator
     tokens = [int(t) for t in generator.tokenizer(prompt)["input_ids"]] if isinstance(prompt, str) else prompt
-    (row,) = model.generate([tokens], max_new_tokens=most)
-    new = row[len(tokens) :]
+    new = generator.likeliest(tokens, most)
+    row = [*tokens, *new]
     stepping = generator.decoder.stepping
     source = capture_like(against, model.program)
     behind = _logits(source, stepping, row)[len(tokens) - 1 : -1]

@@ -25,8 +25,9 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "preprocessor_config.json",
-    "generation_config.json",
 )
+
+GENERATION = "generation_config.json"
 
 
 def load_folder(folder: Path) -> tuple[nn.Module, dict[str, str]]:
@@ -39,6 +40,9 @@ def load_folder(folder: Path) -> tuple[nn.Module, dict[str, str]]:
     if not config_file.is_file():
         raise InputError(f"{folder} holds no config.json: is it a model folder saved by save_pretrained?")
     config = read_json(config_file)
+    # transformers takes a damaged one for none.
+    if (folder / GENERATION).is_file():
+        read_json(folder / GENERATION)
     files = weight_files(folder)
     if "model_type" not in config and isinstance(config.get("architecture"), str):
         from .timm import load_timm_weights

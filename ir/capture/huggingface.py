@@ -28,10 +28,19 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "to_json_string"):
         return {}
-    data = dict(json.loads(config.to_json_string(use_diff=False)))
-    # What generate goes by is kept apart from the configuration, and may say otherwise.
-    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    return data if ends is None else data | {"eos_token_id": ends}
+    return dict(json.loads(config.to_json_string(use_diff=False)))
+
+
+def generation_of(model: nn.Module) -> dict[str, Any]:
+    """What the model's ``generate`` goes by where its caller says nothing, as plain JSON data."""
+    settings: Any = getattr(model, "generation_config", None)
+    if not hasattr(settings, "to_json_string"):
+        return {}
+    # Those with an underscore say how the settings came about.
+    found = {n: v for n, v in json.loads(settings.to_json_string()).items() if n[:1] != "_" and v is not None}
+    if isinstance(settings.sequence_bias, dict):
+        found["sequence_bias"] = [[list(tokens), bias] for tokens, bias in settings.sequence_bias.items()]
+    return found
 
 
 @contextmanager

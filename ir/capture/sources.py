@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from ..errors import InputError
 from ..program import ModelFacts
-from .huggingface import config_of, is_huggingface
+from .huggingface import config_of, generation_of, is_huggingface
 
 SCRIPTED = "TorchScript modules, of torch.jit.script, trace or load, are not captured"
 
@@ -83,6 +83,7 @@ def _of_module(model: nn.Module, source: str, tokenizer_files: dict[str, str] | 
         family=str(config.get("model_type") or type(model).__name__),
         source=source,
         config=config,
+        generation=generation_of(model),
         captured_by=route,
         tokenizer_files=tokenizer_files or {},
     )

@@ -11,6 +11,8 @@ import typer
 from .options import Artifact, Imports, Json, Threads, Traceback, import_modules
 from .output import emit, progress_bar
 
+_OWN = "the model's own"
+
 
 def generate(
     out: Artifact,
@@ -18,15 +20,30 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens at most.", min=1)] = 128,
     temperature: Annotated[
         float | None,
-        typer.Option(metavar="T", help="Draw at this temperature.", show_default="the most likely token"),
+        typer.Option(
+            metavar="T",
+            help="Draw at this temperature; 0 takes the most likely token.",
+            show_default=_OWN,
+        ),
     ] = None,
-    top_k: Annotated[int, typer.Option(metavar="K", help="Draw from the K most likely tokens.", min=0)] = 50,
+    top_k: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Draw from the K most likely tokens.", min=0, show_default=_OWN),
+    ] = None,
     top_p: Annotated[
-        float, typer.Option(metavar="P", help="Draw from the most likely tokens that together have P.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            metavar="P", help="Draw from the most likely tokens that together have P.", show_default=_OWN
+        ),
+    ] = None,
     repetition_penalty: Annotated[
-        float, typer.Option(metavar="R", help="Above 1: tokens that are there already become less likely.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            metavar="R",
+            help="Above 1: tokens that are there already become less likely.",
+            show_default=_OWN,
+        ),
+    ] = None,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="Stop behind this text; may be repeated.")
     ] = None,
@@ -53,13 +70,16 @@ def generate(
             sys.stdout.write(piece)
             sys.stdout.flush()
 
+    options = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+    }
     new = model.generate(
         text,
+        **{name: value for name, value in options.items() if value is not None},
         max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
         stop=tuple(stop or ()),
         seed=seed,
         stream=show,

@@ -1,0 +1,162 @@
+"""What a model goes by when it generates: what the caller says, else what the model came with, else the defaults of
+``transformers.generate``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .ir.errors import InputError
+from .ir.program import Program
+from .passes.spec import nearest
+from .runtime.processors import OPTIONS
+from .runtime.sampling import Sampling
+
+# As many as transformers.generate makes of a model that says nothing else.
+_MOST = 20
+_LENGTHS = ("max_new_tokens", "max_length")
+_TOKENS = ("eos_token_id", "pad_token_id")
+_DIRECT = ("top_k", "top_p", "repetition_penalty")
+# By the names of transformers.generate.
+NAMES: Sequence[str] = (*_LENGTHS, *_TOKENS, "do_sample", *OPTIONS)
+# Options of a call that are none of transformers'.
+_OF_CALLS = ("attention_mask", "stop", "seed", "stream", "tokenizer", "batch_size")
+# What would give other tokens, and has no form here, with the value that asks for nothing.
+_WITHOUT_FORM = {
+    "guidance_scale": 1,
+    "num_return_sequences": 1,
+    "token_healing": False,
+    "watermarking_config": None,
+    "max_time": None,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one call.
+
+    Attributes:
+        most, longest: new tokens at most, or tokens of the whole: the other is None.
+        ends: token ids behind which nothing follows.
+        fill: the id behind rows that ended before others.
+        stops: texts behind which nothing follows, that the model came with.
+    """
+
+    sampling: Sampling
+    most: int | None
+    longest: int | None
+    ends: frozenset[int]
+    fill: int
+    stops: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, program: Program, given: Mapping[str, Any], seed: int | None = None) -> Settings:
+        """Settings for a call with the options ``given``.
+
+        Raises:
+            InputError: one of them is unknown or makes no sense; or the model came with settings that have no form
+                here.
+        """
+        for name in given:
+            if name not in NAMES:
+                raise InputError(f"generate has no option {name!r}{nearest(name, [*NAMES, *_OF_CALLS])}")
+        own = dict(program.facts.generation)
+        _check_own({**own, **given})
+        both = {n: v for n, v in {**own, **given}.items() if n in NAMES}
+        direct = {n: both.pop(n) for n in _DIRECT if n in both and (n in given or both[n] is not None)}
+        temperature = _temperature(both, given)
+        most, longest = _lengths(both, given)
+        ends = _ends(both, program.facts.config)
+        others = {n: v for n, v in both.items() if n in OPTIONS and n != "temperature" and v is not None}
+        return cls(
+            Sampling(temperature, seed=seed, others=others, **direct),
+            most,
+            longest,
+            ends,
+            _fill(both, program.facts.config, ends),
+            _texts(own.get("stop_strings")),
+        )
+
+
+def _check_own(settings: Mapping[str, Any]) -> None:
+    """Raise InputError where they ask for another way to generate than one token after another."""
+    from transformers import GenerationConfig
+    from transformers.generation import GenerationMode
+
+    asked = {n: settings[n] for n in _WITHOUT_FORM if settings.get(n) not in (None, _WITHOUT_FORM[n])}
+    ways = (
+        "num_beams",
+        "penalty_alpha",
+        "top_k",
+        "dola_layers",
+        "constraints",
+        "force_words_ids",
+        "do_sample",
+    )
+    config = GenerationConfig()
+    for name in ways:
+        setattr(config, name, settings.get(name))
+    mode = config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise InputError(
+            f"this model came with settings for {mode.value.replace('_', ' ')}, which has no form here: change its "
+            "generation_config before it is converted"
+        )
+    if asked:
+        name, value = next(iter(asked.items()))
+        raise InputError(
+            f"this model came with {name}={value!r} among its settings, which has no form here: change its "
+            "generation_config before it is converted"
+        )
+
+
+def _temperature(both: dict[str, Any], given: Mapping[str, Any]) -> Any:
+    """Of draws; 0 for the most likely token."""
+    draws, temperature = both.pop("do_sample", None), both.get("temperature")
+    if draws is not None and not isinstance(draws, bool):
+        raise InputError(f"do_sample={draws!r} is neither True nor False")
+    said = given.get("temperature")
+    if said is not None:
+        if given.get("do_sample") is not None and bool(said) != draws:
+            raise InputError(
+                f"do_sample={draws} and temperature={said!r} contradict each other: leave one out"
+            )
+        return said
+    if not draws:
+        return 0
+    # One of 0 beside do_sample=True is refused as transformers does.
+    return 1.0 if temperature is None else temperature
+
+
+def _lengths(both: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """New tokens at most, or tokens at most; of what is said by the same, new tokens count."""
+    for said in (given, both):
+        if said.get("max_new_tokens") is not None:
+            return said["max_new_tokens"], None
+        if said.get("max_length") is not None:
+            return None, said["max_length"]
+    return _MOST, None
+
+
+def _ends(both: Mapping[str, Any], config: Mapping[str, Any]) -> frozenset[int]:
+    found = both["eos_token_id"] if "eos_token_id" in both else config.get("eos_token_id")
+    ids = [] if found is None else list(found) if isinstance(found, list | tuple | set) else [found]
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int):
+            raise InputError(f"eos_token_id={found!r}: {token!r} is no token id")
+    return frozenset(ids)
+
+
+def _fill(both: Mapping[str, Any], config: Mapping[str, Any], ends: frozenset[int]) -> int:
+    found = both.get("pad_token_id")
+    found = config.get("pad_token_id") if found is None else found
+    if found is None:
+        return min(ends, default=0)
+    if isinstance(found, bool) or not isinstance(found, int):
+        raise InputError(f"pad_token_id={found!r} is no token id")
+    return found
+
+
+def _texts(found: Any) -> tuple[str, ...]:
+    return (found,) if isinstance(found, str) else tuple(found or ())
