@@ -16,6 +16,7 @@ from tersor.ir.program import Program, TensorSpec
 
 from .decompose import decomposed, tensor_operands
 from .emitter import Emitter, Ops
+from .fusions import FUSIONS
 from .lowerings import LOWERINGS
 from .torchlib import lower_with_torchlib
 from .version import IR_VERSION, OPSET
@@ -139,6 +140,10 @@ class _Walker:
             if isinstance(source, tuple):
                 return source[node.args[1]]  # type: ignore[index]
             return self.emitter.op("SequenceAt", source, self.emitter.const(node.args[1]))
+        for fusion in FUSIONS.get(node.target, ()):
+            fused = fusion(self.emitter, node, self.value)
+            if fused is not None:
+                return fused
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._operand)
         own = LOWERINGS.get(node.target)
         result = own(self.emitter, *args, **kwargs) if own is not None else NotImplemented
