@@ -53,6 +53,12 @@ def _normed(node: object) -> tuple[fx.Node, float] | None:
         given, rank = arguments(mean), mean.meta["val"].dim()
         last = [dim % rank for dim in given["dim"]] == [rank - 1] and given["keepdim"]
         same = uncast(square.args[0]) is uncast(x)
-        if last and same and square.args[1] == 2 and shifted.kwargs.get("alpha", 1) == 1 and is_float32(square):
+        if (
+            last
+            and same
+            and square.args[1] == 2
+            and shifted.kwargs.get("alpha", 1) == 1
+            and is_float32(square)
+        ):
             return x, shifted.args[1]  # type: ignore[return-value]
     return None

@@ -23,7 +23,9 @@ WIDTH, HEADS = 16, 3
 class Rotating(nn.Module):
     """Queries that are normed (or not), and rotated by their places."""
 
-    def __init__(self, halves: str = "equal", turn: str = "half", norm: bool = True, own_places: bool = False) -> None:
+    def __init__(
+        self, halves: str = "equal", turn: str = "half", norm: bool = True, own_places: bool = False
+    ) -> None:
         super().__init__()
         self.halves, self.turn, self.norm, self.own_places = halves, turn, norm, own_places
         self.project = nn.Linear(24, HEADS * WIDTH, bias=False)
@@ -68,7 +70,9 @@ def given(batch: int, tokens: int, places: bool) -> dict[str, Tensor]:
 @pytest.mark.parametrize("own_places", [False, True], ids=["shared", "own"])
 @pytest.mark.parametrize("norm", [False, True], ids=["bare", "normed"])
 @pytest.mark.parametrize("level", ["ort", "portable"])
-def test_rotation_is_one_operator_and_gives_the_models_numbers(own_places: bool, norm: bool, level: Any) -> None:
+def test_rotation_is_one_operator_and_gives_the_models_numbers(
+    own_places: bool, norm: bool, level: Any
+) -> None:
     model = Rotating(norm=norm)
     program = captured(model, **given(2, 5, own_places))
     assert ops(program, level)["RotaryEmbedding"] == (level == "ort")
@@ -81,7 +85,9 @@ def test_rotation_is_one_operator_and_gives_the_models_numbers(own_places: bool,
 
 
 @pytest.mark.parametrize(
-    "other", [{"halves": "unequal"}, {"turn": "pairs"}, {"turn": "backwards"}], ids=lambda o: "-".join(o.values())
+    "other",
+    [{"halves": "unequal"}, {"turn": "pairs"}, {"turn": "backwards"}],
+    ids=lambda o: "-".join(o.values()),
 )
 def test_what_only_looks_alike_stays_written_out(other: dict[str, str]) -> None:
     model = Rotating(**other)  # type: ignore[arg-type]
