@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tersor.codegen.onnx import microsoft
 from tersor.codegen.onnx.emitter import MICROSOFT
 from tersor.codegen.onnx.export import build
+from tersor.codegen.onnx.fusions import FUSIONS
 from tersor.codegen.onnx.lowerings import norms
 from tersor.codegen.onnx.session import CPU, session_from_model, session_options
 from tersor.ir.capture import capture
@@ -86,6 +87,23 @@ class Norm(nn.Module):
         return self.norm(x + (branch + self.bias))
 
 
+class Rotated(nn.Module):
+    """Queries ``[batch, tokens, heads * head_dim]`` whose heads are normed and turned by their places."""
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, nn.Parameter(torch.rand(width))
+        self.register_buffer("frequencies", 1e-4 ** (torch.arange(0, width, 2) / width))
+
+    def forward(self, query: Tensor) -> Tensor:
+        x = query.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.scale
+        angle = torch.arange(query.shape[1])[None, :, None] * self.frequencies
+        both = torch.cat([angle, angle], -1)[:, None]
+        first, second = x.chunk(2, -1)
+        return (x * both.cos() + torch.cat([-second, first], -1) * both.sin()).transpose(1, 2).flatten(2)
+
+
 def portable(program: Program) -> ir.Model:
     """By standard operators of the target's own opset."""
     return build(program, "portable", for_session=True)
@@ -143,6 +161,12 @@ def bias_written_out(program: Program) -> ir.Model:
 def sum_fused(program: Program) -> ir.Model:
     """As chosen, but with a sum that ONNX Runtime fuses with the norm behind it."""
     with patch.object(norms, "keep_sum_apart", lambda _: None):
+        return chosen(program)
+
+
+def unfused(program: Program) -> ir.Model:
+    """As chosen, but every operator by itself."""
+    with patch.dict(FUSIONS, clear=True):
         return chosen(program)
 
 
@@ -218,6 +242,15 @@ def norm_case(tokens: int) -> Case:
     return Case(f"1 x {tokens} x 384", apart, (Side("`SkipLayerNormalization`", model, inputs, sum_fused),))
 
 
+def rotated_case(tokens: int, heads: int, width: int) -> Case:
+    model, inputs = Rotated(heads, width), {"query": torch.randn(1, tokens, heads * width)}
+    return Case(
+        f"1 x {tokens}, {heads} x {width}",
+        Side("written out", model, inputs, unfused),
+        (Side("`SimplifiedLayerNormalization`, `RotaryEmbedding`", model, inputs, chosen),),
+    )
+
+
 @dataclass(frozen=True)
 class Choice:
     """What the target decides, and the cases that it rests on."""
@@ -264,6 +297,11 @@ CHOICES = {
         "A sum before a layer norm",
         "batch x tokens x width",
         lambda: [norm_case(tokens) for tokens in (132, 256, 1370)],
+    ),
+    "rotary": Choice(
+        "Norm and rotation of heads",
+        "batch x tokens, heads x head_dim",
+        lambda: [rotated_case(tokens, 4, 256) for tokens in (1, 8, 512)] + [rotated_case(512, 32, 128)],
     ),
 }
 
