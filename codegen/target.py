@@ -149,7 +149,7 @@ def find_target(name: str) -> Target:
     """
     names = target_names()
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
+        near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.3)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise InputError(f"unknown target {name!r}{hint} Targets: {', '.join(names)}")
     module = importlib.import_module(f"{__package__}.{name}")

@@ -135,6 +135,8 @@ def _hidden(path: Path) -> Path:
 
 
 def _absolute(out: str | os.PathLike[str]) -> Path:
+    if not isinstance(out, str | os.PathLike):
+        raise InputError(f"{out!r} names no place to write: give a path")
     if not os.fspath(out):
         raise InputError("the name of the place to write is empty")
     try:

@@ -242,6 +242,10 @@ def load(folder: str | os.PathLike[str], *, check: bool = True, **options: Any) 
         InputError: there is no artifact.
         ArtifactError: it is damaged or of another version.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise InputError(
+            f"{folder!r} names no folder: give the path that save() or `tersor convert` wrote to"
+        )
     path = Path(folder).resolve()
     manifest = read_manifest(path)
     if check:

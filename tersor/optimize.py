@@ -93,7 +93,10 @@ def optimize_model(
         source = model
     else:
         source = capture(
-            model, example_inputs if example_inputs is not None or not batches else batches[0], dynamic
+            model,
+            example_inputs if example_inputs is not None or not batches else batches[0],
+            dynamic,
+            lambda program: bind_batches(program, batches),
         )
     samples = bind_batches(source, batches) or [source.bind(**source.example_inputs)]
     rewritten, report = pipeline.run(

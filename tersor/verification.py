@@ -19,6 +19,7 @@ from .ir.analyses.cost import Totals
 from .ir.analyses.rounding import rounding_allowances
 from .ir.archive import weights_hash
 from .ir.capture import capture
+from .ir.capture.frontend import Samples
 from .ir.capture.sources import find_source
 from .ir.errors import (
     ArtifactError,
@@ -135,9 +136,8 @@ def _stages(folder: Path, against: Any, steps: Steps) -> Iterator[Check]:
 
     steps.begin("capturing the model")
     try:
-        source = capture_like(against, program)
-        for sample in samples:
-            source.bind(**sample)
+        # The Program that all else is measured against is the model's own on these inputs.
+        source = capture_like(against, program, lambda source: [source.bind(**sample) for sample in samples])
     except (InputError, CaptureError) as error:
         if not isinstance(against, Program):
             find_source(against)  # Raises where there is no model at all, which says nothing of the artifact.
@@ -166,7 +166,9 @@ def _agreement(executable: Any, program: Program, samples: Any) -> Check:
     return Check(name, True, f"differs by {deviation.overall:.2g}")
 
 
-def capture_like(against: nn.Module | str | Path | Program, program: Program) -> Program:
+def capture_like(
+    against: nn.Module | str | Path | Program, program: Program, samples: Samples | None = None
+) -> Program:
     """The model captured as it was for ``program``: with the same inputs and the same dimensions."""
     if isinstance(against, Program):
         return against
@@ -175,7 +177,7 @@ def capture_like(against: nn.Module | str | Path | Program, program: Program) ->
         for spec in program.called_with
         if spec.dynamic
     }
-    return capture(against, program.example_inputs, dynamic)
+    return capture(against, program.example_inputs, dynamic, samples)
 
 
 def other_model(source: Program, program: Program, family: Any) -> str:

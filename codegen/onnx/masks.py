@@ -126,9 +126,10 @@ def _positions(e: Emitter, count: int | torch.SymInt, given: ir.Value | None, ax
 
 
 def bias(e: Emitter, sight: Sight, dtype: torch.dtype) -> ir.Value:
-    """Additive bias ``[batch or 1, heads or 1, queries or 1, keys]``; what is hidden gets the lowest finite number.
+    """Additive bias ``[batch or 1, heads or 1, queries or 1, keys]``.
 
-    With a finite number a query that sees nothing gets a uniform row instead of NaN; :func:`sighted` zeroes it.
+    A query that sees nothing gets the lowest finite number everywhere, and so a uniform row instead of NaN;
+    :func:`sighted` zeroes it.
     """
     return e.shared_value(("bias", _key(e, sight), dtype), lambda: _bias(e, sight, dtype))
 
@@ -139,9 +140,13 @@ def _bias(e: Emitter, sight: Sight, dtype: torch.dtype) -> ir.Value:
     if sight.mask is None or e.fake(sight.mask).dtype == torch.bool:
         assert seen is not None
         return e.op("Where", seen, e.const(0, dtype), low)
-    # Both -inf and the sum of two lowest numbers end as the lowest number.
-    mask = e.op("Max", e.cast(sight.mask, dtype), low)
-    return mask if seen is None else e.op("Where", seen, mask, low)
+    mask = e.cast(sight.mask, dtype)
+    some = sighted(e, sight, dtype)
+    if some is None:
+        return mask if seen is None else e.op("Where", seen, mask, low)
+    # Beside -inf the lowest number is what softmax is over, where nothing else is visible.
+    hidden = mask if seen is None else e.op("Where", seen, mask, e.const(float("-inf"), dtype))
+    return e.op("Where", e.op("Cast", some, to=int(ir.DataType.BOOL)), hidden, low)
 
 
 def sighted(e: Emitter, sight: Sight, dtype: torch.dtype) -> ir.Value | None:

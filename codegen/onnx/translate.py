@@ -17,6 +17,7 @@ from tersor.ir.program import Program, TensorSpec
 from .decompose import decomposed, tensor_operands
 from .emitter import Emitter, Ops
 from .fusions import FUSIONS
+from .limits import LIMITS, limits_text, refusing
 from .lowerings import LOWERINGS
 from .torchlib import lower_with_torchlib
 from .version import IR_VERSION, OPSET
@@ -48,6 +49,10 @@ def translate(
     emitter.shared = _shared_weights(program)
     walker = _Walker(emitter)
     inputs = [_input(emitter, walker, node) for node in program.graph.nodes if node.op == "placeholder"]
+    if not for_session:
+        for node in program.graph.nodes:
+            if node.op == "placeholder":
+                walker.values[node] = refusing(emitter, program, str(node.target), walker.values[node])
     walker.walk(program.graph)
     outputs = _outputs(emitter, walker, program, inputs)
     graph = ir.Graph(
@@ -63,7 +68,7 @@ def translate(
         ir_version=IR_VERSION,
         producer_name="tersor",
         functions=list(emitter.functions.values()),
-        metadata_props=dict(metadata or {}),
+        metadata_props={**(metadata or {}), LIMITS: limits_text(program)},
     )
     if emitter.functions:
         common_passes.InlinePass()(model)

@@ -75,6 +75,8 @@ def _explicit(inputs: Mapping[str, Tensor], dynamic: Any) -> Dims:
     for name, dims in dynamic.items():
         if name not in inputs:
             raise InputError(f"dynamic names input {name!r}; the inputs are {', '.join(inputs)}")
+        if not isinstance(dims, Mapping) or any(isinstance(d, bool) or not isinstance(d, int) for d in dims):
+            raise InputError(f'dynamic[{name!r}] is {dims!r}: name dims by their place, as in {{0: "batch"}}')
         for dim in dims:
             if not 0 <= dim < inputs[name].dim():
                 raise InputError(
@@ -92,6 +94,11 @@ def check_dynamic(program: Program, dims: Dims) -> None:
                     f"dim {dim} of {spec.name!r} was to vary as {label!r} but the model fixes it to "
                     f"{spec.shape[dim]}: its code compares, unpacks or stores that size. Leave it out of dynamic, or "
                     "make the code take the size from the tensor's shape"
+                )
+            if spec.shape[dim] != label:
+                raise CaptureError(
+                    f"dim {dim} of {spec.name!r} was to vary as {label!r}, but to the model it is {spec.shape[dim]!r}: "
+                    "give both one name, or make the code take either size from its own tensor"
                 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -11,15 +11,17 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..errors import InputError
+from ..analyses.real_tokens import mixed_outputs
+from ..errors import CaptureError, InputError
 from ..program import Program
 from ..raising import raise_attention
 from .attributes import explain_attributes
-from .check import compare_with_model
+from .check import compare_on, compare_with_model
 from .dim_names import named_by_attention
 from .dims import check_dynamic, dynamic_dims
 from .experts import dense_experts
 from .export import Request, call_model, export_program, run_model
+from .fused_layers import explain_fused_layers
 from .host import on_the_host
 from .huggingface import cache_free, is_huggingface, semantic_attention
 from .inputs import (
@@ -30,18 +32,20 @@ from .inputs import (
     tokens_first,
 )
 from .keywords import spelled_out
-from .padded import wrong_at_padding
+from .padded import can_be_tried, wrong_at_padding
 from .single_sizes import refuse_wrong_single_sizes
 from .sources import Source, find_source
 from .state import Snapshot, inference_state
 
 Dynamic = Literal["auto"] | Mapping[str, Mapping[int, str]]
+Samples = Callable[[Program], Sequence[Mapping[str, torch.Tensor]]]
 
 
 def capture(
     model_or_path: nn.Module | str | Path,
     example_inputs: Any = None,
     dynamic: Dynamic = "auto",
+    samples: Samples | None = None,
 ) -> Program:
     """Capture a model as a Program and measure that it computes what the model computes.
 
@@ -56,6 +60,7 @@ def capture(
         dynamic: ``"auto"`` lets every batch and length dimension vary that the model allows, and fixes the heights
             and widths of images; a mapping such as ``{"input_ids": {0: "batch", 1: "tokens"}}`` names the
             dimensions that must vary; ``{}`` fixes all.
+        samples: further inputs on which the model is run and compared with the Program, as the Program takes them.
 
     Returns:
         the Program, in evaluation mode, sharing the model's weights, or over copies on the CPU where those are on
@@ -65,16 +70,19 @@ def capture(
     Raises:
         InputError: the path, the folder's files, the inputs or ``dynamic`` do not fit.
         CaptureError: the model cannot be traced, a dimension that was asked for cannot vary, or the captured
-            graph does not compute what the model computes.
+            graph does not compute what the model computes, on a sample either.
     """
     source = find_source(model_or_path)
     with torch.no_grad():
         if source.exported is not None:
-            return _from_archive(source)
-        return _from_module(source, source.module, example_inputs, dynamic)
+            return _from_archive(source, samples)
+        return _from_module(source, source.module, example_inputs, dynamic, samples)
 
 
-def _from_module(source: Source, model: nn.Module, example_inputs: Any, dynamic: Dynamic) -> Program:
+def _from_module(
+    source: Source, model: nn.Module, example_inputs: Any, dynamic: Dynamic, samples: Samples | None
+) -> Program:
+    fused = torch.backends.mha.get_fastpath_enabled()
     with on_the_host(model), inference_state(model), cache_free(model), ExitStack() as stack:
         given = example_inputs if example_inputs is not None else suggested_inputs(model)
         inputs, fixed = bind_example(model, given)
@@ -90,6 +98,9 @@ def _from_module(source: Source, model: nn.Module, example_inputs: Any, dynamic:
         before = Snapshot(model)
         expected, structure = run_model(model, inputs, fixed)
         notes += tuple(explain_attributes(model, before, partial(call_model, model, fixed, **inputs)))
+        if before.rebuilt():
+            # For inputs such as these: what it makes of others is in the model as it was found.
+            before.restore()
         with ExitStack() as dialect:
             if is_huggingface(model):
                 dialect.enter_context(semantic_attention(model))
@@ -100,7 +111,8 @@ def _from_module(source: Source, model: nn.Module, example_inputs: Any, dynamic:
             check_dynamic(program, dims)
         call = partial(call_model, model, fixed)
         program = _raised(program, expected, call, named_by_attention if dynamic == "auto" else None)
-        program = refuse_wrong_single_sizes(program, call)
+        program = _as_on_samples(refuse_wrong_single_sizes(program, call), call, samples)
+        notes += tuple(explain_fused_layers(program, model, call, fused))
         if notes:
             program.notes["capture"] = [*notes, *program.notes.get("capture", ())]
         return program
@@ -114,12 +126,29 @@ def _runs(model: nn.Module, fixed: Mapping[str, Any], inputs: Mapping[str, torch
     return True
 
 
-def _from_archive(source: Source) -> Program:
+def _from_archive(source: Source, samples: Samples | None) -> Program:
     from .pt2.archive import import_archive
 
     assert source.exported is not None
     program, call = import_archive(source.exported, source.facts)
-    return _raised(program, call(**program.example_inputs), call, None)
+    program = _raised(program, call(**program.example_inputs), call, None)
+    return _as_on_samples(program, call, samples)
+
+
+def _as_on_samples(program: Program, model: Callable[..., Any], samples: Samples | None) -> Program:
+    """The Program, with the largest difference from the model on samples too."""
+    worst = program.facts.deviation or 0.0
+    for number, inputs in enumerate(samples(program) if samples is not None else ()):
+        try:
+            expected = model(**inputs)
+        except (RuntimeError, ValueError, IndexError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"the model itself does not take sample {number}: {reason}") from error
+        try:
+            worst = max(worst, compare_on(program, inputs, expected))
+        except CaptureError as error:
+            raise CaptureError(f"on sample {number}: {error}") from error
+    return program.with_facts(deviation=worst)
 
 
 def _raised(
@@ -136,11 +165,12 @@ def _raised(
 
     found = raised(False)
     deviation = compare_with_model(found, expected, model)
-    wrong = wrong_at_padding(found, model)
-    if wrong is not None:
+    if mixed_outputs(found):
         whole = raised(True)
-        if wrong_at_padding(whole, model) is None:
+        sure = str(whole) == str(found) or (can_be_tried(found) and wrong_at_padding(found, model) is None)
+        if not sure:
             found, deviation = whole, compare_with_model(whole, expected, model)
-        else:
-            found.notes["capture"] = [*found.notes.get("capture", ()), f"with padding, {wrong}"]
+        wrong = None if sure else wrong_at_padding(found, model)
+        if wrong is not None:
+            raise CaptureError(f"where rows are padded, {wrong}")
     return found.with_facts(deviation=deviation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -16,6 +17,12 @@ from ..program import Program
 from ..raising.mask_meaning import is_mask_input
 from ..structure import Structure
 from .check import compare_on
+from .dims import example_at
+
+# Tokens of a trial at most, for the sake of wide windows.
+_LONGEST = 1024
+# How many tokens of a row are real, in one of so many ways.
+_COUNTS = 3
 
 
 def wrong_at_padding(program: Program, model: Callable[..., Any]) -> str | None:
@@ -37,35 +44,71 @@ def wrong_at_padding(program: Program, model: Callable[..., Any]) -> str | None:
     return None
 
 
+def can_be_tried(program: Program) -> bool:
+    """Whether padded rows of the example show what masks do: all are of zeros and ones, ``[batch, tokens]``."""
+    masks = {node for node in _above_masks(program) if node.op == "placeholder"}
+    read = {node for node in masks if isinstance(node.meta["val"], Tensor)}
+    return read == set(_masks(program)) and next(_padded(program), None) is not None
+
+
 def _padded(program: Program) -> Iterator[dict[str, Tensor]]:
-    """The example with some tokens of each row padded, other numbers of them in each."""
-    names = {str(node.target) for node in _masks(program)}
-    if not names:
+    """The example with some tokens of each row padded, other numbers of them in each; nothing where none shows it."""
+    masks = _masks(program)
+    if not masks:
         return
-    for left in (False, True):
+    inputs = program.example_inputs
+    # In half of the tokens a query must come to lie past its window.
+    needed = (
+        2 * max((n.kwargs.get("window", 0) for n in program.graph.nodes if is_attention(n)), default=0) + 2
+    )
+    if needed > 2 and any(inputs[str(node.target)].shape[1] < needed for node in masks):
+        shapes = {spec.name: spec.shape for spec in program.called_with}
+        lengths = {shapes[str(node.target)][1] for node in masks}
+        if needed > _LONGEST or not all(_may_be(program, length, needed) for length in lengths):
+            return
+        inputs = example_at(program, dict.fromkeys(map(str, lengths), needed))
+    names = {str(node.target) for node in masks}
+    for left, first in product((False, True), range(_COUNTS)):
         yield {
-            spec.name: _with_padding(program.example_inputs[spec.name], left)
+            spec.name: _with_padding(inputs[spec.name], left, first)
             if spec.name in names
-            else program.example_inputs[spec.name]
+            else inputs[spec.name]
             for spec in program.called_with
         }
 
 
-def _masks(program: Program) -> list[fx.Node]:
-    """Inputs ``[batch, tokens]`` of zeros and ones by which attention is told what to see."""
+def _may_be(program: Program, length: int | str, needed: int) -> bool:
+    if not isinstance(length, str):
+        return False
+    most = program.ranges.get(length, (1, None))[1]
+    return most is None or most >= needed
+
+
+def _above_masks(program: Program) -> set[fx.Node]:
     read = [
         operand(node, name)
         for node in program.graph.nodes
         if is_attention(node)
         for name in ("mask", "padding")
     ]
-    above = sources_of(node for node in read if node is not None)
-    return [node for node in above if is_mask_input(program, node) and node.meta["val"].dim() == 2]
+    return set(sources_of(node for node in read if node is not None))
 
 
-def _with_padding(example: Tensor, left: bool) -> Tensor:
+def _masks(program: Program) -> list[fx.Node]:
+    """Inputs ``[batch, tokens]`` of zeros and ones by which attention is told what to see."""
+    above = _above_masks(program)
+    return [
+        node
+        for node in program.graph.nodes
+        if node in above and is_mask_input(program, node) and node.meta["val"].dim() == 2
+    ]
+
+
+def _with_padding(example: Tensor, left: bool, first: int) -> Tensor:
+    """Rows of one real token, of half of them, and of all but one, in turns, which ``first`` begins."""
     rows, tokens = example.shape
-    count = (tokens - 1 - torch.arange(rows) % max(1, tokens // 2)).clamp(min=1)[:, None]
+    counts = torch.tensor([1, (tokens + 1) // 2, max(1, tokens - 1)])
+    count = counts[(torch.arange(rows) + first) % _COUNTS][:, None]
     place = torch.arange(tokens)[None]
     real = place >= tokens - count if left else place < count
     return real.to(example.dtype)

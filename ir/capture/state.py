@@ -46,12 +46,20 @@ def inference_state(model: nn.Module) -> Iterator[None]:
 
 
 class Snapshot:
-    """The attributes of every module, and what is in those that are lists, dicts and sets."""
+    """The attributes and parts of every module, and what is in attributes that are lists, dicts and sets."""
 
     def __init__(self, model: nn.Module) -> None:
         self.names = {module: name for name, module in model.named_modules()}
         self.modules = list(self.names)
         self._before = [(type(module), _attributes(module)) for module in self.modules]
+        self._parts = [dict(module._modules) for module in self.modules]
+
+    def rebuilt(self) -> bool:
+        """Whether modules have other parts by now."""
+        return any(
+            parts.keys() != now.keys() or any(parts[name] is not now[name] for name in parts)
+            for parts, now in zip(self._parts, (module._modules for module in self.modules), strict=True)
+        )
 
     def changed(self) -> list[tuple[nn.Module, str]]:
         """Attributes that hold something else by now."""
@@ -66,6 +74,10 @@ class Snapshot:
         return places
 
     def restore(self) -> None:
+        for module, parts in zip(self.modules, self._parts, strict=True):
+            if module._modules != parts:
+                module._modules.clear()
+                module._modules.update(parts)
         for module, (kind, before) in zip(self.modules, self._before, strict=True):
             if type(module) is not kind:
                 continue  # A lazy module became what it stands for.

@@ -19,6 +19,12 @@ from ..errors import CaptureError
 from .explain import locate, place_of
 from .inline import call_of, way_out
 
+aten = torch.ops.aten
+
+_COPIES = (
+    *(aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten._to_copy.default),
+    *(aten.alias.default, aten.detach.default, aten.clone.default),
+)
 _MEND = (
     "a Program is a function of its inputs. Compute a new tensor in place of the write, or make the state an input and "
     "an output of forward"
@@ -53,7 +59,7 @@ def explain_writes(
     notes = []
     for spec, written in zip(exported.graph_signature.output_specs, results, strict=True):
         name = str(spec.target)
-        if spec.kind is OutputKind.USER_OUTPUT:
+        if spec.kind is OutputKind.USER_OUTPUT or _held_before(written, exported) == name:
             continue
         if spec.kind is OutputKind.USER_INPUT_MUTATION:
             notes.append(
@@ -69,6 +75,20 @@ def explain_writes(
                 f"the model writes to {name!r}, which nothing that it returns reads; the Program does not"
             )
     return notes
+
+
+def _held_before(written: Any, exported: ExportedProgram) -> str | None:
+    """The buffer whose own value is written, through copies that change nothing."""
+    signature = exported.graph_signature
+    held = {**signature.inputs_to_buffers, **signature.inputs_to_parameters}
+    while isinstance(written, fx.Node) and written.op != "placeholder":
+        source = written.args[0] if written.args else None
+        if written.target not in _COPIES or not isinstance(source, fx.Node):
+            return None
+        if source.meta["val"].dtype != written.meta["val"].dtype:
+            return None
+        written = source
+    return held.get(written.name) if isinstance(written, fx.Node) else None
 
 
 @contextmanager

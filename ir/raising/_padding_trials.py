@@ -58,10 +58,12 @@ class Seen:
     Attributes:
         visible: bool ``[batch, rows, columns]``.
         averaged: bool ``[batch, rows]``, the rows that show nothing and hide it by finite numbers.
+        finite: whether finite numbers hide anything.
     """
 
     visible: Tensor
     averaged: Tensor
+    finite: bool
 
 
 @dataclass

@@ -46,8 +46,8 @@ class Pattern(ABC, Generic[M]):
         """The operands found around ``node``; None where the code is something else altogether."""
 
     @abstractmethod
-    def apply(self, node: fx.Node, match: M) -> None:
-        """Rewrite what was matched.  Nodes left without users are removed by the driver."""
+    def apply(self, node: fx.Node, match: M) -> WhyNot | None:
+        """Rewrite what was matched, or say why not; nodes left without users are removed by the driver."""
 
     def builder(self, before: fx.Node) -> Builder:
         return Builder(self.program, before, before.meta.get("layer", ""))

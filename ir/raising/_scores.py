@@ -45,7 +45,10 @@ class Scores:
     heads: int | None = None
 
     def scaled(self, factor: float) -> Scores:
-        terms = tuple(t if t.low is not None else replace(t, factor=t.factor * factor) for t in self.terms)
+        terms = tuple(
+            replace(t, factor=t.factor * factor) if t.low is None else replace(t, low=float(t.low) * factor)
+            for t in self.terms
+        )
         return replace(self, scale=self.scale * factor, terms=terms)
 
     def with_term(self, term: Bias) -> Scores:

@@ -29,7 +29,7 @@ def raise_attention(program: Program, padded_rows: bool = False) -> Program:
     # Attention must be one node before its keys and its mask can be looked at.
     patterns: tuple[Pattern[Any], ...] = (
         ScaledDotProduct(edited),
-        SoftmaxAttention(edited),
+        SoftmaxAttention(edited, padded_rows),
         GroupedHeads(edited),
         FoldMask(edited, padded_rows),
     )
@@ -40,10 +40,9 @@ def raise_attention(program: Program, padded_rows: bool = False) -> Program:
             found = pattern.match(node)
             if found is None:
                 continue
-            if isinstance(found, WhyNot):
-                unraised.append((node.name, f"{pattern.name}: {where(found.node)}: {found.reason}"))
-                continue
-            pattern.apply(node, found)
+            why_not = found if isinstance(found, WhyNot) else pattern.apply(node, found)
+            if why_not is not None:
+                unraised.append((node.name, f"{pattern.name}: {where(why_not.node)}: {why_not.reason}"))
         remove_dead(edited.graph)
     for node in edited.graph.nodes:
         if is_dialect(node, "attention"):

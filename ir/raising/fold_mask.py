@@ -11,9 +11,10 @@ from ..builder import Builder
 from ..dialect import is_dialect
 from ..operands import arguments
 from ..program import Program
-from ..shapes import same_size
+from ..shapes import Size, same_size
 from ._padding_trials import NONZERO, Reading
 from ._pattern import Pattern, WhyNot, calls, sizes
+from ._score_mask import may_hide
 from .mask_meaning import Meaning, split_mask
 
 aten = torch.ops.aten
@@ -47,7 +48,7 @@ class FoldMask(Pattern[Folded]):
         if mask is None or values["query_positions"] is not None or values["key_positions"] is not None:
             return None
         queries, keys = sizes(values["query"])[2], sizes(values["key"])[2]
-        split = split_mask(self.program, mask, queries, keys, self._padded_rows)
+        split = known_part(self.program, mask, queries, keys, self._padded_rows)
         if split is None:
             return None
         meaning, biases = split
@@ -56,7 +57,7 @@ class FoldMask(Pattern[Folded]):
             return WhyNot(padding, "the padding does not span the keys")
         return Folded(meaning, biases)
 
-    def apply(self, node: fx.Node, match: Folded) -> None:
+    def apply(self, node: fx.Node, match: Folded) -> WhyNot | None:
         g = self.builder(node)
         values, meaning = arguments(node), match.meaning
         padding, bias = values["padding"], None
@@ -84,12 +85,34 @@ class FoldMask(Pattern[Folded]):
         )
         node.replace_all_uses_with(attention)
         g.program.graph.erase_node(node)
+        return None
 
     def _limit(self, padding: fx.Node, domain: tuple[int | None, int | None]) -> None:
         """Note that the graph stands for the model within ``domain`` alone: the code that shows it goes away."""
         if domain != (None, None):
             name, domains = str(padding.target), self.program.domains
             self.program.domains = domains | {name: _overlap(domain, domains.get(name, (None, None)))}
+
+
+def known_part(
+    program: Program, mask: fx.Node, queries: Size, keys: Size, padded_rows: bool
+) -> tuple[Meaning, tuple[fx.Node, ...]] | None:
+    """What :func:`split_mask` returns, where the parts may be told to attention apart."""
+    split = split_mask(program, mask, queries, keys, padded_rows)
+    if split is None or any(_meets(program, split[0], term, padded_rows) for term in split[1]):
+        return None
+    return split
+
+
+def _meets(program: Program, meaning: Meaning, term: fx.Node, padded_rows: bool) -> bool:
+    """Whether ``term`` may hide what is left visible of a query, so that softmax is over what hides the rest.
+
+    Not where only tokens that hide themselves from all can come to that, and are padding, which does not count.
+    """
+    if not meaning.finite or not may_hide(program, term):
+        return False
+    one_row = len(sizes(term)) < 2 or same_size(sizes(term)[-2], 1)
+    return padded_rows or not one_row
 
 
 def _overlap(

@@ -40,9 +40,10 @@ class GroupedHeads(Pattern[Grouped]):
             return None
         return Grouped(key, value)
 
-    def apply(self, node: fx.Node, match: Grouped) -> None:
+    def apply(self, node: fx.Node, match: Grouped) -> WhyNot | None:
         query = node.args[0]
         node.args = (query, match.key, match.value, *node.args[3:])
+        return None
 
 
 def repeated(node: fx.Node) -> fx.Node | None:

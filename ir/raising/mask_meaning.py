@@ -51,6 +51,7 @@ class Meaning:
         padding: node of shape ``[batch, keys]`` that says which keys are real.
         reading: the comparison of ``padding`` that is true for real keys.
         domain: smallest and largest number in ``padding`` for which this holds; None where nothing bounds it.
+        finite: whether finite numbers hide what is hidden.
     """
 
     causal: bool = False
@@ -58,6 +59,7 @@ class Meaning:
     padding: fx.Node | None = None
     reading: Reading = NONZERO
     domain: tuple[int | None, int | None] = (None, None)
+    finite: bool = False
 
 
 def split_mask(
@@ -170,7 +172,7 @@ def _prove(
     if tells_rows_apart(cone, many_rows, padding, symbols):
         return None
     possible: dict[Reading, Meaning] = {}
-    numbers = Trials()
+    numbers, finite = Trials(), False
     for first, trial in enumerate(trials):
         rows, columns = trial.of(queries), trial.of(keys)
         if padding is None:
@@ -181,6 +183,7 @@ def _prove(
             seen = _seen(result, batch, rows, columns, inverted, fill)
             if seen is None:
                 return None
+            finite |= seen.finite
             if first == 0 and (pattern := _band(seen.visible[0])) is not None:
                 possible = {NONZERO: Meaning(*pattern)}
             possible = {r: m for r, m in possible.items() if shows(seen, None, m.causal, m.window, kind)}
@@ -201,6 +204,7 @@ def _prove(
                         continue
                     return None
                 numbers.right |= others
+                finite |= seen.finite
                 possible = {
                     (operator, number): m
                     for (operator, number), m in possible.items()
@@ -210,7 +214,7 @@ def _prove(
                     return None
         if not possible:
             return None
-    meaning = next(iter(possible.values()))
+    meaning = replace(next(iter(possible.values())), finite=finite)
     if padding is None or padding.meta["val"].dtype == torch.bool:
         return meaning
     return replace(meaning, domain=numbers.domain())
@@ -287,8 +291,9 @@ def _seen(
     visible, finite = (entries.expand(batch, shape[1], rows, columns) for entries in whole)
     if not bool((visible == visible[:, :1]).all()):
         return None
+    hides = bool((finite & ~visible).any())
     visible = visible[:, 0]
-    return Seen(visible, finite.any(1).any(-1) & ~visible.any(-1))
+    return Seen(visible, finite.any(1).any(-1) & ~visible.any(-1), hides)
 
 
 def _band(visible: Tensor) -> tuple[bool, int] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from ..builder import Builder
 from ..operands import arguments
 from ..shapes import same_size
 from ._pattern import Pattern, WhyNot, calls, heads_differ, sizes
@@ -53,6 +54,8 @@ class ScaledDotProduct(Pattern[Operands]):
             return WhyNot(mask, f"its operands have {rank} dims, and there is a mask")
         if rank > 4 and not _alike(query, key, value):
             return WhyNot(node, f"its operands have {rank} dims, those of batch unlike")
+        if rank <= 4 and _batch(query, key, value) is None:
+            return WhyNot(node, "queries, keys and values have different batches")
         if mask is not None and len(sizes(mask)) > 4:
             return WhyNot(mask, f"the mask has {len(sizes(mask))} dims")
         if mask is None and values["is_causal"] and _lengths_differ(query, key):
@@ -64,7 +67,7 @@ class ScaledDotProduct(Pattern[Operands]):
         scale = float(values["scale"]) if values["scale"] is not None else float(int(width) ** -0.5)
         return Operands(query, key, value, mask, scale, bool(values["is_causal"]), rank)
 
-    def apply(self, node: fx.Node, match: Operands) -> None:
+    def apply(self, node: fx.Node, match: Operands) -> WhyNot | None:
         g = self.builder(node)
         query, key, value, mask = match.query, match.key, match.value, match.mask
         shape = [g.size(query, dim) for dim in range(match.rank - 1)] if match.rank > 4 else []
@@ -75,6 +78,12 @@ class ScaledDotProduct(Pattern[Operands]):
                     n,
                     [-1, *(g.size(n, dim) for dim in range(match.rank - 3, match.rank))],
                 )
+                for n in (query, key, value)
+            )
+        else:
+            batch = _batch(query, key, value)
+            query, key, value = (
+                n if n is batch or _alike_batch(n, batch) else _repeated(g, n, batch)
                 for n in (query, key, value)
             )
         if match.rank == 3:
@@ -89,6 +98,7 @@ class ScaledDotProduct(Pattern[Operands]):
             result = g.call(aten.reshape.default, attention, [*shape, g.size(value, 3)])
         node.replace_all_uses_with(result)
         g.program.graph.erase_node(node)
+        return None
 
 
 def _lengths_differ(query: fx.Node, key: fx.Node) -> bool:
@@ -99,3 +109,18 @@ def _alike(*operands: fx.Node) -> bool:
     """Whether all dims but those of heads, tokens and channels are of equal sizes."""
     batches = [sizes(operand)[:-3] for operand in operands]
     return all(same_size(a, b) for other in batches[1:] for a, b in zip(batches[0], other, strict=True))
+
+
+def _batch(*operands: fx.Node) -> fx.Node | None:
+    """The operand whose batch all have, or one instead of it; None where they have several."""
+    whole = next((n for n in operands if not same_size(sizes(n)[0], 1)), operands[0])
+    return whole if all(_alike_batch(n, whole) or same_size(sizes(n)[0], 1) for n in operands) else None
+
+
+def _alike_batch(node: fx.Node, other: fx.Node | None) -> bool:
+    return other is not None and same_size(sizes(node)[0], sizes(other)[0])
+
+
+def _repeated(g: Builder, node: fx.Node, batch: fx.Node | None) -> fx.Node:
+    assert batch is not None
+    return g.call(aten.expand.default, node, [g.size(batch, 0), *[-1] * (len(sizes(node)) - 1)])

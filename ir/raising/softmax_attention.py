@@ -14,7 +14,9 @@ from ..program import Program
 from ..shapes import expression, same_size
 from ._pattern import Pattern, WhyNot, calls, heads_differ, sizes, skip_noops
 from ._product import weighted_value
-from ._scores import Bias, Scores, find_scores
+from ._score_mask import mask_of, mixes_shallow
+from ._scores import Scores, find_scores
+from .fold_mask import known_part
 
 aten = torch.ops.aten
 
@@ -44,6 +46,10 @@ class SoftmaxAttention(Pattern[HandWritten]):
     """
 
     name = "softmax attention"
+
+    def __init__(self, program: Program, padded_rows: bool = False) -> None:
+        super().__init__(program)
+        self._padded_rows = padded_rows
 
     def anchor(self, node: fx.Node) -> bool:
         return calls(node, aten.softmax.int, aten._softmax.default)
@@ -109,7 +115,7 @@ class SoftmaxAttention(Pattern[HandWritten]):
             else 1
         )
 
-    def apply(self, node: fx.Node, match: HandWritten) -> None:
+    def apply(self, node: fx.Node, match: HandWritten) -> WhyNot | None:
         g = self.builder(match.result)
         product = match.scores.product
         query, key = product.query(g), product.key(g)
@@ -118,7 +124,15 @@ class SoftmaxAttention(Pattern[HandWritten]):
             value = g.call(aten.permute.default, value, list(match.value_order))
         if match.heads is not None:
             query, key, value = (_split_heads(g, n, match.heads) for n in (query, key, value))
-        mask = _mask(g, match.scores.terms, match.heads, query.meta["val"].dtype)
+        mask = mask_of(g, match.scores.terms, match.heads, query.meta["val"].dtype)
+        if mask is not None and mixes_shallow(self.program, match.scores.terms):
+            lengths = sizes(query)[2], sizes(key)[2]
+            if known_part(self.program, mask, *lengths, self._padded_rows) is None:
+                return WhyNot(
+                    node,
+                    "some of its scores are overwritten by numbers that do not absorb what is added to them, and not "
+                    "all of what hides keys has a known meaning",
+                )
         result = g.op("attention", query, key, value, mask, scale=match.scores.scale)
         if match.heads is not None:
             result = g.call(aten.reshape.default, result, [-1, g.size(query, 2), g.size(value, 3)])
@@ -126,6 +140,7 @@ class SoftmaxAttention(Pattern[HandWritten]):
             result = g.call(aten.permute.default, result, list(match.result_order))
         match.result.replace_all_uses_with(result)
         g.program.graph.erase_node(match.result)
+        return None
 
 
 def _resembles(program: Program, node: fx.Node) -> WhyNot | None:
@@ -195,46 +210,3 @@ def _split_heads(g: Builder, node: fx.Node, heads: int) -> fx.Node:
     if source is not None and same_size(sizes(source)[1], heads):
         return source
     return g.call(aten.reshape.default, node, [-1, heads, g.size(node, 1), g.size(node, 2)])
-
-
-def _mask(g: Builder, terms: tuple[Bias, ...], heads: int | None, dtype: torch.dtype) -> fx.Node | None:
-    """One mask operand for all the terms: bool where nothing is added and -inf hides, additive otherwise.
-
-    A query that sees no key gets the average of all values where finite numbers hide them, which a bool mask does not
-    say.
-    """
-    bias: fx.Node | None = None
-    visible: fx.Node | None = None
-    low = float("-inf")
-    for term in terms:
-        node = _spread(g, term, heads)
-        if term.low is None:
-            part = node if term.factor == 1 else g.mul(node, term.factor)
-            bias = part if bias is None else g.add(bias, part)
-            continue
-        seen = g.call(aten.logical_not.default, node) if term.hidden else node
-        visible = seen if visible is None else g.call(aten.bitwise_and.Tensor, visible, seen)
-        low = max(low, float(term.low))
-    if visible is None:
-        return bias
-    if low > float("-inf"):
-        # What overwrites a score hides all of it; added to one, only a number this low does.
-        low = torch.finfo(dtype).min / 4
-    if bias is not None:
-        return g.call(aten.where.ScalarOther, visible, bias, low)
-    if low == float("-inf"):
-        return visible
-    hidden = g.call(aten.logical_not.default, visible)
-    return g.call(aten.mul.Tensor, g.call(aten.to.dtype, hidden, dtype), low)
-
-
-def _spread(g: Builder, term: Bias, heads: int | None) -> fx.Node:
-    """A term of three-dim scores as one of ``[batch, heads, queries, keys]``."""
-    node = term.node
-    if term.rank == 4 or heads is None or len(sizes(node)) < 3:
-        return node
-    first = sizes(node)[0]
-    if isinstance(first, int) and first == 1:
-        return g.call(aten.unsqueeze.default, node, 0)
-    rest = [g.size(node, 1), g.size(node, 2)]
-    return g.call(aten.reshape.default, node, [-1, heads, *rest])

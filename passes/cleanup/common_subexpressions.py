@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.utils._pytree import tree_leaves
 
-from tersor.ir.inference import signature
+from tersor.ir.inference import infer_shapes, signature
 from tersor.ir.program import Program
 from tersor.ir.shapes import expression
 
@@ -31,11 +32,21 @@ class CommonSubexpressions(Part):
     def rewrite(self, program: Program, sites: list[Site]) -> Program:
         work = program.edit()
         chosen = {site.node for site in sites}
+        renamed = False
         for node, first in _twins(work).items():
             if node.name in chosen:
+                renamed |= _symbols(node) != _symbols(first)
                 node.replace_all_uses_with(first)
                 work.graph.erase_node(node)
+        if renamed:
+            # What was computed of a size by its other name has it by the first's now.
+            infer_shapes(work)
         return work
+
+
+def _symbols(node: fx.Node) -> set[Any]:
+    """Of sizes that depend on data, each of which has one of its own wherever it is computed."""
+    return {symbol for value in tree_leaves(node.meta["val"]) for symbol in free_unbacked_symbols(value)}
 
 
 def _twins(program: Program) -> dict[fx.Node, fx.Node]:
