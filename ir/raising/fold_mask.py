@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -97,11 +97,37 @@ class FoldMask(Pattern[Folded]):
 def known_part(
     program: Program, mask: fx.Node, queries: Size, keys: Size, padded_rows: bool
 ) -> tuple[Meaning, tuple[fx.Node, ...]] | None:
-    """What :func:`split_mask` returns, where the parts may be told to attention apart."""
+    """What :func:`split_mask` returns, of all terms, where the parts may be told to attention apart."""
     split = split_mask(program, mask, queries, keys, padded_rows)
-    if split is None or any(_meets(program, split[0], term, padded_rows) for term in split[1]):
+    if split is None:
         return None
-    return split
+    meaning, terms = split
+    left: list[fx.Node] = []
+    for term in terms:
+        more = split_mask(program, term, queries, keys, padded_rows) if may_hide(program, term) else None
+        both = None if more is None else _together(meaning, more[0], padded_rows)
+        if more is None or both is None:
+            left.append(term)
+        else:
+            meaning = both
+            left += more[1]
+    return (
+        None if any(_meets(program, meaning, term, padded_rows) for term in left) else (meaning, tuple(left))
+    )
+
+
+def _together(one: Meaning, other: Meaning, padded_rows: bool) -> Meaning | None:
+    """What both hide.  A token that sees itself in either sees itself, and one that does not is padding."""
+    finite = one.finite or other.finite
+    if (one.padding is not None and other.padding is not None) or (padded_rows and finite):
+        return None
+    windows = [meaning.window for meaning in (one, other) if meaning.window > 0]
+    return replace(
+        one if one.padding is not None else other,
+        causal=one.causal or other.causal,
+        window=min(windows, default=0),
+        finite=finite,
+    )
 
 
 def _meets(program: Program, meaning: Meaning, term: fx.Node, padded_rows: bool) -> bool:

@@ -296,3 +296,66 @@ def test_inputs_that_go_into_kwargs_are_captured_by_name():
     assert "forward" not in vars(model)
     with pytest.raises(InputError, match="'a/b' is no name that Python can write: wrap the model"):
         capture(model, {"x": torch.randn(2, 5), "a/b": torch.randn(2, 5)})
+
+
+def test_dims_that_are_one_to_the_model_need_one_name():
+    def twice(x: Tensor) -> Tensor:
+        return x + x.transpose(1, 2)
+
+    class Square(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return twice(x)
+
+    example, dims = {"x": torch.randn(2, 6, 6)}, {0: "batch", 1: "height"}
+    with pytest.raises(
+        CaptureError, match="dim 2 of 'x' was to vary as 'width', but to the model it is 'height'"
+    ):
+        capture(Square(), example, {"x": {**dims, 2: "width"}})
+    assert capture(Square(), example, {"x": {**dims, 2: "height"}}).inputs[0].shape == (
+        "batch",
+        "height",
+        "height",
+    )
+
+
+@pytest.mark.parametrize("dims", [["batch", "tokens"], {"batch": 0}, {True: "batch"}], ids=str)
+def test_dims_are_named_by_their_place(dims):
+    with pytest.raises(InputError, match="name dims by their place"):
+        capture(Tokens(), {"x": torch.randn(2, 5, 8)}, {"x": dims})
+
+
+def test_fused_layers_that_compute_something_else_at_padding_are_told():
+    class Pooled(nn.Module):
+        def __init__(self, pool: bool) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.layers, self.pool = nn.TransformerEncoder(layer, 2), pool
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            found = self.layers(x, src_key_padding_mask=mask == 0)
+            return found.mean(1) if self.pool else found
+
+    mask = torch.tensor([[1] * 7, [1] * 3 + [0] * 4])
+    notes = [
+        " ".join(
+            capture(Pooled(pool).eval(), {"x": torch.randn(2, 7, 8), "mask": mask}).notes.get("capture", ())
+        )
+        for pool in (False, True)
+    ]
+    assert "fused layers" not in notes[0]
+    assert "PyTorch's fused layers (torch.backends.mha)" in notes[1]
+
+
+def test_a_sample_that_the_model_does_not_take_is_named():
+    class Few(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(5, 4)
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return self.table(input_ids)
+
+    example = {"input_ids": torch.tensor([[1, 2, 3]])}
+    wrong = {"input_ids": torch.tensor([[1, 2, 5]])}
+    with pytest.raises(InputError, match="does not take sample 1: index out of range"):
+        capture(Few(), example, samples=lambda program: [program.bind(**example), wrong])

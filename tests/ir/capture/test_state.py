@@ -115,3 +115,31 @@ def test_an_archive_with_sparse_values_inside_still_loads(tmp_path: Path) -> Non
     path = tmp_path / "within.pt2"
     torch.export.save(torch.export.export(Within(), (EXAMPLE,)), path)
     torch.testing.assert_close(capture(path)(EXAMPLE), Within()(EXAMPLE))
+
+
+class Rebuilding(nn.Module):
+    """Takes other parts for good at the first short input, as BigBird does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part: nn.Module = nn.Linear(4, 4)
+        self.short = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] <= 16:
+            self.part = self.short
+        result: Tensor = self.part(x)
+        return result
+
+
+def test_a_model_that_gives_itself_other_parts_is_captured_as_it_was_found_and_left_so() -> None:
+    model = Rebuilding().eval()
+    part, long = model.part, torch.randn(1, 20, 4)
+    program = capture(model, {"x": torch.randn(2, 8, 4)})
+    assert model.part is part
+    assert program.ranges["tokens"] == (1, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(model(long), part(long))
+    whole = capture(model, {"x": long})
+    torch.testing.assert_close(whole(x=torch.randn(1, 18, 4)).shape, (1, 18, 4))
+    assert whole.ranges["tokens"][0] == 17

@@ -295,3 +295,16 @@ def test_a_function_that_the_model_compiles_is_compiled_after_the_capture_too() 
     graphs.clear()
     model(torch.randn(2, 5, 4))
     assert graphs
+
+
+def test_a_buffer_that_is_assigned_its_own_value_is_none_that_is_written() -> None:
+    """As CTRL moves its positions to where the input is."""
+
+    def step(model: Any, x: Tensor) -> Tensor:
+        model.running = model.running.to(x.device)
+        return x * model.running
+
+    model = State(step).eval()
+    program = capture(model, {"x": torch.randn(2, 3, 4)})
+    x = torch.randn(2, 5, 4)
+    assert torch.equal(program(x), model(x))

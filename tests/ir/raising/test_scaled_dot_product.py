@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tersor import optimize_model
 from tersor.ir.capture import capture
 from tersor.ir.dialect import is_dialect
 from tersor.ir.program import Program
@@ -150,3 +151,32 @@ def test_heads_that_are_broadcast_are_no_attention(heads: tuple[int, int, int]) 
     assert program.facts.unraised
     x = torch.randn(3, 7, 32)
     torch.testing.assert_close(program(x), model(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("learned", ["query", "key and value"])
+@pytest.mark.parametrize("target", ["torch", "onnx"])
+def test_learned_operands_are_those_of_every_row(learned: str, target: str) -> None:
+    """As attention pooling has queries, and memories have keys and values, of batch 1."""
+
+    class Learned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = nn.Parameter(torch.randn(2, 1, 4, 3, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q = x.unflatten(-1, (4, 8)).transpose(1, 2)
+            k, v = self.own
+            found = (
+                F.scaled_dot_product_attention(k, q, q + 1)
+                if learned == "query"
+                else F.scaled_dot_product_attention(q, k, v)
+            )
+            return found.transpose(1, 2).flatten(2)
+
+    model = Learned().eval()
+    fast = optimize_model(model, [], target, example_inputs={"x": torch.randn(2, 5, 32)})
+    assert any(is_dialect(node, "attention") for node in fast.program.graph.nodes)
+    for batch, tokens in ((1, 4), (3, 7)):
+        x = torch.randn(batch, tokens, 32)
+        with torch.no_grad():
+            torch.testing.assert_close(fast(x), model(x), atol=1e-5, rtol=1e-4)
