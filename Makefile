@@ -49,6 +49,9 @@ bench: $(STAMP)
 	$(PY) -m benchmarks.speed --seconds 10
 	$(PY) -m benchmarks.quality --threads 1
 	$(PY) -m benchmarks.decoding
+	$(PY) -m benchmarks.quantised
+	$(PY) -m benchmarks.generator
+	$(PY) -m benchmarks.identity
 
 test: $(STAMP)
 	$(PY) -m pytest $(if $(ALL),-m "") $(if $(filter-out 0,$(JOBS)),-n $(JOBS)) $(ARGS)

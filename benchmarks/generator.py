@@ -1,6 +1,6 @@
 """Gemma 3 270M as a file that generates by itself, beside ``generate`` step by step, on CPU.
 
-python -m benchmarks.generator                      prints its section, which the page does not have yet
+python -m benchmarks.generator                      writes its section of docs/benchmarks.md
 python -m benchmarks.generator --new 32 --prompts 6 a quick look
 
 Every prompt goes through all sides in turns; their tokens must be the same, or part at a tie.
@@ -28,13 +28,13 @@ from tersor.runtime.divergence import Divergence, first_divergence
 
 from . import decoding_sides
 from .decoding_sides import Ours, Side, Transformers, by_kind, mean_ratio, settings, spread
-from .page import check_limits, provenance, table
+from .page import check_limits, provenance, put_section, table
 
 PLAIN, GREEDY, GUESSING = "generate, plain", "greedy file", "guessing file"
 SIDES = (PLAIN, GREEDY, GUESSING)
 # Of all prompts together: seconds of the greedy file over plain decoding, and over those of the guessing one.
 GREEDY_LIMIT, GUESSING_LIMIT = 1.15, 1.7
-_OPENING = """\
+_INTRODUCTION = """\
 Gemma 3 270M, float32, greedy, {new} new tokens behind each of {prompts} prompts, which go through all sides in turns;
 seconds with the prompt's own, median of {repeats} run(s). *{plain}*: `fast.generate` with `kv-cache`; the files: what
 `fast.export_onnx(..., generate=True)` writes, without guesses and with those of `speculate:drafter=ngram`, in ONNX
@@ -119,7 +119,7 @@ def section(results: Sequence[Result], new: int, repeats: int) -> str:
         [
             provenance("generator"),
             "",
-            _OPENING.format(new=new, prompts=len(results), repeats=repeats, plain=PLAIN),
+            _INTRODUCTION.format(new=new, prompts=len(results), repeats=repeats, plain=PLAIN),
             "",
             table(header, rows),
             "",
@@ -153,7 +153,9 @@ def main() -> None:
                 + "".join(f"; parts at {d}" for d in last.divergences),
                 highlight=False,
             )
-    print(section(results, options.new, options.repeats))
+    put_section(
+        "generator", section(results, options.new, options.repeats), bool(options.print or options.prompts)
+    )
     check_limits(missed(results), options.check)
 
 

@@ -1,6 +1,6 @@
 """Whether Gemma 3 270M generates the tokens of ``transformers``, with every drafter, alone and in batches of four.
 
-python -m benchmarks.identity                       prints its section, which the page does not have yet
+python -m benchmarks.identity                       writes its section of docs/benchmarks.md
 python -m benchmarks.identity --new 16 --prompts 8  a quick look
 
 Where tokens part, the two logits must be closer there than what rounding makes of them: see `tersor why`.
@@ -20,10 +20,10 @@ from examples.real_data import prose
 from tersor.runtime.divergence import Divergence, first_divergence
 
 from .decoding_sides import DRAFTERS, Ours, Transformers, gemma, settings, spread
-from .page import check_limits, provenance, table
+from .page import check_limits, provenance, put_section, table
 
 PLAIN, TOGETHER = "plain", 4
-_OPENING = """\
+_INTRODUCTION = """\
 Gemma 3 270M, float32, greedy, {new} new tokens behind each of {prompts} prompts: how many of them have the tokens of
 `transformers.generate` to the end, each alone and {together} at a time, without guesses and with every drafter. A tie
 is where tokens part and the two logits lie closer together than twice what a batch of four, in place of one, moves
@@ -79,7 +79,7 @@ def section(all_found: Sequence[Found], count: int, new: int) -> str:
         [
             provenance("identity"),
             "",
-            _OPENING.format(new=new, prompts=count, together=TOGETHER),
+            _INTRODUCTION.format(new=new, prompts=count, together=TOGETHER),
             "",
             table(["drafter", "one at a time", f"{TOGETHER} at a time"], rows),
             "",
@@ -121,7 +121,9 @@ def main() -> None:
             found = compare(chosen, expected, side, rows, peer)
             all_found.append(found)
             _console.print(f"{name}, {rows} at a time: {_cell(found, len(chosen))}", highlight=False)
-    print(section(all_found, len(chosen), options.new))
+    put_section(
+        "identity", section(all_found, len(chosen), options.new), bool(options.print or options.prompts)
+    )
     check_limits([bug for found in all_found for bug in found.bugs], options.check)
 
 

@@ -1,6 +1,6 @@
 """Generation of Gemma 3 270M with weights of 8 bits and fewer, beside llama.cpp on its own file, on CPU.
 
-python -m benchmarks.quantised                      prints its section, which the page does not have yet
+python -m benchmarks.quantised                      writes its section of docs/benchmarks.md
 python -m benchmarks.quantised --new 32 --prompts 6 a quick look
 
 llama.cpp and onnxruntime-genai take part where they are installed: see `benchmarks/peers.py`.
@@ -33,7 +33,7 @@ from .decoding_sides import (
     settings,
     spread,
 )
-from .page import check_limits, provenance, table
+from .page import check_limits, provenance, put_section, table
 from .peers import LLAMA, LLAMA_LOOKUP, genai_sides, llama_sides
 
 PEER = "transformers"
@@ -47,7 +47,7 @@ LLAMA_PLAIN, LLAMA_GUESSED, LLAMA_LOOKED_UP = 1.2, 2.2, 1.2
 MEASURED = (8, 256)
 # Seconds to the first token of a prompt of so many, int8 over transformers.
 FIRST, FIRST_LIMIT = 1000, 0.5
-_OPENING = """\
+_INTRODUCTION = """\
 Gemma 3 270M, greedy, {new} new tokens behind each of {prompts} prompts, which go through all sides in turns; tokens a
 second with the prompt's own time, median of {repeats} run(s). *transformers*: in float32. *int8*: 8-bit weights, the
 vocabulary's included; *gguf*: the 4-bit and 6-bit blocks of llama.cpp's own file, not rounded again; *+ {drafter}*:
@@ -151,7 +151,7 @@ def section(results: Sequence[Result], first: dict[str, float], bench: Bench, re
         [
             provenance("quantised"),
             "",
-            _OPENING.format(new=bench.new, prompts=len(results), repeats=repeats, drafter=DRAFTER),
+            _INTRODUCTION.format(new=bench.new, prompts=len(results), repeats=repeats, drafter=DRAFTER),
             "",
             table(header, rows),
             "",
@@ -192,7 +192,9 @@ def main() -> None:
         speeds = ", ".join(f"{n} {len(last.tokens[n]) / median(s):.1f}" for n, s in last.seconds.items())
         _console.print(f"{prompt.kind}, {len(prompt.tokens)} tokens: {speeds} tokens/s", highlight=False)
     first = first_token([side for side in bench.sides if side.name in (PEER, *KINDS, LLAMA)], long)
-    print(section(results, first, bench, options.repeats))
+    put_section(
+        "quantised", section(results, first, bench, options.repeats), bool(options.print or options.prompts)
+    )
     check_limits(missed(results, first), options.check)
 
 

@@ -138,6 +138,8 @@ def _stages(folder: Path, against: Any, steps: Steps) -> Iterator[Check]:
     try:
         # The Program that all else is measured against is the model's own on these inputs.
         source = capture_like(against, program, lambda source: [source.bind(**sample) for sample in samples])
+        for sample in samples:
+            source.bind(**sample)
     except (InputError, CaptureError) as error:
         if not isinstance(against, Program):
             find_source(against)  # Raises where there is no model at all, which says nothing of the artifact.

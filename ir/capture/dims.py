@@ -95,10 +95,10 @@ def check_dynamic(program: Program, dims: Dims) -> None:
                     f"{spec.shape[dim]}: its code compares, unpacks or stores that size. Leave it out of dynamic, or "
                     "make the code take the size from the tensor's shape"
                 )
-            if spec.shape[dim] != label:
+            if spec.shape[dim] != label and spec.shape.count(spec.shape[dim]) > 1:
                 raise CaptureError(
-                    f"dim {dim} of {spec.name!r} was to vary as {label!r}, but to the model it is {spec.shape[dim]!r}: "
-                    "give both one name, or make the code take either size from its own tensor"
+                    f"dim {dim} of {spec.name!r} was to vary as {label!r}, but to the model it is {spec.shape[dim]!r}, "
+                    "as another is: give both one name, or make the code take either size from its own dim"
                 )
 
 
