@@ -13,6 +13,7 @@ from onnx_difference import difference
 
 from tersor.codegen.onnx import OnnxExecutable, assert_dynamic, build, export
 from tersor.codegen.onnx.checks import check_model
+from tersor.codegen.onnx.limits import LIMITS
 from tersor.codegen.onnx.session import run, session_from_file, session_options
 from tersor.codegen.target import find_target
 from tersor.ir.capture import capture
