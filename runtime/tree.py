@@ -141,7 +141,9 @@ class Branching:
 
 def in_a_row(depths: Tensor, rows: int) -> Branching:
     """Tokens at ``depths [new]`` that each see those before them, as many in every row."""
-    sees = torch.ones(len(depths), len(depths), dtype=torch.bool).tril()
+    # Not tril, which starts torch's threads for two tokens: they would wait beside ONNX Runtime's for half a step.
+    place = torch.arange(len(depths))
+    sees = place[:, None] >= place
     return Branching(depths.expand(rows, -1), sees.expand(rows, -1, -1))
 
 

@@ -31,10 +31,13 @@ def limits_text(program: Program) -> str:
 def refusing(e: Emitter, program: Program, name: str, value: ir.Value) -> ir.Value:
     """The input ``name``, read through an operator that fails where a size or a number is out of bounds.
 
-    A size is looked at in the first input that has it.
+    A size is looked at in the first of the caller's inputs that has it; states are what the Program itself returned.
     """
-    spec = next(spec for spec in program.inputs if spec.name == name)
-    before = program.inputs[: program.inputs.index(spec)]
+    given = program.called_with
+    spec = next((spec for spec in given if spec.name == name), None)
+    if spec is None:
+        return value
+    before = given[: given.index(spec)]
     seen = {size for other in before for size in other.dynamic}
     result = value
     for place, size in enumerate(spec.shape):

@@ -32,7 +32,7 @@ from .inputs import (
     tokens_first,
 )
 from .keywords import spelled_out
-from .padded import can_be_tried, wrong_at_padding
+from .padded import can_be_tried, hides, wrong_at_padding
 from .single_sizes import refuse_wrong_single_sizes
 from .sources import Source, find_source
 from .state import Snapshot, inference_state
@@ -165,7 +165,7 @@ def _raised(
 
     found = raised(False)
     deviation = compare_with_model(found, expected, model)
-    if mixed_outputs(found):
+    if any(map(hides, found.graph.nodes)) and mixed_outputs(found):
         whole = raised(True)
         sure = str(whole) == str(found) or (can_be_tried(found) and wrong_at_padding(found, model) is None)
         if not sure:

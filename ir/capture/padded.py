@@ -44,6 +44,14 @@ def wrong_at_padding(program: Program, model: Callable[..., Any]) -> str | None:
     return None
 
 
+def hides(node: fx.Node) -> bool:
+    """Whether it is attention that may hide keys."""
+    if not is_attention(node):
+        return False
+    told = node.kwargs.get("causal", False) or node.kwargs.get("window", 0) > 0
+    return bool(told) or any(operand(node, name) is not None for name in ("mask", "padding"))
+
+
 def can_be_tried(program: Program) -> bool:
     """Whether padded rows of the example show what masks do: all are of zeros and ones, ``[batch, tokens]``."""
     masks = {node for node in _above_masks(program) if node.op == "placeholder"}
