@@ -70,23 +70,6 @@ def take_real(value: Tensor, real: Tensor | None) -> Tensor:
     return value[real.expand(value.shape[:2])]
 
 
-def mixed_outputs(program: Program) -> list[str]:
-    """Names of the outputs that are not proven to hold one entry a token, so that padding may be part of them."""
-    from . import token_products, token_rules  # noqa: F401
-
-    flow = content_flow(program)
-    results: Any = program.output_node.args[0]
-    left = dict(zip((spec.name for spec in program.outputs), results, strict=True))
-    seen: set[fx.Node] = set()
-    for attention in [n for n in program.graph.nodes if is_attention(n)]:
-        origin = None if attention in seen else _origin(program, flow, attention)
-        if origin is not None:
-            followed = _Followed(program, *origin)
-            seen |= followed.attentions
-            left = {name: node for name, node in left.items() if not followed.holds_tokens(node)}
-    return list(left)
-
-
 def _paddings(program: Program) -> dict[str, _Padding]:
     from . import token_products, token_rules  # noqa: F401
 
@@ -141,7 +124,6 @@ class _Followed:
     Attributes:
         chosen: how the tokens of a value were chosen from those of ``start``.
         hidden: the self-attentions of the stream and what hides padding there; None where nothing does.
-        attentions: all of them, those too whose mask was not taken apart.
     """
 
     program: Program
@@ -149,7 +131,6 @@ class _Followed:
     dim: int
     chosen: dict[fx.Node, Chosen] = field(default_factory=dict)
     hidden: dict[fx.Node, fx.Node | None] = field(default_factory=dict)
-    attentions: set[fx.Node] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.tokens = Located(TokenAxis(), self.start, self.dim)
@@ -172,7 +153,6 @@ class _Followed:
         elif ways:
             self.tokens.found[node] = NONE
         if is_attention(node) and all(self.tokens.dims(operand) for operand in node.args[:2]):
-            self.attentions.add(node)
             padding = operand(node, "padding")
             # A mask that was not taken apart may hide padding too: it is no evidence either way.
             if padding is not None or operand(node, "mask") is None:
@@ -208,13 +188,9 @@ class _Followed:
         self.chosen[index] = self.chosen[node]
         return True
 
-    def holds_tokens(self, node: fx.Node) -> bool:
-        """Whether an output is ``[batch, tokens, ...]``, an entry for each token."""
-        return self._axes(node) == (frozenset({1}), frozenset({0})) and node in self.chosen
-
     def padding(self, node: fx.Node) -> _Padding | None:
         """What hides the tokens of an output, ``[batch, tokens, ...]``; None where that is not what it holds."""
-        if not self.holds_tokens(node):
+        if self._axes(node) != (frozenset({1}), frozenset({0})) or node not in self.chosen:
             return None
         chosen = self.chosen[node]
         for length in range(len(chosen), -1, -1):

@@ -101,6 +101,46 @@ def test_outputs_made_of_padding_are_those_of_the_model(name: str, read: Read, d
     agree(model, {"x": torch.randn(2, 8, CHANNELS), "mask": torch.ones(2, 8).to(dtype)}, False, dtype)
 
 
+MIXED: dict[str, Read] = {
+    "a mean of all": lambda x: x + x.mean(1, keepdim=True),
+    "the token before": lambda x: x + torch.cat([x[:, :1] * 0, x[:, :-1]], 1),
+    "the other way round": lambda x: x + x.flip(1),
+    "the last before the first": lambda x: x + x.roll(1, 1),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32], ids=str)
+@pytest.mark.parametrize("read", MIXED.values(), ids=MIXED)
+@pytest.mark.parametrize("name", OF_PADDING)
+def test_tokens_that_read_padding_get_what_the_model_gives_them(
+    name: str, read: Read, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    model = Attends(OF_PADDING[name], read).eval()
+    agree(model, {"x": torch.randn(2, 8, CHANNELS), "mask": torch.ones(2, 8).to(dtype)}, True, dtype)
+
+
+def test_a_memory_that_nothing_hides_is_read_whole() -> None:
+    """Of an encoder with a window, whose padded tokens beyond it average all."""
+
+    class Reads(Attends):
+        def __init__(self) -> None:
+            super().__init__(OF_PADDING["a window"])
+            self.asks = torch.nn.MultiheadAttention(CHANNELS, 2, batch_first=True)
+
+        def forward(self, x: Tensor, mask: Tensor, memory: Tensor | None = None) -> Tensor:
+            found = super().forward(x, mask)
+            return self.asks(x[:, :3], found, found, need_weights=False)[0]
+
+    torch.manual_seed(0)
+    agree(
+        Reads().eval(),
+        {"x": torch.randn(2, 8, CHANNELS), "mask": torch.ones(2, 8).long()},
+        False,
+        torch.int64,
+    )
+
+
 @pytest.mark.parametrize("name", OF_PADDING)
 def test_where_outputs_are_of_tokens_the_mask_is_told_to_attention(name: str) -> None:
     program = capture(
