@@ -14,6 +14,7 @@ from ..analyses.layers import is_attention
 from ..errors import CaptureError
 from ..evaluate import sources_of
 from ..program import Program
+from ..raising._cone import Cone
 from ..raising.mask_meaning import is_mask_input
 from ..structure import Structure
 from .check import compare_on
@@ -54,8 +55,11 @@ def hides(node: fx.Node) -> bool:
 
 def can_be_tried(program: Program) -> bool:
     """Whether padded rows of the example show what masks do: all are of zeros and ones, ``[batch, tokens]``."""
-    masks = {node for node in _above_masks(program) if node.op == "placeholder"}
-    read = {node for node in masks if isinstance(node.meta["val"], Tensor)}
+    # Inputs that are read, and not their sizes alone.
+    cones = [Cone.above(program, node) for node in _told(program)]
+    if any(cone is None for cone in cones):
+        return False
+    read = {node for cone in cones if cone is not None for node in cone.inputs}
     return read == set(_masks(program)) and next(_padded(program), None) is not None
 
 
@@ -92,19 +96,16 @@ def _may_be(program: Program, length: int | str, needed: int) -> bool:
     return most is None or most >= needed
 
 
-def _above_masks(program: Program) -> set[fx.Node]:
-    read = [
-        operand(node, name)
-        for node in program.graph.nodes
-        if is_attention(node)
-        for name in ("mask", "padding")
-    ]
-    return set(sources_of(node for node in read if node is not None))
+def _told(program: Program) -> list[fx.Node]:
+    """What tells attention what to see."""
+    attentions = [node for node in program.graph.nodes if is_attention(node)]
+    found = [operand(node, name) for node in attentions for name in ("mask", "padding")]
+    return [node for node in found if node is not None]
 
 
 def _masks(program: Program) -> list[fx.Node]:
     """Inputs ``[batch, tokens]`` of zeros and ones by which attention is told what to see."""
-    above = _above_masks(program)
+    above = sources_of(_told(program))
     return [
         node
         for node in program.graph.nodes

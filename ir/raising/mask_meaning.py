@@ -146,8 +146,10 @@ def mask_meaning(
         if part is None:
             continue
         kind = Rows.OTHER
-        if padding is not None and not padded_rows and same_size(queries, keys):
-            kind = Rows.OWN if padding.op == "placeholder" else Rows.ALIKE
+        if padding is not None and same_size(queries, keys):
+            # A row that is padding as a whole counts in no case.
+            own = padding.op == "placeholder" and not padded_rows
+            kind = Rows.OWN if own else Rows.ALIKE
         meaning = _prove(program, part, padding, queries, keys, inverted, fill, kind)
         if meaning is not None:
             return meaning
