@@ -50,7 +50,7 @@ def hides(node: fx.Node) -> bool:
     if not is_attention(node):
         return False
     told = node.kwargs.get("causal", False) or node.kwargs.get("window", 0) > 0
-    return bool(told) or any(operand(node, name) is not None for name in ("mask", "padding"))
+    return bool(told) or bool(_operands(node))
 
 
 def can_be_tried(program: Program) -> bool:
@@ -98,9 +98,12 @@ def _may_be(program: Program, length: int | str, needed: int) -> bool:
 
 def _told(program: Program) -> list[fx.Node]:
     """What tells attention what to see."""
-    attentions = [node for node in program.graph.nodes if is_attention(node)]
-    found = [operand(node, name) for node in attentions for name in ("mask", "padding")]
-    return [node for node in found if node is not None]
+    return [told for node in program.graph.nodes if is_attention(node) for told in _operands(node)]
+
+
+def _operands(attention: fx.Node) -> list[fx.Node]:
+    mask, padding = operand(attention, "mask"), operand(attention, "padding")
+    return [node for node in (mask, padding) if node is not None]
 
 
 def _masks(program: Program) -> list[fx.Node]:
