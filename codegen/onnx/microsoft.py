@@ -13,7 +13,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import torch
 
-from tersor.ir.shapes import expression
+from tersor.ir.shapes import expression, same_size
 
 from .emitter import MICROSOFT, Emitter
 from .key_bias import split_key_bias, with_bias, with_one
@@ -26,8 +26,9 @@ def takes_group_query(e: Emitter, sight: Sight, value: ir.Value) -> bool:
     q, k, v = e.fake(sight.query), e.fake(sight.key), e.fake(value)
     indices = sight.query_positions is None and sight.key_positions is None
     square = expression(q.shape[2]) == expression(k.shape[2])
-    width = int(q.shape[3])
-    return sight.causal and indices and square and width == int(v.shape[3]) and width % 8 == 0 and _single(q)
+    width = q.shape[3]
+    wide = isinstance(width, int) and width % 8 == 0 and same_size(width, v.shape[3])
+    return sight.causal and indices and square and wide and _heads_are_known(q, k) and _single(q)
 
 
 def group_query(
@@ -68,8 +69,8 @@ def takes_multi_head(
 ) -> bool:
     """Whether ``MultiHeadAttention`` fits: as many key heads as query heads, no cap and no sinks, in float32."""
     q, k, v = e.fake(sight.query), e.fake(sight.key), e.fake(value)
-    same = int(q.shape[1]) == int(k.shape[1]) and int(k.shape[3]) == int(v.shape[3])
-    return same and sinks is None and softcap <= 0 and _single(q)
+    same = same_size(q.shape[1], k.shape[1]) and same_size(k.shape[3], v.shape[3])
+    return same and sinks is None and softcap <= 0 and _heads_are_known(q, k) and _single(q)
 
 
 def multi_head(e: Emitter, sight: Sight, value: ir.Value, scale: float) -> ir.Value:
@@ -119,6 +120,14 @@ def _full_bias(e: Emitter, sight: Sight) -> ir.Value:
     value = bias(e, sight, torch.float32)
     q, k = e.fake(sight.query).shape[2], e.fake(sight.key).shape[2]
     return e.shared_value(("full_bias", id(value)), lambda: e.op("Expand", value, e.shape([1, 1, q, k])))
+
+
+def _heads_are_known(*operands: torch.Tensor) -> bool:
+    """Whether both inner sizes are numbers: the operators have them as attributes.
+
+    What attends within windows may have as many of these as it likes where heads usually are.
+    """
+    return all(isinstance(operand.shape[dim], int) for operand in operands for dim in (1, 3))
 
 
 def _single(q: torch.Tensor) -> bool:

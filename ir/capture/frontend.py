@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -109,8 +109,8 @@ def _from_module(
         if dynamic != "auto":
             check_dynamic(program, dims)
         call = partial(call_model, model, fixed)
-        program = _raised(program, expected, call, named_by_attention if dynamic == "auto" else None)
-        program = _as_on_samples(refuse_wrong_single_sizes(program, call), call, samples)
+        rename = named_by_attention if dynamic == "auto" else None
+        program = _raised(program, expected, call, rename, samples)
         notes += tuple(explain_fused_layers(program, model, call, fused))
         if notes:
             program.notes["capture"] = [*notes, *program.notes.get("capture", ())]
@@ -130,8 +130,7 @@ def _from_archive(source: Source, samples: Samples | None) -> Program:
 
     assert source.exported is not None
     program, call = import_archive(source.exported, source.facts)
-    program = _raised(program, call(**program.example_inputs), call, None)
-    return _as_on_samples(program, call, samples)
+    return _raised(program, call(**program.example_inputs), call, None, samples)
 
 
 def _as_on_samples(program: Program, model: Callable[..., Any], samples: Samples | None) -> Program:
@@ -155,6 +154,7 @@ def _raised(
     expected: Any,
     model: Callable[..., Any],
     rename: Callable[[Program], Program] | None,
+    samples: Samples | None,
 ) -> Program:
     """The Program with its attention raised, compared with the model, which returned ``expected`` for the example."""
 
@@ -162,14 +162,20 @@ def _raised(
         found = raise_attention(program, padded_rows)
         return found if rename is None else rename(found)
 
-    found = raised(False)
-    deviation = compare_with_model(found, expected, model)
-    whole = raised(True) if any(map(hides, found.graph.nodes)) else found
+    def compared(found: Program) -> Program:
+        found = found.with_facts(deviation=compare_with_model(found, expected, model))
+        return _as_on_samples(refuse_wrong_single_sizes(found, model), model, samples)
+
+    short = raised(False)
+    whole = raised(True) if any(map(hides, short.graph.nodes)) else short
+    if str(whole) == str(short):
+        return compared(short)
     # Where it matters whether padded rows count, trials have to show that nothing reads them.
-    sure = str(whole) == str(found) or (can_be_tried(found) and wrong_at_padding(found, model) is None)
-    if not sure:
-        found, deviation = whole, compare_with_model(whole, expected, model)
-        wrong = wrong_at_padding(found, model)
-        if wrong is not None:
-            raise CaptureError(f"where rows are padded, {wrong}")
-    return found.with_facts(deviation=deviation)
+    if can_be_tried(short) and wrong_at_padding(short, model) is None:
+        with suppress(CaptureError):  # Inputs that are none of the trials' may show it yet.
+            return compared(short)
+    found = compared(whole)
+    wrong = wrong_at_padding(found, model)
+    if wrong is not None:
+        raise CaptureError(f"where rows are padded, {wrong}")
+    return found

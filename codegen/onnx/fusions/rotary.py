@@ -41,7 +41,9 @@ def rotary(e: Emitter, node: fx.Node, value: Values) -> ir.Value | None:
         x, cosine, sine = found
         batch, heads, tokens, width = x.meta["val"].shape
         same = cosine.meta["val"].shape == sine.meta["val"].shape
-        if not same or not all(_fits(angle, batch, tokens, width) for angle in (cosine, sine)):
+        # The operator has them as an attribute.
+        fixed = isinstance(heads, int)
+        if not same or not fixed or not all(_fits(angle, batch, tokens, width) for angle in (cosine, sine)):
             continue
         places = _places(e, cosine, batch, tokens)
         tables = [_table(e, value(angle), int(width)) for angle in (cosine, sine)]

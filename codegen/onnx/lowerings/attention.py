@@ -9,6 +9,7 @@ import onnx_ir as ir
 import torch
 
 from tersor.ir.dialect import DIALECT
+from tersor.ir.shapes import same_size
 
 from .. import microsoft
 from ..emitter import Emitter
@@ -107,7 +108,7 @@ def probabilities(e: Emitter, sight: Sight, sinks: ir.Value | None, scale: float
     dtype = q.dtype
     scaled = e.op("Mul", sight.query, e.const(scale, dtype))
     columns = transposed(e, sight.key, [0, 1, 3, 2])
-    if int(q.shape[1]) == int(k.shape[1]):
+    if same_size(q.shape[1], k.shape[1]):
         added, rest = (None, sight) if softcap > 0 else split_key_bias(e, sight)
         if added is not None:
             scaled, sight = with_one(e, scaled, q, [0, 1, 2, 3]), rest
@@ -138,7 +139,7 @@ def probabilities(e: Emitter, sight: Sight, sinks: ir.Value | None, scale: float
 
 def times_values(e: Emitter, rows: ir.Value, query: ir.Value, value: ir.Value) -> ir.Value:
     q, v = e.fake(query), e.fake(value)
-    if int(q.shape[1]) == int(v.shape[1]):
+    if same_size(q.shape[1], v.shape[1]):
         return e.op("MatMul", rows, value)
     grouped = e.op("Reshape", rows, e.shape([0, int(v.shape[1]), -1, v.shape[2]]))
     return _ungroup(e, e.op("MatMul", grouped, value), q, v.shape[3])

@@ -41,6 +41,16 @@ def left_and_right(batch: int, keys: int) -> Tensor:
     return padding
 
 
+@pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": 2}], ids=str)
+def test_what_stands_where_heads_are_may_vary(agree: Any, options: dict[str, Any]) -> None:
+    """Of videos ``[batch, frames, tokens, channels]``, whose frames attend each within itself."""
+    dims = {name: {0: "batch", 1: "frames", 2: "tokens"} for name in "qkv"}
+    cases = [
+        {name: torch.randn(b, f, n, 8) for name in "qkv"} for b, f, n in ((2, 3, 7), (1, 1, 1), (3, 5, 4))
+    ]
+    agree(lambda b, q, k, v: b.op("attention", q, k, v, scale=0.3, **options), dims, *cases)
+
+
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize(
     "options",
