@@ -123,7 +123,11 @@ class Decoder:
         self._form(1, 1)
 
     def new_cache(self, rows: int) -> KvCache:
-        return KvCache(self.stepping, self.program.inputs, rows)
+        return KvCache(self.stepping, self.program.inputs, rows, in_chunks=self.rounds_activations)
+
+    def most_new(self, cache: KvCache) -> int:
+        """How many tokens a step may have that is to give what steps of single tokens give."""
+        return cache.left_in_chunk() if self.rounds_activations else cache.longest_step
 
     def prefill(self, cache: KvCache, row: int, tokens: Sequence[int]) -> Tensor:
         """Append a prompt to a row, in pieces; logits ``[vocabulary]`` behind its last token."""
@@ -190,12 +194,16 @@ class Decoder:
         branching: Branching | None = None,
         ahead: int = 0,
     ) -> dict[str, Tensor]:
+        asked = len(wanted[0])
         if len(tokens[0]) == 1 and self.rounds_activations:
             # Products with one row and with several are other kernels; so a single token is fed twice.
             cache.reserve(ahead + 2, row)
             tokens, own = [[token, token] for (token,) in tokens], torch.zeros(2, dtype=torch.int64)
         else:
             own = torch.arange(len(tokens[0]))
+        if self.rounds_activations:
+            # Of an odd number of rows in products with wide blocks the last is summed by another kernel.
+            wanted = [places + places[-1:] if len(places) % 2 else places for places in wanted]
         # What runs several rows sums in other orders: where that decides, it runs the last one left of them too.
         rows = cache.most_rows if self.rounds_activations else len(tokens)
         executable, branches = self._form(rows, len(tokens[0]))
@@ -219,7 +227,9 @@ class Decoder:
         results = executable.run_into(given, into)
         names = [spec.name for spec in executable.outputs]
         found = zip(names, results, strict=True)
-        return {name: result for name, result in found if name not in self.stepping.results}
+        computed = {name: result for name, result in found if name not in self.stepping.results}
+        computed[self._logits] = computed[self._logits][:, :asked]
+        return computed
 
     def _own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Those of this Program, of a cache that may hold states of others."""

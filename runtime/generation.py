@@ -177,8 +177,9 @@ class _Loop:
     def _step(self, cache: KvCache, rows: Sequence[_Row]) -> None:
         """One run of the model: the last token of every row, and what is guessed to follow it."""
         started = time.perf_counter()
-        guessed = [TokenTree.of(row.new[-1], self._draft(row, len(rows))) for row in rows]
-        checked = self._chosen(rows, guessed)
+        most = self._most_guesses(cache, len(rows))
+        guessed = [TokenTree.of(row.new[-1], self._draft(row, len(rows), most)) for row in rows]
+        checked = self._chosen(rows, guessed, most)
         tokens, branching = side_by_side(checked)
         cache.reserve(len(tokens[0]))
         drafting = time.perf_counter() - started
@@ -204,22 +205,27 @@ class _Loop:
             self.statistics.drafting += learning
             self.policy.learn(len(rows), len(tokens[0]) - 1, gained, drafting + learning)
 
-    def _draft(self, row: _Row, rows: int) -> Sequence[Chain]:
+    def _most_guesses(self, cache: KvCache, rows: int) -> int:
+        """How many of every row a step may check."""
+        if self.policy is None:
+            return 0
+        return min(self.policy.longest(rows), self.decoder.most_new(cache) - 1)
+
+    def _draft(self, row: _Row, rows: int, most: int) -> Sequence[Chain]:
         """What may follow a row, as far as there is room for it."""
         if row.guesser is None or self.policy is None:
             return ()
-        room = min(self.policy.longest(rows), self._room(row))
+        room = min(most, self._room(row))
         return row.guesser.draft(room, _Outlook(row, rows, self.policy)) if room > 0 else ()
 
     def _room(self, row: _Row) -> int:
         """How many guesses of a row may be right: the step itself gives one token more."""
         return self.stopping.left(row.prompt, row.new) - 1
 
-    def _chosen(self, rows: Sequence[_Row], guessed: Sequence[TokenTree]) -> Sequence[TokenTree]:
+    def _chosen(self, rows: Sequence[_Row], guessed: Sequence[TokenTree], most: int) -> Sequence[TokenTree]:
         """Of what was guessed, what is worth checking."""
         if self.policy is None:
             return guessed
-        most = self.policy.longest(len(rows))
         ranked = [row.rates.ranked(tree, most) for row, tree in zip(rows, guessed, strict=True)]
         if self.decoder.rounds_activations:
             # Between siblings the tokens of a path lie elsewhere than in plain decoding.
@@ -227,17 +233,21 @@ class _Loop:
         count = self.policy.guesses([chances for _, chances in ranked])
         trees = [tree.part(nodes[:count]) for tree, (nodes, _) in zip(guessed, ranked, strict=True)]
         if self.decoder.probes:
-            self._add_probes(self.policy, rows, trees, [chances[:count] for _, chances in ranked])
+            self._add_probes(self.policy, rows, trees, [chances[:count] for _, chances in ranked], most)
         return trees
 
     def _add_probes(
-        self, policy: Policy, rows: Sequence[_Row], trees: Sequence[TokenTree], chances: Sequence[list[float]]
+        self,
+        policy: Policy,
+        rows: Sequence[_Row],
+        trees: Sequence[TokenTree],
+        chances: Sequence[list[float]],
+        most: int,
     ) -> None:
         """Put those behind guesses, of which each is right with ``chances``, that the next step gains most by."""
         guesses = max(map(len, chances))
-        most = policy.longest(len(rows)) - guesses
         ranked = [
-            ranked_probes(tree, known, row.gains, self._room(row), self.decoder.probes)[:most]
+            ranked_probes(tree, known, row.gains, self._room(row), self.decoder.probes)[: most - guesses]
             for tree, known, row in zip(trees, chances, rows, strict=True)
         ]
         worth = [[gain for gain, _ in row] for row in ranked]

@@ -9,6 +9,7 @@ from torch import Tensor
 from tersor.ir.program import TensorSpec
 from tersor.ir.stepping import Slots, Stepping
 
+from .chunks import left_in_chunk
 from .page_pool import PagePool
 from .row_buffers import RowBuffers
 from .slot_store import SlotStore
@@ -36,6 +37,7 @@ class KvCache:
         *,
         longest_step: int = 512,
         longest_rollback: int = 64,
+        in_chunks: bool = False,
     ) -> None:
         """Empty.
 
@@ -43,6 +45,7 @@ class KvCache:
             inputs: those of the Program.
             longest_step: tokens that one step may append.
             longest_rollback: tokens of the last step that may be taken back after later ones.
+            in_chunks: whether what a token gives must not depend on which are run beside it: see :mod:`.chunks`.
         """
         self.rows = self.most_rows = rows
         self.longest_step = longest_step
@@ -52,11 +55,17 @@ class KvCache:
         for slots in stepping.slots:
             if slots.pages is None:
                 self._stores[slots.length] = RowBuffers(
-                    slots, specs, rows, longest_rollback, first=_FIRST_CAPACITY, longest_step=longest_step
+                    slots,
+                    specs,
+                    rows,
+                    longest_rollback,
+                    first=_FIRST_CAPACITY,
+                    longest_step=longest_step,
+                    in_chunks=in_chunks,
                 )
             else:
                 self._stores[slots.length] = PagePool(
-                    slots, specs, rows, longest_rollback, first=_FIRST_CAPACITY
+                    slots, specs, rows, longest_rollback, first=_FIRST_CAPACITY, in_chunks=in_chunks
                 )
 
     @property
@@ -81,6 +90,10 @@ class KvCache:
             )
         for store in self._stores.values():
             store.reserve(new, range(self.rows) if row is None else (row,))
+
+    def left_in_chunk(self) -> int:
+        """How many tokens a step may have that must not reach past the chunk of any row."""
+        return min(left_in_chunk(count) for store in self._stores.values() for count in store.filled)
 
     def inputs(self, row: int | None = None, ahead: int = 0) -> dict[str, Tensor]:
         """What a step is given: every state, and how many of its slots are filled; of one row or of all.

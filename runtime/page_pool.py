@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from tersor.ir.program import TensorSpec
 from tersor.ir.stepping import Pages, Slots, State
 
+from .chunks import whole_blocks
 from .slot_store import SlotStore
 
 
@@ -21,14 +23,21 @@ class PagePool(SlotStore):
     """
 
     def __init__(
-        self, slots: Slots, inputs: Mapping[str, TensorSpec], rows: int, rollback: int, *, first: int
+        self,
+        slots: Slots,
+        inputs: Mapping[str, TensorSpec],
+        rows: int,
+        rollback: int,
+        *,
+        first: int,
+        in_chunks: bool = False,
     ) -> None:
         """Empty.
 
         Args:
             first: slots of all rows together that the pool begins with.
         """
-        super().__init__(slots, inputs, rows, rollback)
+        super().__init__(slots, inputs, rows, rollback, in_chunks)
         assert slots.pages is not None
         self._pages: Pages = slots.pages
         self._table: list[list[int]] = [[] for _ in range(rows)]
@@ -53,19 +62,20 @@ class PagePool(SlotStore):
     def reserve(self, new: int, rows: Sequence[int]) -> None:
         for row in rows:
             own = self._table[row]
-            while self.slots.window and self.filled[row] >= self.kept + self._pages.size:
-                self._free.append(own.pop(0))
-                self.filled[row] -= self._pages.size
-            missing = self._pages.needed(self.filled[row] + new) - len(own)
+            if self.slots.window:
+                self._give_back(row)
+            missing = self._pages.needed(self._reach(row, new)) - len(own)
             if missing > len(self._free):
                 self._grow(max(2 * self.pages, self.pages + missing - len(self._free)))
             own += [self._free.pop() for _ in range(missing)]
 
     def inputs(self, rows: slice, ahead: int) -> dict[str, Tensor]:
         own = self._table[rows]
-        # An input has at least one block; what fills up shorter rows is never seen.
-        blocks = max([1, *map(len, own)])
-        table = torch.tensor([pages + [0] * (blocks - len(pages)) for pages in own], dtype=torch.int64)
+        # An input has at least one page; what fills up shorter rows is never seen.
+        pages = max([1, *map(len, own)])
+        if self._in_chunks:
+            pages = self._pages.needed(whole_blocks(pages * self._pages.size))
+        table = torch.tensor([row + [0] * (pages - len(row)) for row in own], dtype=torch.int64)
         return {**self.buffers, self._pages.table: table, **self._lengths(rows, ahead)}
 
     def results(self, rows: slice) -> dict[str, Tensor]:
@@ -107,6 +117,16 @@ class PagePool(SlotStore):
         self.rollback(row, self.filled[row])
         self._table[row], self.filled[row] = self._table[-1], self.filled[-1]
         del self._table[-1], self.filled[-1]
+
+    def _give_back(self, row: int) -> None:
+        """The pages behind the window of a row, several at once where slots move by whole chunks."""
+        size, own = self._pages.size, self._table[row]
+        together = math.lcm(size, self._together)
+        passed = self._begun(row) - self.kept
+        count = max(0, passed) // together * together
+        self._free += own[: count // size]
+        del own[: count // size]
+        self.filled[row] -= count
 
     def _places(self, row: int, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The page of every slot of a row, and which of the page's it is."""

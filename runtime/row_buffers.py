@@ -10,6 +10,7 @@ from torch import Tensor
 from tersor.ir.program import TensorSpec
 from tersor.ir.stepping import Slots, State
 
+from .chunks import whole_blocks
 from .slot_store import SlotStore
 
 
@@ -17,7 +18,7 @@ class RowBuffers(SlotStore):
     """Buffers ``[rows, heads, slots, width]``.
 
     A buffer whose layers look at all tokens doubles when it is full.  One of a window has a fixed number of slots:
-    when a step would not fit, what may still be looked at moves to its front.
+    when a step of a row would not fit, what this may still look at moves to its front.
     """
 
     def __init__(
@@ -29,26 +30,30 @@ class RowBuffers(SlotStore):
         *,
         first: int,
         longest_step: int,
+        in_chunks: bool = False,
     ) -> None:
         """Empty.
 
         Args:
             first: slots that a buffer without a window begins with.  longest_step: tokens that one step may append.
         """
-        super().__init__(slots, inputs, rows, rollback)
-        self._allocate(rows, self.kept + longest_step if slots.window else first)
+        super().__init__(slots, inputs, rows, rollback, in_chunks)
+        # What may still be looked at, and of a chunk what is behind it.
+        self._allocate(rows, self.kept + self._together + longest_step if slots.window else first)
 
     @property
     def capacity(self) -> int:
         return int(self.buffers[self.slots.states[0].name].shape[2])
 
     def reserve(self, new: int, rows: Sequence[int]) -> None:
-        if max(self.filled[row] for row in rows) + new <= self.capacity:
-            return
-        if self.slots.window:
-            self._move_to_front()
-        else:
-            self._allocate(self.most_rows, max(max(self.filled) + new, 2 * self.capacity))
+        for row in rows:
+            needed = self._reach(row, new)
+            if needed <= self.capacity:
+                continue
+            if self.slots.window:
+                self._move_to_front(row)
+            else:
+                self._allocate(self.most_rows, max(whole_blocks(needed), 2 * self.capacity))
 
     def inputs(self, rows: slice, ahead: int) -> dict[str, Tensor]:
         given = {name: buffer[rows] for name, buffer in self.buffers.items()}
@@ -87,10 +92,10 @@ class RowBuffers(SlotStore):
                 buffer[row, :, :count] = buffer[last, :, :count]
             self.filled[row] = count
 
-    def _move_to_front(self) -> None:
-        for row, count in enumerate(self.filled):
-            if count > self.kept:
-                for state in self.slots.states:
-                    rows = self.buffers[state.name][row]
-                    rows[:, : self.kept] = rows[:, count - self.kept : count].clone()
-                self.filled[row] = self.kept
+    def _move_to_front(self, row: int) -> None:
+        count = self.filled[row]
+        passed = max(0, count - self.kept) // self._together * self._together
+        for state in self.slots.states:
+            slots = self.buffers[state.name][row]
+            slots[:, : count - passed] = slots[:, passed:count].clone()
+        self.filled[row] = count - passed

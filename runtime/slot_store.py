@@ -11,6 +11,8 @@ from torch import Tensor
 from tersor.ir.program import TensorSpec
 from tersor.ir.stepping import Slots, State
 
+from .chunks import CHUNK, end_of_chunk, left_in_chunk
+
 
 class SlotStore(ABC):
     """Base of the stores.  Slots of a row are numbered; those below what is filled hold its latest tokens, in order.
@@ -20,14 +22,24 @@ class SlotStore(ABC):
         buffers: the states, by the name of their input.
     """
 
-    def __init__(self, slots: Slots, inputs: Mapping[str, TensorSpec], rows: int, rollback: int) -> None:
+    def __init__(
+        self,
+        slots: Slots,
+        inputs: Mapping[str, TensorSpec],
+        rows: int,
+        rollback: int,
+        in_chunks: bool = False,
+    ) -> None:
         """Empty, for ``rows`` rows at most.
 
         Args:
             inputs: those of the Program, by name.
             rollback: tokens that may be taken back after others have been appended.
+            in_chunks: whether room is made, and slots move, where chunks begin: see :mod:`.chunks`.
         """
-        self.slots, self._inputs = slots, inputs
+        self.slots, self._inputs, self._in_chunks = slots, inputs, in_chunks
+        # Slots move by as many or a multiple.
+        self._together = CHUNK if in_chunks else 1
         self.most_rows = rows
         # A query sees itself and what is before it in the window.
         self.kept = slots.window - 1 + rollback
@@ -83,6 +95,16 @@ class SlotStore(ABC):
         """Whether without its last ``count`` of ``tokens`` a row would lack what its next token looks at."""
         window = self.slots.window
         return self.filled[row] - count < (min(tokens - count, window - 1) if window else 0)
+
+    def _begun(self, row: int) -> int:
+        """How many slots of a row were filled when its chunk began."""
+        filled = self.filled[row]
+        return filled + left_in_chunk(filled) - CHUNK if self._in_chunks else filled
+
+    def _reach(self, row: int, new: int) -> int:
+        """Up to which slot a row needs room for a step of ``new`` tokens."""
+        filled = self.filled[row]
+        return max(filled + new, end_of_chunk(filled)) if self._in_chunks else filled + new
 
     def _lengths(self, rows: slice, ahead: int) -> dict[str, Tensor]:
         return {self.slots.length: torch.tensor(self.filled[rows]) + ahead}

@@ -19,6 +19,7 @@ from tersor.ir.capture import capture
 from tersor.passes.pipeline import run
 from tersor.runtime.decoder import Decoder
 from tersor.runtime.generation import Stopping, generate
+from tersor.runtime.kv_cache import KvCache
 from tersor.runtime.sampling import Sampling
 from tersor.runtime.speculation import Statistics
 
@@ -108,3 +109,36 @@ def test_forms_share_what_is_stored() -> None:
     held = [executable._stored for executable in decoder._forms.values()]  # type: ignore[attr-defined]
     assert len(held) > 1
     assert all(one[name] is other[name] for one in held for other in held for name in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["kv-cache", "kv-cache:layout=paged"])
+def test_states_are_the_same_whatever_was_guessed(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads whose sums kernels cut, windows that move, a vocabulary in wide blocks: bit for bit, over many chunks."""
+    sizes = dict(vocab_size=1 << 15, hidden_size=128, head_dim=256, sliding_window=70, num_key_value_heads=1)
+    model = huggingface("Gemma3TextConfig", "Gemma3ForCausalLM", **(LLAMA | sizes))()
+    program, _ = run(capture(model), [cache, "speculate"])
+    decoder = Decoder(program, lambda form: find_target("onnx").lower(form, weights="int8", threads=1))
+    monkeypatch.setattr(type(decoder), "cost_curve", CHEAP)
+    kept: list[dict[str, Tensor]] = []
+
+    def small_cache(rows: int) -> KvCache:
+        return KvCache(decoder.stepping, program.inputs, rows, longest_step=64, in_chunks=True)
+
+    remove = KvCache.remove
+
+    def keep(cache: KvCache, row: int) -> None:
+        kept.append({name: state.clone() for name, state in cache.states(row).items()})
+        remove(cache, row)
+
+    monkeypatch.setattr(decoder, "new_cache", small_cache)
+    monkeypatch.setattr(KvCache, "remove", keep)
+    prompt = list(range(3, 40))
+    plain = generate(decoder, [prompt], Stopping(300), Sampling())
+    counts = Statistics()
+    guess = lambda _: Mostly(prompt + plain[0])  # noqa: E731
+    assert generate(decoder, [prompt], Stopping(300), Sampling(), None, guess, counts) == plain
+    assert max(counts.accepted) > 20
+    for name, state in kept[0].items():
+        shared = min(state.shape[1], kept[1][name].shape[1])
+        assert torch.equal(state[:, :shared], kept[1][name][:, :shared]), name
