@@ -19,7 +19,7 @@ from .ir.analyses.cost import Totals
 from .ir.analyses.rounding import rounding_allowances
 from .ir.archive import weights_hash
 from .ir.capture import capture
-from .ir.capture.frontend import Samples
+from .ir.capture.check import Samples
 from .ir.capture.sources import find_source
 from .ir.errors import (
     ArtifactError,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from ..errors import CaptureError
 from ..program import Program
 from ..structure import Structure
 from .dims import resized
+
+# Further inputs on which a Program is compared, as it takes them.
+Samples = Callable[[Program], Sequence[Mapping[str, Tensor]]]
 
 # Epsilons that are left where terms near one cancel.
 _CANCELLED = 8

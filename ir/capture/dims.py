@@ -34,7 +34,8 @@ def dynamic_dims(inputs: Mapping[str, Tensor], dynamic: Any, tokens_first: bool 
 
     ``"auto"``: dim 0 is the batch; dim 1 counts tokens in ids, masks and ``[batch, tokens, features]`` values, and
     samples in ``[batch, samples]`` values, unless they are as many as the tokens of an input before them.  Images (four
-    dims) keep their height and width.  A dim whose size differs from its namesake's gets a name of its own.
+    dims) keep their height and width; ``[batch, 1, n, n]`` beside an input of n tokens says what these see.  A dim
+    whose size differs from its namesake's gets a name of its own.
     ``tokens_first`` swaps the first two dims of such values.
 
     Raises:
@@ -48,17 +49,18 @@ def dynamic_dims(inputs: Mapping[str, Tensor], dynamic: Any, tokens_first: bool 
 
 def _automatic(name: str, tensor: Tensor, sizes: dict[str, int], tokens_first: bool) -> dict[int, str]:
     # Ids and masks vary in every dim; the last dim of values holds features, and images keep height and width.
-    counted = tensor.dim() if not tensor.dtype.is_floating_point else min(tensor.dim(), 2)
+    counted = list(range(tensor.dim() if not tensor.dtype.is_floating_point else min(tensor.dim(), 2)))
     if tensor.dim() >= 4:
-        counted = 1
+        pairs = tensor.dim() == 4 and tensor.shape[1:] == (1, sizes.get("tokens"), sizes.get("tokens"))
+        counted = [0, 2, 3] if pairs and tensor.shape[2] > 1 else [0]
     # Beside an input that counts tokens, floats of as many are a mask.
     beside = tensor.dim() != 2 or sizes.get("tokens") == tensor.shape[1] > 1
     usual = (BATCH, "samples" if tensor.dtype.is_floating_point and not beside else "tokens")
     if tokens_first and tensor.dim() == 3:
         usual = ("tokens", BATCH)
     dims: dict[int, str] = {}
-    for dim in range(counted):
-        label = usual[dim] if dim < len(usual) else "features"
+    for dim in counted:
+        label = usual[dim] if dim < len(usual) else "tokens" if tensor.dim() == 4 else "features"
         size = tensor.shape[dim]
         if sizes.setdefault(label, size) != size:
             label = next((known for known, n in sizes.items() if n == size), f"{name}_{label}")

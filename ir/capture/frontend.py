@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..errors import CaptureError, InputError
 from ..program import Program
 from ..raising import raise_attention
 from .attributes import explain_attributes
-from .check import compare_on, compare_with_model
+from .check import Samples, compare_on, compare_with_model
 from .dim_names import named_by_attention
 from .dims import check_dynamic, dynamic_dims
 from .experts import dense_experts
@@ -37,7 +37,6 @@ from .sources import Source, find_source
 from .state import Snapshot, inference_state
 
 Dynamic = Literal["auto"] | Mapping[str, Mapping[int, str]]
-Samples = Callable[[Program], Sequence[Mapping[str, torch.Tensor]]]
 
 
 def capture(
@@ -111,7 +110,7 @@ def _from_module(
         call = partial(call_model, model, fixed)
         rename = named_by_attention if dynamic == "auto" else None
         program = _raised(program, expected, call, rename, samples)
-        notes += tuple(explain_fused_layers(program, model, call, fused))
+        notes += tuple(explain_fused_layers(program, model, call, fused, samples))
         if notes:
             program.notes["capture"] = [*notes, *program.notes.get("capture", ())]
         return program

@@ -15,10 +15,13 @@ from ..errors import CaptureError
 from ..evaluate import sources_of
 from ..program import Program
 from ..raising._cone import Cone
+from ..raising._pattern import calls
 from ..raising.mask_meaning import is_mask_input
 from ..structure import Structure
 from .check import compare_on
 from .dims import example_at
+
+aten = torch.ops.aten
 
 # Tokens of a trial at most, for the sake of wide windows.
 _LONGEST = 1024
@@ -31,7 +34,7 @@ def wrong_at_padding(program: Program, model: Callable[..., Any]) -> str | None:
 
     What a model computes at padding is nobody's result as long as no other result is made of it.
     """
-    for inputs in _padded(program):
+    for inputs in padded(program):
         try:
             expected = model(**inputs)
         except (RuntimeError, ValueError, IndexError):
@@ -60,12 +63,17 @@ def can_be_tried(program: Program) -> bool:
     if any(cone is None for cone in cones):
         return False
     read = {node for cone in cones if cone is not None for node in cone.inputs}
-    return read == set(_masks(program)) and next(_padded(program), None) is not None
+    return read == set(_masks(program)) and next(padded(program), None) is not None
 
 
-def _padded(program: Program) -> Iterator[dict[str, Tensor]]:
-    """The example with some tokens of each row padded, other numbers of them in each; nothing where none shows it."""
-    masks = _masks(program)
+def padded(program: Program, by_ids: bool = False) -> Iterator[dict[str, Tensor]]:
+    """The example with some tokens of each row padded, other numbers of them in each; nothing where none shows it.
+
+    Args:
+        by_ids: whether ids that attention is hidden by count as what shows it.
+    """
+    written = dict.fromkeys(_masks(program), 0) | (_padding_ids(program) if by_ids else {})
+    masks = list(written)
     if not masks:
         return
     inputs = program.example_inputs
@@ -79,10 +87,10 @@ def _padded(program: Program) -> Iterator[dict[str, Tensor]]:
         if needed > _LONGEST or not all(_may_be(program, length, needed) for length in lengths):
             return
         inputs = example_at(program, dict.fromkeys(map(str, lengths), needed))
-    names = {str(node.target) for node in masks}
+    names = {str(node.target): value for node, value in written.items()}
     for left, first in product((False, True), range(_COUNTS)):
         yield {
-            spec.name: _with_padding(inputs[spec.name], left, first)
+            spec.name: _with_padding(inputs[spec.name], names[spec.name], left, first)
             if spec.name in names
             else inputs[spec.name]
             for spec in program.called_with
@@ -116,11 +124,28 @@ def _masks(program: Program) -> list[fx.Node]:
     ]
 
 
-def _with_padding(example: Tensor, left: bool, first: int) -> Tensor:
-    """Rows of one real token, of half of them, and of all but one, in turns, which ``first`` begins."""
+def _padding_ids(program: Program) -> dict[fx.Node, int]:
+    """Inputs ``[batch, tokens]`` by which attention is told what to see, as they are this number or not."""
+    above = sources_of(_told(program))
+    found: dict[fx.Node, int] = {}
+    for node in program.graph.nodes:
+        if node in above and calls(node, aten.eq.Scalar, aten.ne.Scalar):
+            ids, number = node.args[:2]
+            if ids.op == "placeholder" and ids.meta["val"].dim() == 2 and isinstance(number, int):
+                found[ids] = number
+    return found
+
+
+def _with_padding(example: Tensor, padding: int, left: bool, first: int) -> Tensor:
+    """Rows of one real token, of half of them, and of all but one, in turns, which ``first`` begins.
+
+    Real tokens are ones in what is all zeros and ones, and elsewhere the example's.
+    """
     rows, tokens = example.shape
     counts = torch.tensor([1, (tokens + 1) // 2, max(1, tokens - 1)])
     count = counts[(torch.arange(rows) + first) % _COUNTS][:, None]
     place = torch.arange(tokens)[None]
     real = place >= tokens - count if left else place < count
-    return real.to(example.dtype)
+    if padding == 0 and bool(((example == 0) | (example == 1)).all()):
+        return real.to(example.dtype)
+    return example.masked_fill(~real, padding)

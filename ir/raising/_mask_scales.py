@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, fx
 
@@ -45,10 +46,12 @@ _BOUNDED = (
 def longest_scale(program: Program, cone: Cone, given: fx.Node | None) -> float | None:
     """A length past every distance at which the code of ``cone`` may turn; None where no bound is known.
 
-    Constants that meet positions multiply (``d * 0.02 < 3`` turns at 150); whole numbers that say where to cut
-    (bounds, diagonals, the constants in sizes) and extents of tables add up.  A fill for hidden keys meets no
-    position and does not count.
+    Constants that meet positions multiply (``d * 0.02 < 3`` turns at 150), as do those of a size that is computed of
+    others by more than sums (``max(64, n // 16)`` turns at 1024); whole numbers that say where to cut (bounds,
+    diagonals, what is added to a size) and extents of tables add up.  A fill for hidden keys meets no position and
+    does not count.
     """
+    sizes: set[sympy.Expr] = set()
     positional: set[fx.Node] = set()
     meet: list[fx.Node] = []
     added, factor = 0.0, 1.0
@@ -57,7 +60,7 @@ def longest_scale(program: Program, cone: Cone, given: fx.Node | None) -> float 
             continue
         if is_size(node):
             value = expression(node.meta["val"])
-            added += sum(abs(float(n)) for n in value.atoms() if n.is_Number)
+            sizes.add(value)
             if value.free_symbols:
                 positional.add(node)
             continue
@@ -79,11 +82,29 @@ def longest_scale(program: Program, cone: Cone, given: fx.Node | None) -> float 
         elif calls(node, *_COUNTS):
             meet.append(node)
             positional.add(node)
+    for size in sizes:
+        if _is_sum(size):
+            added += sum(_constants(size))
+        elif not any(other != size and other.has(size) for other in sizes):
+            factor *= math.prod(map(_turn, _constants(size)))
     for node in _with_operands(meet, given):
         factor *= _factor(program, node)
         if not math.isfinite(factor):
             return None
     return added + factor
+
+
+def _is_sum(size: sympy.Expr) -> bool:
+    """Whether it is other sizes, and numbers, added and subtracted."""
+    return all(
+        term.is_Number or (term.is_Symbol and abs(coefficient) == 1)
+        for term, coefficient in size.as_coefficients_dict().items()
+    )
+
+
+def _constants(size: sympy.Expr) -> list[float]:
+    """The numbers in it but zeros, each as often as it stands there."""
+    return [abs(float(n)) for n in sympy.preorder_traversal(size) if n.is_Number and n != 0]
 
 
 def _operands(node: fx.Node) -> tuple[list[Any], list[int]]:

@@ -17,6 +17,7 @@ from ._product import Product, product_of
 aten = torch.ops.aten
 
 _DEPTH = 24
+# Added to a logit, or in its place, a number this low leaves a probability of exactly zero.
 LOW = -1e4
 
 
@@ -32,7 +33,7 @@ class Bias:
     factor: float = 1.0
     hidden: bool = False
     visible: bool = False
-    low: Any = None
+    low: float | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Scores:
 
     def scaled(self, factor: float) -> Scores:
         terms = tuple(
-            replace(t, factor=t.factor * factor) if t.low is None else replace(t, low=float(t.low) * factor)
+            replace(t, factor=t.factor * factor) if t.low is None else replace(t, low=t.low * factor)
             for t in self.terms
         )
         return replace(self, scale=self.scale * factor, terms=terms)
@@ -73,7 +74,7 @@ def find_scores(program: Program, node: Any, depth: int = 0) -> Scores | WhyNot 
         return _summed(program, node, rank, depth)
     if calls(node, aten.masked_fill):
         inner, mask, low = node.args[:3]
-        return _overwritten(program, inner, Bias(mask, rank, hidden=True, low=low), depth)
+        return _overwritten(program, inner, Bias(mask, rank, hidden=True), low, depth)
     if calls(node, aten.where):
         return _selected(program, node, rank, depth)
     if calls(node, aten.reshape.default):
@@ -92,7 +93,10 @@ def _scaled(program: Program, node: fx.Node, depth: int) -> Scores | WhyNot | No
     factor = constant(program, other)
     if factor is None or factor <= 0:
         return WhyNot(node, "the scores are scaled by a value that is no positive constant")
-    return scores.scaled(factor if calls(node, aten.mul) else 1 / factor)
+    scaled = scores.scaled(factor if calls(node, aten.mul) else 1 / factor)
+    if any(term.low is not None and term.low > LOW for term in scaled.terms):
+        return WhyNot(node, "masked scores are scaled to a value that does not hide them")
+    return scaled
 
 
 def _summed(program: Program, node: fx.Node, rank: int, depth: int) -> Scores | WhyNot | None:
@@ -114,11 +118,11 @@ def _summed(program: Program, node: fx.Node, rank: int, depth: int) -> Scores | 
     return None
 
 
-def _overwritten(program: Program, inner: Any, mask: Bias, depth: int) -> Scores | WhyNot | None:
+def _overwritten(program: Program, inner: Any, mask: Bias, value: Any, depth: int) -> Scores | WhyNot | None:
     scores = find_scores(program, inner, depth + 1)
     if not isinstance(scores, Scores):
         return scores
-    low = constant(program, mask.low)
+    low = constant(program, value)
     if low is None or low > LOW:
         return WhyNot(mask.node, "masked scores get a value that does not hide them")
     return scores.with_term(replace(mask, low=low))
@@ -128,10 +132,10 @@ def _selected(program: Program, node: fx.Node, rank: int, depth: int) -> Scores 
     condition, chosen, otherwise = node.args[:3]
     if not isinstance(condition, fx.Node):
         return None
-    scores = _overwritten(program, chosen, Bias(condition, rank, visible=True, low=otherwise), depth)
+    scores = _overwritten(program, chosen, Bias(condition, rank, visible=True), otherwise, depth)
     if scores is not None:
         return scores
-    return _overwritten(program, otherwise, Bias(condition, rank, hidden=True, low=chosen), depth)
+    return _overwritten(program, otherwise, Bias(condition, rank, hidden=True), chosen, depth)
 
 
 def _reshaped(program: Program, node: fx.Node, rank: int, depth: int) -> Scores | WhyNot | None:

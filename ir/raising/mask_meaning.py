@@ -31,11 +31,10 @@ from ._padding_trials import (
 )
 from ._pattern import calls, sizes
 from ._rows import tells_rows_apart
+from ._scores import LOW
 
 aten = torch.ops.aten
 
-# Added to a logit, a number this low leaves a probability of exactly zero.
-HIDDEN = -1e4
 # Lengths at which a mask is evaluated; what needs a longer one to show is not proved.
 SHORT, LONGEST = 9, 4100
 # Beyond this length few values are tried where a shorter one is tried too, beyond the other in any case: what values
@@ -92,7 +91,7 @@ def split_mask(
     else:
         return None
     number = constant(program, low)
-    if not isinstance(bias, fx.Node) or number is None or number > HIDDEN:
+    if not isinstance(bias, fx.Node) or number is None or number > LOW:
         return None
     condition = visible if visible is not None else hidden
     if condition is None:
@@ -263,7 +262,7 @@ def _is_senseless(value: Any) -> bool:
         return True
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return False
-    return bool(((value == 0) | (value.abs() >= -HIDDEN) | value.isnan()).all())
+    return bool(((value == 0) | (value.abs() >= -LOW) | value.isnan()).all())
 
 
 def _seen(
@@ -277,7 +276,7 @@ def _seen(
         finite = torch.full_like(visible, fill > -math.inf)
     elif value.is_floating_point() and not inverted:
         visible, finite = value == 0, value.isfinite()
-        if not bool((visible | (value <= HIDDEN)).all()):
+        if not bool((visible | (value <= LOW)).all()):
             return None
     else:
         return None

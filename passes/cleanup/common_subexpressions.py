@@ -11,6 +11,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._pytree import tree_leaves
 
+from tersor.ir.boundary import describe_outputs
 from tersor.ir.inference import infer_shapes, signature
 from tersor.ir.program import Program
 from tersor.ir.shapes import expression
@@ -41,6 +42,7 @@ class CommonSubexpressions(Part):
         if renamed:
             # What was computed of a size by its other name has it by the first's now.
             infer_shapes(work)
+            describe_outputs(work)
         return work
 
 

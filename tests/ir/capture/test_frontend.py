@@ -324,28 +324,6 @@ def test_dims_are_named_by_their_place(dims):
         capture(Tokens(), {"x": torch.randn(2, 5, 8)}, {"x": dims})
 
 
-def test_fused_layers_that_compute_something_else_at_padding_are_told():
-    class Pooled(nn.Module):
-        def __init__(self, pool: bool) -> None:
-            super().__init__()
-            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-            self.layers, self.pool = nn.TransformerEncoder(layer, 2), pool
-
-        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-            found = self.layers(x, src_key_padding_mask=mask == 0)
-            return found.mean(1) if self.pool else found
-
-    mask = torch.tensor([[1] * 7, [1] * 3 + [0] * 4])
-    notes = [
-        " ".join(
-            capture(Pooled(pool).eval(), {"x": torch.randn(2, 7, 8), "mask": mask}).notes.get("capture", ())
-        )
-        for pool in (False, True)
-    ]
-    assert "fused layers" not in notes[0]
-    assert "PyTorch's fused layers (torch.backends.mha)" in notes[1]
-
-
 def test_a_sample_that_the_model_does_not_take_is_named():
     class Few(nn.Module):
         def __init__(self) -> None:

@@ -132,3 +132,21 @@ def causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
 )
 def test_an_index_mask_is_named_only_when_it_is_one_of_ours(function, meaning):
     assert prove_mask(function) == meaning
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32], ids=str)
+def test_a_mask_of_pairs_varies_with_the_tokens(dtype: torch.dtype) -> None:
+    """As of a prefix that all tokens see."""
+
+    def seen(tokens: int, prefix: int) -> Tensor:
+        place = torch.arange(tokens)
+        found = ((place[:, None] >= place) | (place < prefix)).expand(2, 1, tokens, tokens)
+        return found if dtype == torch.bool else torch.zeros(found.shape).masked_fill(~found, -1e9)
+
+    model = huggingface("Llama", num_key_value_heads=1)
+    program = capture(model, {"input_ids": torch.randint(50, (2, 6)), "attention_mask": seen(6, 2)})
+    for tokens, prefix in ((6, 3), (11, 4)):
+        ids, mask = torch.randint(50, (2, tokens)), seen(tokens, prefix)
+        with torch.no_grad():
+            want = model(ids, attention_mask=mask, use_cache=False).last_hidden_state
+        torch.testing.assert_close(program(ids, mask).last_hidden_state, want, atol=1e-6, rtol=1e-5)

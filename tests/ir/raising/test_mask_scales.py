@@ -48,6 +48,10 @@ class Near(nn.Module):
         (lambda m, d: d < d.shape[0] * 0.9, None),
         (lambda m, d: d < 1e7, None),
         (lambda m, d: d / d.shape[0] < 0.98, None),
+        (lambda m, d: d < max(64, d.shape[0] // 16), None),
+        (lambda m, d: d < max(64, d.shape[0] // 64 + 1), None),
+        (lambda m, d: d < torch.maximum(torch.tensor(4), torch.tensor(d.shape[0] // 100)), None),
+        (lambda m, d: d < 50 + d.shape[0] - d.shape[1], 50),
     ],
     ids=[
         "buffer",
@@ -62,6 +66,10 @@ class Near(nn.Module):
         "share",
         "far",
         "nearly all",
+        "a share of many",
+        "a share of very many",
+        "a share as a tensor",
+        "sizes that cancel",
     ],
 )
 def test_windows(near, window):
@@ -75,8 +83,25 @@ def test_windows(near, window):
     else:
         assert node.args[3] is None
         assert (node.kwargs["causal"], node.kwargs["window"]) == (True, window)
-    for length in (12, 60, 130):
+    for length in (12, 60, 130, 1300):
         x = torch.randn(2, length, WIDTH)
+        torch.testing.assert_close(program(x), model(x), atol=1e-6, rtol=1e-5)
+
+
+def test_keys_ahead_that_show_late_are_seen() -> None:
+    class Ahead(Near):
+        def forward(self, x: Tensor) -> Tensor:
+            place = torch.arange(x.shape[1])
+            seen = place[:, None] - place[None, :] >= -max(0, x.shape[1] // 100 - 5)
+            heads = self.project(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            return (
+                F.scaled_dot_product_attention(heads, heads, heads, attn_mask=seen).transpose(1, 2).flatten(2)
+            )
+
+    model = Ahead(None).eval()
+    program = capture(model, {"x": torch.randn(2, 12, WIDTH)})
+    for length in (12, 400, 700):
+        x = torch.randn(1, length, WIDTH)
         torch.testing.assert_close(program(x), model(x), atol=1e-6, rtol=1e-5)
 
 

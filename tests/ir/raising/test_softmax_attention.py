@@ -316,3 +316,18 @@ def test_what_does_more_with_scores_is_named(kind: type[Layer], reason: str) -> 
     program = capture(model, {"x": x})
     assert reason in program.facts.unraised[0][1]
     torch.testing.assert_close(program(x), model(x))
+
+
+@pytest.mark.parametrize("temperature", [8.0, 500.0, 2000.0])
+def test_scores_that_are_scaled_once_hidden_may_show_again(temperature: float) -> None:
+    class Tempered(Layer):
+        def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            i = torch.arange(q.shape[-2])
+            scores = (q @ k.mT).masked_fill(i[:, None] < i[None], -1e4) / temperature
+            return scores.softmax(-1) @ v
+
+    model = Tempered().eval()
+    program = capture(model, {"x": torch.randn(2, 6, WIDTH)})
+    for tokens in (6, 11, 40):
+        x = torch.randn(3, tokens, WIDTH)
+        torch.testing.assert_close(program(x), model(x), atol=1e-6, rtol=1e-5)

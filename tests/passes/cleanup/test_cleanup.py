@@ -14,7 +14,6 @@ from torch import fx
 
 from tersor.ir.boundary import spec_of
 from tersor.ir.builder import Builder
-from tersor.ir.capture import capture
 from tersor.ir.program import Program
 from tersor.ir.shapes import SymbolTable
 from tersor.ir.structure import Structure
@@ -358,38 +357,3 @@ def test_clean_up_ends_where_nothing_is_left_and_finds_all_noise(config: Config)
     text = program_text(result)
     for noise in ("dropout", "contiguous", " to(", "relu(", "exp(", "zeros("):
         assert noise not in text
-
-
-def test_sizes_that_depend_on_data_are_each_their_own() -> None:
-    """Experts that take as many tokens as the router of their own layer gives them."""
-    from transformers import JetMoeConfig, JetMoeForCausalLM
-
-    config = JetMoeConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_key_value_heads=1, kv_channels=8,
-        intermediate_size=24, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=32,
-    )  # fmt: skip
-    program = capture(JetMoeForCausalLM(config).eval())
-    ids = torch.randint(3, 50, (2, 9))
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    cleaned = Cleanup().rewrite(program, Cleanup().legality(program))
-    torch.testing.assert_close(cleaned.run(inputs)[0], program.run(inputs)[0])
-
-
-def test_sizes_that_depend_on_data_are_merged_with_all_that_has_them() -> None:
-    """DeBERTa cuts its table of positions by a size that each layer computes anew."""
-    from transformers import DebertaConfig, DebertaModel
-
-    import tersor
-
-    config = DebertaConfig(
-        vocab_size=60, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=64, relative_attention=True, pos_att_type=["c2p", "p2c"], max_relative_positions=16,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = DebertaModel(config).eval()
-    fast = tersor.optimize_model(model, [], "torch")
-    ids = torch.randint(3, 60, (2, 9))
-    mask = torch.ones_like(ids)
-    with torch.no_grad():
-        expected = model(ids, mask)[0]
-    torch.testing.assert_close(fast(ids, mask)[0], expected, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,86 @@
+"""What PyTorch's fused encoder layers give at padding is no result's, or the model is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tersor
+from tersor.ir.capture import capture
+
+Read = Callable[[Tensor, Tensor], Tensor]
+PADDED = torch.tensor([[1] * 7, [1] * 3 + [0] * 4])
+WRONG = {"mean": lambda x, real: x.mean(1), "max": lambda x, real: x.amax(1), "sum": lambda x, real: x.sum(1)}
+RIGHT = {
+    "tokens": lambda x, real: x,
+    "first": lambda x, real: x[:, 0],
+    "mean of real tokens": lambda x, real: (x * real[..., None]).sum(1) / real.sum(1, keepdim=True),
+}
+
+
+class Classifier(nn.Module):
+    """Of ids with a mask, or of ids of which 0 is padding."""
+
+    def __init__(self, read: Read) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.table, self.layers, self.read = nn.Embedding(20, 8), nn.TransformerEncoder(layer, 2), read
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        real = ids != 0 if mask is None else mask != 0
+        return self.read(self.layers(self.table(ids), src_key_padding_mask=~real), real)
+
+
+@pytest.fixture(autouse=True)
+def fused() -> Iterator[None]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(True)
+    yield
+    torch.backends.mha.set_fastpath_enabled(before)
+
+
+def inputs(mask: Tensor, by_ids: bool) -> dict[str, Tensor]:
+    ids = torch.randint(1, 20, mask.shape)
+    return {"ids": ids * mask} if by_ids else {"ids": ids, "mask": mask}
+
+
+@pytest.mark.parametrize("by_ids", [False, True])
+@pytest.mark.parametrize("example", [PADDED, torch.ones_like(PADDED)], ids=["padded", "whole"])
+@pytest.mark.parametrize("read", WRONG.values(), ids=WRONG)
+def test_outputs_made_of_padding_are_refused(read: Read, example: Tensor, by_ids: bool) -> None:
+    with pytest.raises(tersor.CaptureError, match=r"fused layers .*set_fastpath_enabled\(False\) first"):
+        capture(Classifier(read).eval(), inputs(example, by_ids))
+
+
+@pytest.mark.parametrize("by_ids", [False, True])
+@pytest.mark.parametrize("read", RIGHT.values(), ids=RIGHT)
+def test_what_reads_real_tokens_is_what_the_model_gives(read: Read, by_ids: bool) -> None:
+    model = Classifier(read).eval()
+    program = capture(model, inputs(torch.ones_like(PADDED), by_ids))
+    assert not program.notes.get("capture")
+    given = inputs(PADDED, by_ids)
+    with torch.no_grad():
+        want = model(**given)
+    got = program(**given)
+    real = PADDED.bool() if want.dim() == 3 else slice(None)
+    torch.testing.assert_close(got[real], want[real])
+
+
+def test_without_them_the_layers_decide() -> None:
+    model = Classifier(lambda x, real: x.mean(1)).eval()
+    torch.backends.mha.set_fastpath_enabled(False)
+    program = capture(model, inputs(torch.ones_like(PADDED), False))
+    given = inputs(PADDED, False)
+    with torch.no_grad():
+        torch.testing.assert_close(program(**given), model(**given))
+
+
+def test_a_sample_alone_may_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tersor.ir.capture.fused_layers.padded", lambda *_: ())
+    model, whole = Classifier(lambda x, real: x.mean(1)).eval(), inputs(torch.ones_like(PADDED), False)
+    capture(model, whole)
+    with pytest.raises(tersor.CaptureError, match="fused layers"):
+        capture(model, whole, samples=lambda program: [program.bind(**inputs(PADDED, False))])
