@@ -80,6 +80,11 @@ def export_program(request: Request) -> Program:
 def _way_out(error: Exception, model: nn.Module) -> str:
     if isinstance(innermost(error, model), torch.jit.ScriptModule):
         return f"{SCRIPTED}: put the nn.Module that it was made of in its place"
+    if "unhashable type" in str(error) and "SymInt" in str(error):
+        return (
+            "The model keeps something by the size of its inputs (in a dict, a set or an lru_cache), which may vary: "
+            "compute it anew in place of keeping it, or pass dynamic={} to fix the sizes"
+        )
     return (
         "Control flow and sizes that depend on tensor values cannot be traced: replace them by torch.where or by fixed "
         "sizes, or pass dynamic={} when only changing sizes stand in the way"

@@ -143,3 +143,19 @@ def test_a_model_that_gives_itself_other_parts_is_captured_as_it_was_found_and_l
     whole = capture(model, {"x": long})
     torch.testing.assert_close(whole(x=torch.randn(1, 18, 4)).shape, (1, 18, 4))
     assert whole.ranges["tokens"][0] == 17
+
+
+def test_what_is_kept_by_a_size_is_named() -> None:
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept: dict[int, Tensor] = {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = x.shape[1]
+            if tokens not in self.kept:
+                self.kept[tokens] = torch.ones(tokens, tokens).tril()
+            return self.kept[tokens] @ x
+
+    with pytest.raises(CaptureError, match="keeps something by the size of its inputs"):
+        capture(Keeps().eval(), {"x": torch.randn(2, 5, 4)})

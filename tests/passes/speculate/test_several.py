@@ -61,6 +61,11 @@ def test_options_of_single_ones_that_make_no_sense_are_named(given: str, reason:
         parse_spec(f"speculate:drafter=several,of=ngram,given={given}")
 
 
+def test_a_drafter_named_twice_is_refused() -> None:
+    with pytest.raises(SpecError, match="names 'ngram' twice"):
+        parse_spec("speculate:drafter=several,of=ngram+suffix+ngram")
+
+
 @pytest.mark.parametrize("of", ["several", "nobody", "ngram+nobody"])
 def test_a_drafter_that_is_none_is_named(of: str) -> None:
     with pytest.raises(SpecError, match=r"is none of the drafters .*ngram, .*recycle, .*suffix"):
