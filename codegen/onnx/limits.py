@@ -7,10 +7,11 @@ is run by whoever has it, and would compute something else without a word.
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import onnx_ir as ir
 
+from tersor.codegen.index_limits import index_limits
+from tersor.codegen.input_domains import input_domains
 from tersor.ir.program import Program
 
 from .emitter import Emitter
@@ -25,7 +26,8 @@ def limits_text(program: Program) -> str:
     sizes = {
         n: list(bounds) for n, bounds in program.ranges.items() if bounds[0] > 1 or bounds[1] is not None
     }
-    return json.dumps({"dimensions": sizes, "inputs": {n: list(d) for n, d in program.domains.items()}})
+    numbers = {domain.input: [domain.low, domain.high] for domain in input_domains(program)}
+    return json.dumps({"dimensions": sizes, "inputs": numbers})
 
 
 def refusing(e: Emitter, program: Program, name: str, value: ir.Value) -> ir.Value:
@@ -46,17 +48,25 @@ def refusing(e: Emitter, program: Program, name: str, value: ir.Value) -> ir.Val
             low, high = program.ranges[size]
             if low > 1 or high is not None:
                 count = e.op("Shape", value, start=place, end=place + 1)
-                result = _refusing(e, result, count, max(low, 0), high, f"{size} out of its range")
+                result = bounded(e, result, count, max(low, 0), high, f"{size} out of its range")
     low, high = program.domains.get(name, (None, None))
+    if low is None and name in index_limits(program):
+        # Past the last row whatever looks them up fails by itself; but -1 is the last row to it.
+        low = 0
     if low is not None or high is not None:
-        result = _refusing(e, result, e.op("Cast", value, to=_INT64), low, high, f"{name} out of its domain")
+        result = bounded(e, result, e.op("Cast", value, to=_INT64), low, high, f"{name} out of its domain")
     if result is not value:
         e.annotate(result, e.fake(value))
     return result
 
 
-def _refusing(e: Emitter, value: ir.Value, numbers: ir.Value, low: Any, high: Any, what: str) -> ir.Value:
-    """``value`` itself, plus what is found at place 0 of a zero, or at place 1, where there is none."""
+def bounded(
+    e: Emitter, value: ir.Value, numbers: ir.Value, low: int | None, high: int | None, what: str
+) -> ir.Value:
+    """``value``, through an operator that fails, with ``what`` in its name, where any of ``numbers`` is out of bounds.
+
+    It adds what is found at place 0 of a zero, or at place 1, where there is none.
+    """
     wrong = []
     if low is not None:
         wrong.append(e.op("Less", numbers, e.const(low)))

@@ -42,7 +42,9 @@ class Several(Drafter):
             raise ValueError("of names no drafter")
         twice = next((name for name in self.of if self.of.count(name) > 1), None)
         if twice:
-            raise ValueError(f"of={'+'.join(self.of)} names {twice!r} twice: a drafter guesses the same each time")
+            raise ValueError(
+                f"of={'+'.join(self.of)} names {twice!r} twice: a drafter guesses the same each time"
+            )
         options: dict[str, dict[str, Any]] = {name: {} for name in self.of}
         for text in self.given:
             name, option, value = _parts(text)

@@ -31,8 +31,8 @@ def build_generator(
     """A model of standard operators that decodes greedily, its cache carried through a ``Loop``.
 
     It takes ``input_ids``, int64 ``[1, prompt]``, and ``max_new_tokens``, an int64 number, and returns ``new_tokens``,
-    int64 ``[1, new]``: as many, or up to the first of ``ends``, which is the last then.  Ids past the vocabulary, or
-    more tokens than the model has positions for, are an error of what runs it.
+    int64 ``[1, new]``: as many, or up to the first of ``ends``, which is the last then.  A prompt without tokens, ids
+    that the vocabulary has not, or more tokens than the model has positions for, are an error of what runs it.
 
     Args:
         program: one that is run in steps, whose one output beside its states are logits.

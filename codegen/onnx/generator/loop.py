@@ -13,6 +13,7 @@ from tersor.ir.program import Program, TensorSpec
 from tersor.ir.stepping import Slots, State, Stepping
 
 from ..emitter import Emitter
+from ..limits import bounded
 from .part import Part
 
 # A longer prompt goes in pieces: windowed layers then compute no scores that are thrown away.
@@ -50,10 +51,12 @@ class GeneratorLoop:
         e = self._e
         ids = _value("input_ids", torch.int64, [1, "prompt"])
         most = _value("max_new_tokens", torch.int64, [])
-        text = e.op("Reshape", ids, e.ints([-1]))
+        known = bounded(e, ids, e.op("Shape", ids, start=1), 1, None, "prompt out of its range")
+        known = bounded(e, known, ids, 0, None, "input_ids out of its domain")
+        text = e.op("Reshape", known, e.ints([-1]))
         prompt = e.op("Shape", text)
         limit = e.op("Add", prompt, e.op("Reshape", most, e.ints([1])))
-        begins = e.op("And", e.op("Greater", prompt, e.ints([0])), e.op("Less", prompt, limit))
+        begins = e.op("Less", prompt, limit)
         outside, e.nodes = e.nodes, []
         body = self._body(limit)
         e.nodes = outside

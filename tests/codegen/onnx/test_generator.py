@@ -116,6 +116,17 @@ def test_nothing_is_asked_for_and_nothing_comes(lookup: Program, tmp_path: Path)
         assert new_tokens(session, [5, 6], most) == []
 
 
+def test_a_prompt_that_is_none_is_an_error(lookup: Program, tmp_path: Path) -> None:
+    session = opened(tmp_path, "llama", lookup)
+    for prompt, what in (
+        ([], "prompt out of its range"),
+        ([5, -1], "input_ids out of its domain"),
+        ([5, 10**6], ""),
+    ):
+        with pytest.raises(Exception, match=what):
+            new_tokens(session, prompt, 3)
+
+
 def test_all_operators_are_standard_and_weights_are_stored_once(lookup: Program, tmp_path: Path) -> None:
     opened(tmp_path, "gemma3", lookup)
     model = onnx.load(tmp_path / "gen.onnx")

@@ -46,6 +46,17 @@ def test_a_file_refuses_sizes_that_the_program_refuses(tmp_path: Path) -> None:
     assert json.loads(told[LIMITS]) == {"dimensions": {"tokens": [1, 32]}, "inputs": {}}
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32], ids=str)
+def test_a_file_refuses_ids_that_number_no_row(dtype: torch.dtype, tmp_path: Path) -> None:
+    _, session = exported(nn.Embedding(20, 4), {"input": torch.ones(2, 5, dtype=dtype)}, tmp_path)
+    assert session.run(None, {"input": torch.full((1, 3), 19, dtype=dtype).numpy()})[0].shape == (1, 3, 4)
+    for wrong, what in ((-1, "input out of its domain"), (20, "")):
+        with pytest.raises(Exception, match=what):
+            session.run(None, {"input": torch.full((1, 3), wrong, dtype=dtype).numpy()})
+    told = {p.key: p.value for p in onnx.load(tmp_path / "model.onnx").metadata_props}
+    assert json.loads(told[LIMITS])["inputs"] == {"input": [0, 19]}
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8], ids=str)
 def test_a_file_refuses_numbers_that_make_no_sense_to_the_model(dtype: torch.dtype, tmp_path: Path) -> None:
     model = Attends(lambda scores, mask: scores + (1.0 - mask[:, None, None].float()) * -1e4)
