@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,6 +65,21 @@ def compare_on(program: Program, inputs: Mapping[str, Tensor], result: Any) -> f
         CaptureError: as :func:`compare_with_model`.
     """
     worst = 0.0
+    for _, difference, wrong in compared(program, inputs, result):
+        if wrong is not None:
+            raise CaptureError(wrong)
+        worst = max(worst, difference)
+    return worst
+
+
+def compared(
+    program: Program, inputs: Mapping[str, Tensor], result: Any
+) -> Iterator[tuple[str, float, str | None]]:
+    """Of every output its name, the largest difference as of :func:`compare_on`, and what is wrong with it.
+
+    Raises:
+        CaptureError: the graph rejects the inputs.
+    """
     sizes = _sizes(inputs)
     bound = program.bind(**inputs)
     try:
@@ -84,21 +99,21 @@ def compare_on(program: Program, inputs: Mapping[str, Tensor], result: Any) -> f
         if want.shape == got.shape:
             want, got = (take_real(value, real.get(spec.name)) for value in (want, got))
         difference, scale = _difference(want, got)
+        wrong = None
         if math.isnan(difference) and bool(want.isnan().any()):
-            raise CaptureError(
+            wrong = (
                 f"output {spec.name!r} of the model itself holds NaN on inputs {sizes}, so that nothing can be "
                 "compared with it: a query whose mask hides every key from softmax gives NaN, and so do weights "
                 "and inputs that are not finite"
             )
-        worst = max(worst, difference)
-        if not _is_rounding(difference, scale, want.dtype, allowances[spec.name]):
-            raise CaptureError(
+        elif not _is_rounding(difference, scale, want.dtype, allowances[spec.name]):
+            wrong = (
                 f"output {spec.name!r} of the captured graph differs from the model by {difference:.3g} (where they "
                 f"differ, its values reach {scale:.3g}) on inputs {sizes}: the model's result depends on state, chance "
                 "or on Python values that were fixed while tracing. Make it a function of its inputs, or pass "
                 "dynamic={} to fix all sizes"
             )
-    return worst
+        yield spec.name, difference, wrong
 
 
 def _is_rounding(difference: float, scale: float, dtype: torch.dtype, allowance: float) -> bool:

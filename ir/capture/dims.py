@@ -34,8 +34,8 @@ def dynamic_dims(inputs: Mapping[str, Tensor], dynamic: Any, tokens_first: bool 
 
     ``"auto"``: dim 0 is the batch; dim 1 counts tokens in ids, masks and ``[batch, tokens, features]`` values, and
     samples in ``[batch, samples]`` values, unless they are as many as the tokens of an input before them.  Images (four
-    dims) keep their height and width; ``[batch, 1, n, n]`` beside an input of n tokens says what these see.  A dim
-    whose size differs from its namesake's gets a name of its own.
+    dims) keep their height and width; ``[batch, 1, n, n]``, or ``[batch, 1, 1, n]``, beside an input of n tokens says
+    what these see, and counts them.  A dim whose size differs from its namesake's gets a name of its own.
     ``tokens_first`` swaps the first two dims of such values.
 
     Raises:
@@ -51,8 +51,7 @@ def _automatic(name: str, tensor: Tensor, sizes: dict[str, int], tokens_first: b
     # Ids and masks vary in every dim; the last dim of values holds features, and images keep height and width.
     counted = list(range(tensor.dim() if not tensor.dtype.is_floating_point else min(tensor.dim(), 2)))
     if tensor.dim() >= 4:
-        pairs = tensor.dim() == 4 and tensor.shape[1:] == (1, sizes.get("tokens"), sizes.get("tokens"))
-        counted = [0, 2, 3] if pairs and tensor.shape[2] > 1 else [0]
+        counted = [0, *_dims_of_keys(tensor, sizes.get("tokens", 1))]
     # Beside an input that counts tokens, floats of as many are a mask.
     beside = tensor.dim() != 2 or sizes.get("tokens") == tensor.shape[1] > 1
     usual = (BATCH, "samples" if tensor.dtype.is_floating_point and not beside else "tokens")
@@ -67,6 +66,16 @@ def _automatic(name: str, tensor: Tensor, sizes: dict[str, int], tokens_first: b
             sizes.setdefault(label, size)
         dims[dim] = label
     return dims
+
+
+def _dims_of_keys(tensor: Tensor, tokens: int) -> list[int]:
+    """Which dims of ``[batch, 1, queries or 1, keys]`` count so many tokens; none where it is something else."""
+    is_mask = tensor.dim() == 4 and tensor.shape[1] == 1 < tokens == tensor.shape[3]
+    return (
+        [dim for dim in (2, 3) if tensor.shape[dim] == tokens]
+        if is_mask and tensor.shape[2] in (1, tokens)
+        else []
+    )
 
 
 def _explicit(inputs: Mapping[str, Tensor], dynamic: Any) -> Dims:

@@ -22,7 +22,7 @@ from .experts import dense_experts
 from .export import Request, call_model, export_program, run_model
 from .fused_layers import explain_fused_layers
 from .host import on_the_host
-from .huggingface import cache_free, is_huggingface, semantic_attention
+from .huggingface import cache_free, is_huggingface, packed_as_called, semantic_attention
 from .inputs import (
     bind_example,
     lengthen_single_sizes,
@@ -81,10 +81,12 @@ def _from_module(
     source: Source, model: nn.Module, example_inputs: Any, dynamic: Dynamic, samples: Samples | None
 ) -> Program:
     fused = torch.backends.mha.get_fastpath_enabled()
-    with on_the_host(model), inference_state(model), cache_free(model), ExitStack() as stack:
+    with on_the_host(model), inference_state(model), ExitStack() as stack:
         given = example_inputs if example_inputs is not None else suggested_inputs(model)
         inputs, fixed = bind_example(model, given)
         inputs = {name: tensor.cpu() for name, tensor in inputs.items()}
+        stack.enter_context(packed_as_called(model, partial(call_model, model, fixed, **inputs)))
+        stack.enter_context(cache_free(model))
         stack.enter_context(spelled_out(model, [*inputs, *fixed]))
         notes: tuple[str, ...] = ()
         if dynamic == "auto" or dynamic:

@@ -7,7 +7,7 @@ While the model is exported its attention functions emit ``tersor::attention`` a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,6 +54,39 @@ def cache_free(model: nn.Module) -> Iterator[None]:
     finally:
         for config, cache in before:
             config.use_cache = cache
+
+
+@contextmanager
+def packed_as_called(model: nn.Module, call: Callable[[], Any]) -> Iterator[None]:
+    """Within the block, positions that restart keep sequences apart only where they do as the model is called.
+
+    transformers looks for packed sequences where no cache is kept.  A model that keeps one when it is called looks for
+    none, and must not begin to where :func:`cache_free` keeps it from it.
+
+    Args:
+        call: the model on its example, with its own settings.
+    """
+    if not any(getattr(config, "use_cache", False) for config in _configs(model)):
+        yield
+        return
+    from transformers import masking_utils
+
+    finds, looked = masking_utils.find_packed_sequence_indices, []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        looked.append(True)
+        return finds(*args, **kwargs)
+
+    masking_utils.find_packed_sequence_indices = watched
+    try:
+        try:
+            call()
+        except Exception:
+            looked.append(True)  # What it does not take is told where it is run to be captured.
+        masking_utils.find_packed_sequence_indices = finds if looked else lambda *_, **__: None
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = finds
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
 from typing import Any
 
@@ -12,21 +12,21 @@ from torch import Tensor, fx
 from ..analyses.attention_facts import operand
 from ..analyses.layers import is_attention
 from ..errors import CaptureError
-from ..evaluate import sources_of
+from ..evaluate import evaluate, sources_of
 from ..program import Program
 from ..raising._cone import Cone
-from ..raising._pattern import calls
+from ..raising._scores import LOW
 from ..raising.mask_meaning import is_mask_input
 from ..structure import Structure
 from .check import compare_on
 from .dims import example_at
 
-aten = torch.ops.aten
-
 # Tokens of a trial at most, for the sake of wide windows.
 _LONGEST = 1024
 # How many tokens of a row are real, in one of so many ways.
 _COUNTS = 3
+# Numbers that are tried as padding.
+_FILLERS = 6
 
 
 def wrong_at_padding(program: Program, model: Callable[..., Any]) -> str | None:
@@ -66,14 +66,9 @@ def can_be_tried(program: Program) -> bool:
     return read == set(_masks(program)) and next(padded(program), None) is not None
 
 
-def padded(program: Program, by_ids: bool = False) -> Iterator[dict[str, Tensor]]:
-    """The example with some tokens of each row padded, other numbers of them in each; nothing where none shows it.
-
-    Args:
-        by_ids: whether ids that attention is hidden by count as what shows it.
-    """
-    written = dict.fromkeys(_masks(program), 0) | (_padding_ids(program) if by_ids else {})
-    masks = list(written)
+def padded(program: Program) -> Iterator[dict[str, Tensor]]:
+    """The example with some tokens of each row padded, other numbers of them in each; nothing where none shows it."""
+    masks = _masks(program)
     if not masks:
         return
     inputs = program.example_inputs
@@ -87,14 +82,69 @@ def padded(program: Program, by_ids: bool = False) -> Iterator[dict[str, Tensor]
         if needed > _LONGEST or not all(_may_be(program, length, needed) for length in lengths):
             return
         inputs = example_at(program, dict.fromkeys(map(str, lengths), needed))
-    names = {str(node.target): value for node, value in written.items()}
+    names = {str(node.target) for node in masks}
     for left, first in product((False, True), range(_COUNTS)):
         yield {
-            spec.name: _with_padding(inputs[spec.name], names[spec.name], left, first)
+            spec.name: _real(inputs[spec.name], left, first).to(inputs[spec.name].dtype)
             if spec.name in names
             else inputs[spec.name]
             for spec in program.called_with
         }
+
+
+def hiding(program: Program) -> Iterator[dict[str, Tensor]]:
+    """The example with one input changed so that attention hides other tokens, however it is told to.
+
+    Ids, masks and whatever else is ``[batch, tokens]`` get a number that may stand for padding in some places, lengths
+    ``[batch]`` become others.
+    """
+    told = set(_told(program))
+    cones = [Cone.above(program, node) for node in told]
+    literals = {int(n) for cone in cones if cone is not None for n in cone.literals if float(n).is_integer()}
+    fillers = sorted({0, 1, *literals}, key=abs)[:_FILLERS]
+    example = program.example_inputs
+    before = evaluate(program, told, program.bind(**example))
+    above = sources_of(told)
+    for node in program.graph.nodes:
+        name = str(node.target)
+        if node not in above or node.op != "placeholder" or name not in example:
+            continue
+        for changed in _changed(example[name], fillers, before.values()):
+            inputs = dict(example) | {name: changed}
+            try:
+                now = evaluate(program, told, program.bind(**inputs))
+            except (RuntimeError, IndexError):
+                continue  # Such as an id that is none of the table's.
+            if any(not torch.equal(now[node], before[node]) for node in told):
+                yield inputs
+
+
+def is_told(program: Program) -> bool:
+    """Whether an attention has padding or a mask."""
+    return bool(_told(program))
+
+
+def hides_any(program: Program, inputs: Mapping[str, Tensor]) -> bool:
+    """Whether padding or a mask of some attention hides a key on these inputs."""
+    values = evaluate(program, set(_told(program)), program.bind(**inputs)).values()
+    return any(
+        bool((value <= LOW).any()) if value.is_floating_point() else not bool(value.all()) for value in values
+    )
+
+
+def _changed(given: Tensor, fillers: Iterable[int], told: Iterable[Tensor]) -> Iterator[Tensor]:
+    ways = list(product((False, True), range(_COUNTS)))
+    if given.dim() == 2:
+        for filler in (n for n in fillers if n >= 0 or given.dtype.is_signed):
+            others = given[given != filler]
+            # What is padding in the example is real in some of these.
+            real = given if not others.numel() else torch.where(given == filler, others.flatten()[0], given)
+            for left, first in ways:
+                yield real.masked_fill(~_real(given, left, first), filler)
+    elif given.dim() == 1 and not given.is_floating_point():
+        tokens = max(value.shape[-1] for value in told)
+        for _, first in ways[:_COUNTS]:
+            yield _real(given.new_empty(len(given), tokens), False, first).sum(1).to(given.dtype)
 
 
 def _may_be(program: Program, length: int | str, needed: int) -> bool:
@@ -124,28 +174,10 @@ def _masks(program: Program) -> list[fx.Node]:
     ]
 
 
-def _padding_ids(program: Program) -> dict[fx.Node, int]:
-    """Inputs ``[batch, tokens]`` by which attention is told what to see, as they are this number or not."""
-    above = sources_of(_told(program))
-    found: dict[fx.Node, int] = {}
-    for node in program.graph.nodes:
-        if node in above and calls(node, aten.eq.Scalar, aten.ne.Scalar):
-            ids, number = node.args[:2]
-            if ids.op == "placeholder" and ids.meta["val"].dim() == 2 and isinstance(number, int):
-                found[ids] = number
-    return found
-
-
-def _with_padding(example: Tensor, padding: int, left: bool, first: int) -> Tensor:
-    """Rows of one real token, of half of them, and of all but one, in turns, which ``first`` begins.
-
-    Real tokens are ones in what is all zeros and ones, and elsewhere the example's.
-    """
+def _real(example: Tensor, left: bool, first: int) -> Tensor:
+    """Bool ``[rows, tokens]``: rows of one real token, of half of them, and of all but one, in turns from ``first``."""
     rows, tokens = example.shape
     counts = torch.tensor([1, (tokens + 1) // 2, max(1, tokens - 1)])
     count = counts[(torch.arange(rows) + first) % _COUNTS][:, None]
     place = torch.arange(tokens)[None]
-    real = place >= tokens - count if left else place < count
-    if padding == 0 and bool(((example == 0) | (example == 1)).all()):
-        return real.to(example.dtype)
-    return example.masked_fill(~real, padding)
+    return place >= tokens - count if left else place < count

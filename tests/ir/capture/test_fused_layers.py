@@ -79,8 +79,89 @@ def test_without_them_the_layers_decide() -> None:
 
 
 def test_a_sample_alone_may_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tersor.ir.capture.fused_layers.padded", lambda *_: ())
+    monkeypatch.setattr("tersor.ir.capture.fused_layers.hiding", lambda _: ())
     model, whole = Classifier(lambda x, real: x.mean(1)).eval(), inputs(torch.ones_like(PADDED), False)
-    capture(model, whole)
+    (note,) = capture(model, whole).notes["capture"]
+    assert "no inputs were found on which tokens are hidden" in note
     with pytest.raises(tersor.CaptureError, match="fused layers"):
         capture(model, whole, samples=lambda program: [program.bind(**inputs(PADDED, False))])
+
+
+class Told(Classifier):
+    """A mean of tokens, told what is padding as ``says`` does."""
+
+    def __init__(self, says: Callable[[Told, Tensor, Tensor], Tensor]) -> None:
+        super().__init__(lambda x, real: x.mean(1))
+        self.says, self.padding = says, nn.Buffer(torch.tensor(0))
+        with torch.no_grad():
+            self.table.weight[0] = 0
+
+    def forward(self, ids: Tensor, told: Tensor) -> Tensor:  # type: ignore[override]
+        x = self.table(ids)
+        return self.layers(x, src_key_padding_mask=self.says(self, ids, told)).mean(1)
+
+
+LENGTHS, SHARES = torch.tensor([7, 7]), torch.ones(2, 7)
+SPELLINGS = {
+    "lengths": (lambda m, ids, n: torch.arange(ids.shape[1])[None] >= n[:, None], LENGTHS),
+    "positive": (lambda m, ids, n: ~(ids > 0), LENGTHS),
+    "any": (lambda m, ids, n: ~ids.bool(), LENGTHS),
+    "below": (lambda m, ids, n: ids < 1, LENGTHS),
+    "buffer": (lambda m, ids, n: ids == m.padding, LENGTHS),
+    "embedding": (lambda m, ids, n: m.table(ids).abs().sum(-1) == 0, LENGTHS),
+    "among": (lambda m, ids, n: torch.isin(ids, torch.tensor([0, 2])), LENGTHS),
+    "float mask": (lambda m, ids, mask: (1 - mask).bool(), SHARES),
+    "half": (lambda m, ids, mask: mask < 0.5, SHARES),
+}
+
+
+@pytest.mark.parametrize(("says", "told"), SPELLINGS.values(), ids=SPELLINGS)
+def test_padding_may_be_told_in_any_way(says: Callable[..., Tensor], told: Tensor) -> None:
+    model = Told(says).eval()
+    with pytest.raises(tersor.CaptureError, match="fused layers"):
+        capture(model, {"ids": torch.randint(3, 20, (2, 7)), "told": told})
+
+
+LAYOUTS = {
+    "channels first": lambda x, real: x.transpose(1, 2),
+    "tags": lambda x, real: x.argmax(-1),
+    "normal": lambda x, real: torch.nn.functional.normalize(x, dim=-1),
+    "all in a row": lambda x, real: x.flatten(0, 1),
+    "all but the first": lambda x, real: x[:, 1:],
+    "tokens and the first": lambda x, real: (x, x[:, 0]),
+}
+
+
+@pytest.mark.parametrize("by_ids", [False, True])
+@pytest.mark.parametrize("example", [PADDED, torch.ones_like(PADDED)], ids=["padded", "whole"])
+@pytest.mark.parametrize("read", LAYOUTS.values(), ids=LAYOUTS)
+def test_outputs_of_tokens_are_captured_in_any_layout(read: Read, example: Tensor, by_ids: bool) -> None:
+    torch.manual_seed(0)
+    model = Classifier(read).eval()
+    program = capture(model, inputs(example, by_ids))
+    given = inputs(torch.ones(2, 11).long(), by_ids)
+    with torch.no_grad():
+        torch.testing.assert_close(program(**given), model(**given))
+
+
+@pytest.mark.parametrize("by_ids", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32], ids=str)
+def test_causality_beside_padding_is_captured(dtype: torch.dtype, by_ids: bool) -> None:
+    """On the left, where the first queries see nothing, the model itself has no numbers."""
+
+    class Causal(Classifier):
+        def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+            padding = ids == 0 if mask is None else mask == 0
+            later = torch.ones(ids.shape[1], ids.shape[1]).triu(1).bool()
+            hidden = later if dtype == torch.bool else torch.zeros(later.shape).masked_fill(later, -torch.inf)
+            padding = (
+                padding if dtype == torch.bool else torch.zeros(ids.shape).masked_fill(padding, -torch.inf)
+            )
+            return self.layers(self.table(ids), mask=hidden, src_key_padding_mask=padding)
+
+    torch.manual_seed(0)
+    model = Causal(RIGHT["tokens"]).eval()
+    program = capture(model, inputs(torch.ones_like(PADDED), by_ids))
+    given = inputs(PADDED, by_ids)
+    with torch.no_grad():
+        torch.testing.assert_close(program(**given)[PADDED.bool()], model(**given)[PADDED.bool()])

@@ -40,15 +40,38 @@ def test_ids_alone_give_plain_causal_attention():
     assert torch.equal(program(ids).last_hidden_state, model(ids, use_cache=False).last_hidden_state)
 
 
-def test_positions_that_restart_keep_packed_sequences_apart():
-    model = huggingface("Llama", num_key_value_heads=1)
+class Inside(nn.Module):
+    """A model of transformers within another."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+        return self.model(input_ids, position_ids=position_ids).last_hidden_state  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("use_cache", [False, True])
+@pytest.mark.parametrize(
+    "example", [[0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3, 4, 0, 1, 2]], ids=["whole", "packed"]
+)
+def test_positions_that_restart_keep_packed_sequences_apart_where_the_model_does(
+    example: list[int], use_cache: bool, inside: bool
+) -> None:
+    """As it is called: with a cache, which is its own default, it looks for none."""
+    model = huggingface("Llama", num_key_value_heads=1, use_cache=use_cache)
+    called = Inside(model).eval() if inside else model
     ids = torch.randint(50, (2, 8))
-    packed = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2]).expand(2, 8)
-    program = capture(model, {"input_ids": ids, "position_ids": packed})
-    other = torch.tensor([0, 1, 0, 1, 2, 3, 4, 5]).expand(2, 8)
-    for positions in (packed, other):
-        expected = model(ids, position_ids=positions, use_cache=False).last_hidden_state
-        torch.testing.assert_close(program(ids, positions).last_hidden_state, expected, atol=1e-6, rtol=1e-5)
+    program = capture(called, {"input_ids": ids, "position_ids": torch.tensor(example).expand(2, 8)})
+    for positions in (example, [0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 0, 1, 2, 3, 4, 5], [0, 0, 0, 0, 1, 2, 3, 4]):
+        given = ids, torch.tensor(positions).expand(2, 8)
+        with torch.no_grad():
+            want = called(ids, position_ids=given[1])
+        want, got = (found if inside else found.last_hidden_state for found in (want, program(*given)))
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+    if use_cache:
+        assert {(n.args[3], n.kwargs["causal"]) for n in attention_nodes(program)} == {(None, True)}
 
 
 def test_padding_on_the_left_leaves_real_tokens_equal():
@@ -132,6 +155,16 @@ def causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
 )
 def test_an_index_mask_is_named_only_when_it_is_one_of_ours(function, meaning):
     assert prove_mask(function) == meaning
+
+
+def test_a_mask_of_keys_varies_with_the_tokens() -> None:
+    class Extended(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=mask[:, 0])
+
+    program = capture(Extended(), {"x": torch.randn(2, 6, 8), "mask": torch.ones(2, 1, 1, 6).bool()})
+    x, mask = torch.randn(3, 9, 8), (torch.arange(9) < torch.tensor([9, 4, 1])[:, None])[:, None, None]
+    torch.testing.assert_close(program(x, mask), Extended()(x, mask), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32], ids=str)

@@ -102,6 +102,8 @@ def test_floats_beside_ids_are_a_mask_of_their_tokens():
 def test_what_tokens_see_of_each_other_varies_with_them():
     ids, pairs = torch.zeros(2, 9, dtype=torch.int64), torch.zeros(2, 1, 9, 9)
     assert dynamic_dims({"ids": ids, "mask": pairs}, "auto")["mask"] == {0: "batch", 2: "tokens", 3: "tokens"}
+    keys = torch.zeros(2, 1, 1, 9, dtype=torch.bool)
+    assert dynamic_dims({"ids": ids, "mask": keys}, "auto")["mask"] == {0: "batch", 3: "tokens"}
     assert dynamic_dims({"ids": ids, "pictures": torch.zeros(2, 1, 28, 28)}, "auto")["pictures"] == {
         0: "batch"
     }
