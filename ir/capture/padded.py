@@ -98,7 +98,7 @@ def hiding(program: Program) -> Iterator[dict[str, Tensor]]:
     Ids, masks and whatever else is ``[batch, tokens]`` get a number that may stand for padding in some places, lengths
     ``[batch]`` become others.
     """
-    told = set(_told(program))
+    told = _told(program)
     cones = [Cone.above(program, node) for node in told]
     literals = {int(n) for cone in cones if cone is not None for n in cone.literals if float(n).is_integer()}
     fillers = sorted({0, 1, *literals}, key=abs)[:_FILLERS]
@@ -126,7 +126,7 @@ def is_told(program: Program) -> bool:
 
 def hides_any(program: Program, inputs: Mapping[str, Tensor]) -> bool:
     """Whether padding or a mask of some attention hides a key on these inputs."""
-    values = evaluate(program, set(_told(program)), program.bind(**inputs)).values()
+    values = evaluate(program, _told(program), program.bind(**inputs)).values()
     return any(
         bool((value <= LOW).any()) if value.is_floating_point() else not bool(value.all()) for value in values
     )
@@ -155,8 +155,9 @@ def _may_be(program: Program, length: int | str, needed: int) -> bool:
 
 
 def _told(program: Program) -> list[fx.Node]:
-    """What tells attention what to see."""
-    return [told for node in program.graph.nodes if is_attention(node) for told in _operands(node)]
+    """What tells attention what to see, each once: layers share it."""
+    told = (told for node in program.graph.nodes if is_attention(node) for told in _operands(node))
+    return list(dict.fromkeys(told))
 
 
 def _operands(attention: fx.Node) -> list[fx.Node]:
