@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
+from time import perf_counter
 
 from .drafter import GREEDILY, NO_ROWS, Draft, Drafter, Drafting, Guessing, Outlook, Rows, confidence
 
@@ -89,7 +89,7 @@ class ModelDrafting(Drafting):
             most = min(most, row.longest - len(self._text))
         if most < 1:
             return []
-        started = time.perf_counter()
+        started = perf_counter()
         kinds = list(self._rows).index(name) * _KINDS
         draft = Draft([], [], [])
         logits = row.start(self._text, most)
@@ -102,7 +102,7 @@ class ModelDrafting(Drafting):
             if len(draft.tokens) >= most or not outlook.worth(draft, balance.seconds):
                 break
             logits = row.next(token)
-        self._open = _Open(name, draft.tokens, len(self._text), time.perf_counter() - started)
+        self._open = _Open(name, draft.tokens, len(self._text), perf_counter() - started)
         return [draft]
 
     def _settle(self, outlook: Outlook) -> None:
