@@ -208,7 +208,11 @@ def _why_one_after_another(flow: nx.DiGraph, found: list[fx.Node]) -> str | None
 
 
 def _stream(program: Program, flow: nx.DiGraph) -> list[fx.Node]:
-    """The longest chain of post-dominators below an input, the input first, the output node left out."""
+    """Of the chains of post-dominators below inputs the one with most values that attention has a part in.
+
+    The input first, the output node left out.  Below positions, of which every block has angles, nothing before the
+    last block is one value.
+    """
     output = program.output_node
     backwards = flow.reverse(copy=True)
     # A result that no attention has a part in leaves the model before the stack and is no part of the stream.
@@ -222,7 +226,7 @@ def _stream(program: Program, flow: nx.DiGraph) -> list[fx.Node]:
     results = [r for r in results if _is_continuous(r)] or results
     backwards.remove_edges_from([(output, r) for r in flow.predecessors(output) if r not in results])
     post = nx.immediate_dominators(backwards, output)
-    best: list[fx.Node] = []
+    chains: list[list[fx.Node]] = [[]]
     for node in program.graph.nodes:
         # What drives steps says where tokens are; the stream is what they are.
         if node.op != "placeholder" or node not in post or node.target in driven:
@@ -231,8 +235,8 @@ def _stream(program: Program, flow: nx.DiGraph) -> list[fx.Node]:
         while post.get(current) not in (None, current):
             current = post[current]
             chain.append(current)
-        if len(chain) > len(best):
-            best = chain
+        chains.append(chain)
+    best = max(chains, key=lambda chain: (len(attended.intersection(chain)), len(chain)))
     return [node for node in best if node is not output]
 
 

@@ -51,7 +51,9 @@ def origins_of(program: Program, value: fx.Node, tokens: Size, padding: str | No
             continue
         if node.op == "placeholder" and node.target != padding and not _only_sizes(node, cone):
             raise NotTokenwise(
-                value, f"lines up with the tokens and is computed from the input {node.target!r}"
+                value,
+                f"lines up with the tokens and is computed from the input {node.target!r}: a cache counts tokens "
+                f"by itself; where the model does too, capture it without {node.target!r}",
             )
         if any(source in counted or source in behind for source in node.all_input_nodes):
             behind.add(node)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from architectures import LLAMA, huggingface
 from decoders import DECODERS, decoder_program
 from hypothesis import given, settings
 from random_programs import Config, build, configs
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from tersor.ir.analyses.layers import content_flow, is_attention, layers
 from tersor.ir.capture import capture
+from tersor.ir.errors import RefusedError
 from tersor.ir.program import Program
 from tersor.passes.pipeline import run
 from tersor.passes.spec import parse_spec
@@ -97,6 +99,18 @@ def test_an_output_from_before_the_stack_does_not_hide_it() -> None:
 
     program = capture(TwoOutputs().eval(), {"x": torch.randn(2, 5, 8)})
     assert len(layers(program)) == 2
+
+
+def test_angles_of_positions_that_are_given_are_not_the_stream() -> None:
+    model = huggingface("LlamaConfig", "LlamaForCausalLM", **LLAMA)()
+    ids = torch.randint(3, 90, (2, 8))
+    program = capture(model, {"input_ids": ids, "position_ids": torch.arange(8).expand(2, 8).clone()})
+    stack = layers(program)
+    assert len(stack) == 2
+    assert stack.outside == ()
+    assert stack.stream[0].target == "input_ids"
+    with pytest.raises(RefusedError, match="capture it without 'position_ids'"):
+        run(program, ["kv-cache"])
 
 
 def test_a_model_that_returns_every_hidden_state_has_no_stack() -> None:
