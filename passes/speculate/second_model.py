@@ -57,8 +57,9 @@ def load_draft(path: str, program: Program) -> Program:
         ArtifactError: it is damaged.
     """
     if not (Path(path) / archive.GRAPH_FILE).is_file():
+        seen = "" if Path(path).is_absolute() else f" (from the working folder, {Path.cwd()})"
         raise InputError(
-            f"there is no model in {path!r} to guess with: give a folder that `tersor convert` wrote"
+            f"there is no model in {path!r}{seen} to guess with: give a folder that `tersor convert` wrote"
         )
     draft = archive.load(path)
     if draft.stepping is None:

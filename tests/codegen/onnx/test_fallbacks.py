@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tersor.codegen.onnx import OnnxExecutable, build
+from tersor.codegen.onnx import build
 from tersor.codegen.onnx.registry import LOWERINGS
 from tersor.ir.builder import Builder
 from tersor.ir.errors import InputError, LoweringError
@@ -68,21 +68,6 @@ def test_unknown_op_level_is_refused() -> None:
     program = small_program(lambda b, x: b.mul(x, 2.0), DIMS, CASES[0])
     with pytest.raises(InputError, match="portable, ort"):
         build(program, "fast")  # type: ignore[arg-type]
-
-
-def test_values_that_decide_a_size_give_it_to_later_nodes() -> None:
-    """``nonzero`` makes a size that no input has; what follows must read it from the value itself."""
-
-    def write(b: Builder, x: Any) -> Any:
-        found = b.call(aten.nonzero.default, b.call(aten.gt.Scalar, x, 0.0))
-        return found, b.call(aten.new_ones.default, x, [b.size(found, 0), 2])
-
-    program = small_program(write, DIMS, CASES[0])
-    executable = OnnxExecutable.of(program, ops="portable", threads=1)
-    for case in CASES:
-        expected: tuple[Tensor, ...] = (case["x"] > 0).nonzero(), torch.ones(int((case["x"] > 0).sum()), 2)
-        for want, have in zip(expected, executable.run(case), strict=True):
-            assert torch.equal(want, have)
 
 
 @pytest.mark.parametrize("mode", [0, 1])
