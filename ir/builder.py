@@ -69,6 +69,10 @@ class Builder:
     def mul(self, left: fx.Node, right: fx.Node | float) -> fx.Node:
         return self.call(aten.mul.Tensor, left, right)
 
+    def at_least(self, node: fx.Node, least: float) -> fx.Node:
+        # Shapes of `clamp` take far longer to infer.
+        return self.call(aten.clamp_min.default, node, least)
+
     def mean(self, node: fx.Node, dims: Sequence[int]) -> fx.Node:
         return self.call(aten.mean.dim, node, list(dims))
 

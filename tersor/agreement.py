@@ -33,7 +33,11 @@ def measure(executable: Executable, reference: Reference) -> Deviation:
 
 
 def check_agreement(
-    executable: Executable, program: Program, samples: Sequence[Batch], target: str
+    executable: Executable,
+    program: Program,
+    samples: Sequence[Batch],
+    target: str,
+    others: Sequence[Batch] = (),
 ) -> Deviation:
     """Raise unless ``executable`` computes what ``program`` computes on ``samples``, up to rounding.
 
@@ -41,10 +45,18 @@ def check_agreement(
     may keep the other token.  So where the outputs of a Program that chooses differ by more than rounding, it is run
     with weights that differ by rounding, and the executable passes if that moves the Program as far.
 
+    Args:
+        others: further samples, left out where the Program does not run on them.
+
     Raises:
         LoweringError: the outputs differ by more than that; the message names the output.
     """
-    reference = Reference(program, samples)
+    try:
+        reference = Reference(program, [*samples, *others])
+    except (TersorError, RuntimeError, IndexError, ValueError):
+        if not others:
+            raise
+        reference = Reference(program, samples)
     try:
         deviation = measure(executable, reference)
     except ExecutionError as error:
@@ -64,7 +76,7 @@ def check_agreement(
 def at_other_sizes(program: Program) -> list[Batch]:
     """The example at another size of every dimension that may vary, which shows one that a lowering has fixed.
 
-    Empty where none may vary, or where the Program itself does not run at these sizes.
+    Empty where none may vary; the Program itself may not run at these sizes.
     """
     own = program.sizes()
     varying = {dim for spec in program.called_with for dim in spec.shape if isinstance(dim, str)}
@@ -76,14 +88,7 @@ def at_other_sizes(program: Program) -> list[Batch]:
         other = smaller if smaller >= max(low, _LEAST) else larger
         if high is None or other <= high:
             sizes[name] = other
-    if not sizes:
-        return []
-    try:
-        sample = program.bind(**example_at(program, sizes))
-        program.run(sample)
-    except (TersorError, RuntimeError, IndexError, ValueError):
-        return []
-    return [sample]
+    return [example_at(program, sizes)] if sizes else []
 
 
 def _chooses(program: Program) -> bool:

@@ -41,5 +41,5 @@ def export_checked(
         session = trial_session(folder / path.name)
         steps = OnnxExecutable(session, program.inputs, program.outputs, ops=ops)
         executable = called_whole(steps, program.stepping)
-        check_agreement(executable, program, [*samples, *at_other_sizes(program)], "onnx")
+        check_agreement(executable, program, samples, "onnx", at_other_sizes(program))
         return put_in_place(written, path)

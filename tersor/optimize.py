@@ -115,7 +115,7 @@ def optimize_model(
     if lowering.get("weights", "fp32") == "fp32":
         executable = lower(rewritten, target, lowering)
         steps.begin(f"comparing {target} with the Program")
-        check_agreement(executable, rewritten, [samples[0], *at_other_sizes(rewritten)], target)
+        check_agreement(executable, rewritten, [samples[0]], target, at_other_sizes(rewritten))
     else:
         # Rounded weights are no rounding of sums: in place of agreement there is a measured loss.
         found = lower_stored(rewritten, target, lowering, samples, bool(batches), on_violation, steps.detail)

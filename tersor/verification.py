@@ -162,7 +162,7 @@ def _stages(folder: Path, against: Any, steps: Steps) -> Iterator[Check]:
 def _agreement(executable: Any, program: Program, samples: Any) -> Check:
     name = "artifact against its Program"
     try:
-        deviation = check_agreement(executable, program, [*samples, *at_other_sizes(program)], "the artifact")
+        deviation = check_agreement(executable, program, samples, "the artifact", at_other_sizes(program))
     except LoweringError as error:
         return Check(name, False, str(error))
     return Check(name, True, f"differs by {deviation.overall:.2g}")

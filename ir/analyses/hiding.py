@@ -11,6 +11,7 @@ from ..dialect import traits_of
 from ..operands import find_operand
 
 aten = torch.ops.aten
+_BOUNDED = (aten.clamp.default, aten.clamp_min.default)
 _MOVES = (aten.unsqueeze.default, aten.to.dtype, aten.slice.Tensor, aten.expand.default)
 
 
@@ -29,7 +30,7 @@ def hides_nothing(mask: fx.Node) -> bool:
     if mask.target is not aten.log.default:
         return False
     least: Any = mask.args[0]
-    bound = least.args[1] if least.target is aten.clamp.default and len(least.args) > 1 else None
+    bound = least.args[1] if least.target in _BOUNDED and len(least.args) > 1 else None
     return isinstance(bound, int | float) and bound >= 1
 
 

@@ -138,7 +138,7 @@ def fused(g: Builder, site: TokenSite, score: fx.Node, reduction: Reduction) -> 
     share = g.call(
         aten.div.Tensor,
         weight,
-        g.call(aten.clamp.default, g.call(aten.sum.dim_IntList, weight, [1], True), 1e-12),
+        g.at_least(g.call(aten.sum.dim_IntList, weight, [1], True), 1e-12),
     )
     share = g.call(aten.to.dtype, g.call(aten.unsqueeze.default, share, 1), site.hidden.meta["val"].dtype)
     mean = g.call(aten.matmul.default, share, site.hidden)

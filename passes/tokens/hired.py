@@ -81,7 +81,7 @@ def tiles(g: Builder, site: TokenSite, partitions: int) -> fx.Node:
     """The tile of every token, int64 ``[batch, tokens]``; numbers out of range for protected ones and padding."""
     ordinal = g.add(site.ordinals(g), -site.prefix)
     real = g.call(aten.to.dtype, g.call(aten.sum.dim_IntList, site.real(g), [1], True), torch.int64)
-    content = g.call(aten.clamp.default, g.add(real, -site.prefix - site.last), 1)
+    content = g.at_least(g.add(real, -site.prefix - site.last), 1)
     tile = g.call(aten.div.Tensor_mode, g.mul(ordinal, partitions), content, rounding_mode="floor")
     tile = g.call(aten.clamp.default, tile, -1, partitions)
     if site.padding is None:

@@ -69,7 +69,7 @@ def equal_lengths(g: Builder, site: TokenSite) -> fx.Node:
     """1.0 where one of as many equal runs as tokens are to be kept starts, else 0.0; ``[batch, tokens]``."""
     ordinal = g.add(site.ordinals(g), -site.prefix)
     count = g.call(aten.to.dtype, g.call(aten.sum.dim_IntList, site.real(g), [1], True), torch.int64)
-    content = g.call(aten.clamp.default, g.add(count, -site.prefix - site.last), 1)
+    content = g.at_least(g.add(count, -site.prefix - site.last), 1)
     share = _floor_div(g, g.add(g.mul(content, site.keep_per_mille), 999), 1000)
     run, before = (
         _floor_div(g, g.mul(position, share), content) for position in (ordinal, g.add(ordinal, -1))
@@ -84,7 +84,7 @@ def unlike_neighbours(g: Builder, site: TokenSite) -> fx.Node:
     """
     key = g.call(aten.to.dtype, g.mean(site.key, [1]), torch.float32)
     norm = g.call(aten.linalg_vector_norm.default, key, 2.0, [-1], True)
-    unit = g.call(aten.div.Tensor, key, g.call(aten.clamp.default, norm, 1e-12))
+    unit = g.call(aten.div.Tensor, key, g.at_least(norm, 1e-12))
     left = g.call(aten.constant_pad_nd.default, g.call(aten.slice.Tensor, unit, 1, 0, -1), [0, 0, 1, 0])
     cosine = g.call(aten.sum.dim_IntList, g.mul(unit, left), [-1])
     first = g.call(aten.eq.Scalar, site.ordinals(g), site.prefix)
@@ -110,7 +110,7 @@ def runs(g: Builder, site: TokenSite, starts: fx.Node) -> tuple[fx.Node, fx.Node
     order, among_real = (g.call(aten.to.dtype, x, torch.int64) for x in (order, among_real))
     columns = g.add(g.call(aten.cumsum.default, g.call(aten.ones_like.default, kept), 1), -1)
     column_of = g.op("scatter_tokens", columns, order, columns)
-    column = g.op("gather_tokens", column_of, g.call(aten.clamp.default, among_real, 0), 1)
+    column = g.op("gather_tokens", column_of, g.at_least(among_real, 0), 1)
     # Kept padding is a column of its own, so that it comes back as it is.
     return kept, g.op("scatter_tokens", column, kept, columns)
 
@@ -149,7 +149,7 @@ def averaged(
     none = g.call(aten.zeros_like.default, g.op("gather_tokens", size, kept, 1))
     sizes = g.call(aten.scatter_add.default, none, 1, column, size)
     wide = g.call(aten.unsqueeze.default, sizes, 2)
-    mean = g.call(aten.div.Tensor, total, g.call(aten.clamp.default, wide, 1e-6))
+    mean = g.call(aten.div.Tensor, total, g.at_least(wide, 1e-6))
     # A column that holds nothing but padding keeps what it held.
     mean = g.call(aten.where.self, g.call(aten.gt.Scalar, wide, 0), mean, first)
     return g.call(aten.to.dtype, mean, hidden.meta["val"].dtype), sizes

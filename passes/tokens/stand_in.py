@@ -31,7 +31,7 @@ def stand_in(g: Builder, site: TokenSite, index: fx.Node) -> fx.Node:
     size = site.carried.get("size") or site.real(g)
     key = g.mean(site.key, [1])
     length = g.call(aten.linalg_vector_norm.default, key, 2.0, [-1], True)
-    unit = g.call(aten.div.Tensor, key, g.call(aten.clamp.default, length, 1e-12))
+    unit = g.call(aten.div.Tensor, key, g.at_least(length, 1e-12))
     kept = g.call(aten.transpose.int, g.op("gather_tokens", unit, index, 1), 1, 2)
     others = g.call(aten.logical_not.default, g.op("gather_tokens", _free(g, site), index, 1))
     cosine = g.call(
@@ -50,7 +50,7 @@ def log_size(g: Builder, size: fx.Node) -> fx.Node:
     """What to add to the logits of keys that stand for ``size`` tokens each."""
     # A real token stands at least for itself.  Padding has size 0 and is masked anyway; with a bound of 1 the graph
     # shows a later pass that this bias hides nothing.
-    return g.call(aten.log.default, g.call(aten.clamp.default, size, 1.0))
+    return g.call(aten.log.default, g.at_least(size, 1.0))
 
 
 def _free(g: Builder, site: TokenSite) -> fx.Node:

@@ -105,7 +105,7 @@ def dissimilarity(g: Builder, site: TokenSite, importance: fx.Node, index: fx.No
     padding = g.op("gather_tokens", site.padding, index, 1) if site.padding is not None else None
     upper = upper_half(g, importance, padding)
     norm = g.call(aten.linalg_vector_norm.default, key, 2.0, [-1], True)
-    unit = g.call(aten.div.Tensor, key, g.call(aten.clamp.default, norm, 1e-12))
+    unit = g.call(aten.div.Tensor, key, g.at_least(norm, 1e-12))
     cosine = g.call(aten.matmul.default, unit, g.call(aten.transpose.int, unit, 1, 2))
     others = g.call(aten.logical_not.default, g.call(aten.unsqueeze.default, upper, 1))
     nearest = g.call(aten.amax.default, g.call(aten.masked_fill.Scalar, cosine, others, -1.0), [-1])
@@ -131,7 +131,7 @@ def upper_half(g: Builder, importance: fx.Node, padding: fx.Node | None) -> fx.N
     ordered = g.item(g.call(aten.sort.default, importance, -1, True), 0)
     count = g.call(aten.sum.dim_IntList, real, [-1], True)
     # A row of nothing but padding has no place of its own; any will do, for nobody reads what stays of it.
-    count = g.call(aten.clamp.default, count, 1)
+    count = g.at_least(count, 1)
     middle = g.call(aten.floor_divide.default, g.add(count, -1), 2)
     threshold = g.call(aten.gather.default, ordered, 1, middle)
     return g.call(aten.ge.Tensor, importance, threshold)
