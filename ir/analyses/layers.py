@@ -149,22 +149,26 @@ def content_flow(program: Program) -> nx.DiGraph:
     """
     flow = nx.DiGraph()
     fed: set[fx.Node] = set()
+    attended: set[fx.Node] = set()
     for node in program.graph.nodes:
+        if is_attention(node) or not attended.isdisjoint(node.all_input_nodes):
+            attended.add(node)
         if node.op == "output" or _is_tensor(node):
             flow.add_node(node)
             sources: list[fx.Node] = []
-            fx.map_arg(_content(node, fed), sources.append)
+            fx.map_arg(_content(node, fed, attended), sources.append)
             flow.add_edges_from((source, node) for source in sources if _is_tensor(source))
             if node.op == "placeholder" or not fed.isdisjoint(sources):
                 fed.add(node)
     return flow
 
 
-def _content(node: fx.Node, fed: set[fx.Node]) -> Any:
+def _content(node: fx.Node, fed: set[fx.Node], attended: set[fx.Node]) -> Any:
     """The operands whose content, not only whose shape or order, is in the node's result.
 
     Args:
         fed: the nodes before it that an input's content is in.
+        attended: those that an attention has a part in.
     """
     content = traits_of(node).content
     if content:
@@ -175,6 +179,8 @@ def _content(node: fx.Node, fed: set[fx.Node]) -> Any:
         return node.args[1:]
     if packet in _TAKES and node.args[0] in fed:
         return node.args[0]
+    if packet is aten.masked_fill and node.args[1] not in attended:
+        return (node.args[0], node.args[2])
     return (node.args, node.kwargs)
 
 

@@ -1,89 +1,101 @@
-"""PyTorch's fused encoder layers, which give other rows for padding than the layers that they stand for."""
+"""PyTorch's fused encoder layers: what the model computes while it uses them, so that the Program does too."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partialmethod
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
-from ..analyses.layers import is_attention
-from ..analyses.real_tokens import real_tokens
 from ..errors import CaptureError
 from ..program import Program
-from ..shapes import expression
 from ..structure import Structure
-from .check import Samples, compared
-from .padded import hides_any, hiding, is_told
+from .check import Samples, compare_on
+from .padded import hiding
 
-_WHY = (
-    "PyTorch's fused layers (torch.backends.mha), which the model uses without gradients, give something else"
-)
 _FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
+_written_out = nn.TransformerEncoder.forward
 
 
-def explain_fused_layers(
+@contextmanager
+def zeros_at_padding(enabled: bool) -> Iterator[None]:
+    """Within the block ``nn.TransformerEncoder`` gives what it gives with fused layers, computed by plain ones.
+
+    Without gradients it leaves padding out, as long as that is behind the tokens of every row of the batch, and puts
+    zeros in its place before its last norm.  A float mask hides whatever it is not 0 for.
+
+    Args:
+        enabled: whether the caller lets PyTorch use fused layers.
+    """
+    with patch.object(nn.TransformerEncoder, "forward", partialmethod(_forward, enabled)):
+        yield
+
+
+def _forward(
+    encoder: nn.TransformerEncoder,
+    enabled: bool,
+    src: Tensor,
+    mask: Tensor | None = None,
+    src_key_padding_mask: Tensor | None = None,
+    is_causal: bool | None = None,
+) -> Tensor:
+    if not enabled or torch.backends.mha.get_fastpath_enabled() or src_key_padding_mask is None:
+        return _written_out(encoder, src, mask, src_key_padding_mask, is_causal)
+    leaves_out = getattr(encoder, "use_nested_tensor", False) and src.dim() == 3 and mask is None
+    if not leaves_out or is_causal or torch.is_autocast_enabled(src.device.type):
+        return _written_out(encoder, src, mask, src_key_padding_mask, is_causal)
+    padding = src_key_padding_mask
+    if padding.dtype != torch.bool:
+        padding = padding != 0
+    behind = torch.arange(padding.shape[1], device=padding.device) >= (~padding).sum(1, keepdim=True)
+    if getattr(encoder, "mask_check", True):
+        left_out = padding & (padding == behind).all()
+    else:  # As many tokens as are none of padding, wherever those are.
+        left_out = padding = behind
+    hidden = src
+    for layer in encoder.layers:
+        hidden = layer(hidden, src_key_padding_mask=padding)
+    hidden = hidden.masked_fill(left_out[..., None], 0.0)
+    return hidden if encoder.norm is None else encoder.norm(hidden)  # type: ignore[no-any-return]
+
+
+def check_fused_layers(
     program: Program, model: nn.Module, call: Callable[..., Any], enabled: bool, samples: Samples | None
-) -> list[str]:
-    """One line where the model's results are others while it uses them, at what may be padding, or was not tried.
+) -> None:
+    """Compare with the model while it uses its fused layers, where attention hides tokens too.
 
     Args:
         call: the model, as it is called without them.
         enabled: whether the caller lets PyTorch use them.
 
     Raises:
-        CaptureError: results are that are made of real tokens too.
+        CaptureError: results are others at what is no padding.
     """
     if not enabled or not any(isinstance(module, _FUSED) for module in model.modules()):
-        return []
-    given = [program.example_inputs, *(() if samples is None else samples(program))]
-    trials = list(hiding(program))
-    told: dict[str, None] = {}
-    for wrong, is_of_tokens in _differences(program, call, [*given, *trials]):
-        what = wrong.partition(": ")[0]
-        if not is_of_tokens:
-            raise CaptureError(
-                f"{_WHY} where rows are padded than the layers one by one, and outputs are made of it: {what}. Let "
-                "them read real tokens alone (a mean over these), or call "
-                "torch.backends.mha.set_fastpath_enabled(False) first: then the model computes what its layers do one "
-                "by one, and so does the Program"
-            )
-        told[f"the Program computes what the layers compute one by one; {_WHY}: {what}"] = None
-    if not trials and is_told(program) and not any(hides_any(program, inputs) for inputs in given):
-        return [f"no inputs were found on which tokens are hidden, and none compared: there {_WHY}"]
-    return list(told)[:1]
-
-
-def _differences(
-    program: Program, call: Callable[..., Any], given: Iterable[Mapping[str, Tensor]]
-) -> Iterator[tuple[str, bool]]:
-    """What is wrong with an output, and whether it may be so at padding alone: it has entries for tokens."""
+        return
+    given = [program.example_inputs, *(() if samples is None else samples(program)), *hiding(program)]
     for inputs in given:
         try:
-            if any(wrong is not None for _, _, wrong in compared(program, inputs, call(**inputs))):
-                continue  # Inputs that the Program does not stand for the model on tell nothing of fused layers.
+            compare_on(program, inputs, call(**inputs))
             with _fused():
                 result = call(**inputs)
-            if any(bool(value.isnan().any()) for value in Structure.flatten(result)):
-                continue  # A query that sees nothing, which the model has no number for.
-            real = real_tokens(program, program.bind(**inputs))
-            for name, _, wrong in compared(program, inputs, result):
-                if wrong is not None:
-                    yield wrong, name not in real and _has_tokens(program, name)
         except (CaptureError, RuntimeError, ValueError, IndexError):
-            continue  # What either does not take shows nothing.
-
-
-def _has_tokens(program: Program, output: str) -> bool:
-    """Whether a dim of an output grows with the keys of an attention, or is as large where these do not vary."""
-    place = [spec.name for spec in program.outputs].index(output)
-    results: Any = program.output_node.args[0]
-    sizes = [expression(size) for size in results[place].meta["val"].shape]
-    keys = [expression(n.args[1].meta["val"].shape[2]) for n in program.graph.nodes if is_attention(n)]  # type: ignore[union-attr]
-    symbols = set().union(*(size.free_symbols for size in keys))
-    return any(size in keys or not symbols.isdisjoint(size.free_symbols) for size in sizes)
+            continue  # Inputs on which the Program does not stand for the model anyway tell nothing of fused layers.
+        if any(bool(value.isnan().any()) for value in Structure.flatten(result)):
+            continue  # A query that sees nothing, which the model has no number for.
+        try:
+            compare_on(program, inputs, result)
+        except CaptureError as error:
+            raise CaptureError(
+                "PyTorch's fused layers (torch.backends.mha), which the model uses without gradients, give something "
+                f"else than the layers one by one: {str(error).partition(': ')[0]}. Call "
+                "torch.backends.mha.set_fastpath_enabled(False) first: then the model computes what its layers do one "
+                "by one, and so does the Program"
+            ) from error
 
 
 @contextmanager

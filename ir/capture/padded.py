@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from typing import Any
 
@@ -15,7 +15,6 @@ from ..errors import CaptureError
 from ..evaluate import evaluate, sources_of
 from ..program import Program
 from ..raising._cone import Cone
-from ..raising._scores import LOW
 from ..raising.mask_meaning import is_mask_input
 from ..structure import Structure
 from .check import compare_on
@@ -119,23 +118,12 @@ def hiding(program: Program) -> Iterator[dict[str, Tensor]]:
                 yield inputs
 
 
-def is_told(program: Program) -> bool:
-    """Whether an attention has padding or a mask."""
-    return bool(_told(program))
-
-
-def hides_any(program: Program, inputs: Mapping[str, Tensor]) -> bool:
-    """Whether padding or a mask of some attention hides a key on these inputs."""
-    values = evaluate(program, _told(program), program.bind(**inputs)).values()
-    return any(
-        bool((value <= LOW).any()) if value.is_floating_point() else not bool(value.all()) for value in values
-    )
-
-
-def _changed(given: Tensor, fillers: Iterable[int], told: Iterable[Tensor]) -> Iterator[Tensor]:
+def _changed(given: Tensor, fillers: Iterable[float], told: Iterable[Tensor]) -> Iterator[Tensor]:
     ways = list(product((False, True), range(_COUNTS)))
     if given.dim() == 2:
-        for filler in (n for n in fillers if n >= 0 or given.dtype.is_signed):
+        # A float mask is 1 and 0, or it is added to scores.
+        some = (0, -torch.inf) if given.is_floating_point() else fillers
+        for filler in (n for n in some if n >= 0 or given.dtype.is_signed):
             others = given[given != filler]
             # What is padding in the example is real in some of these.
             real = given if not others.numel() else torch.where(given == filler, others.flatten()[0], given)

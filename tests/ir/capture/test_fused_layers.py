@@ -1,33 +1,48 @@
-"""What PyTorch's fused encoder layers give at padding is no result's, or the model is refused."""
+"""What PyTorch's fused encoder layers give, at padding too, is what the Program gives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import tersor
+from tersor.ir.analyses.layers import layers
 from tersor.ir.capture import capture
 
 Read = Callable[[Tensor, Tensor], Tensor]
 PADDED = torch.tensor([[1] * 7, [1] * 3 + [0] * 4])
-WRONG = {"mean": lambda x, real: x.mean(1), "max": lambda x, real: x.amax(1), "sum": lambda x, real: x.sum(1)}
-RIGHT = {
+LEFT = PADDED.flip(1)
+READS: dict[str, Read] = {
     "tokens": lambda x, real: x,
     "first": lambda x, real: x[:, 0],
     "mean of real tokens": lambda x, real: (x * real[..., None]).sum(1) / real.sum(1, keepdim=True),
+    "mean": lambda x, real: x.mean(1),
+    "max": lambda x, real: x.amax(1),
+    "sum over length": lambda x, real: x.sum(1) / real.sum(1, keepdim=True),
+    "sums so far": lambda x, real: x.cumsum(1),
+    "neighbours": lambda x, real: x[:, 1:] - x[:, :-1],
+    "all pairs": lambda x, real: x @ x.transpose(1, 2),
+    "window": lambda x, real: nn.functional.avg_pool1d(x.transpose(1, 2), 3, 1, 1),
+    "channels first": lambda x, real: x.transpose(1, 2),
+    "tags": lambda x, real: x.argmax(-1),
+    "all in a row": lambda x, real: x.flatten(0, 1),
 }
 
 
 class Classifier(nn.Module):
     """Of ids with a mask, or of ids of which 0 is padding."""
 
-    def __init__(self, read: Read) -> None:
+    def __init__(self, read: Read, norm: nn.Module | None = None, **how: Any) -> None:
         super().__init__()
-        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-        self.table, self.layers, self.read = nn.Embedding(20, 8), nn.TransformerEncoder(layer, 2), read
+        layer = nn.TransformerEncoderLayer(
+            8, 2, 16, batch_first=True, norm_first=how.pop("norm_first", False)
+        )
+        self.layers = nn.TransformerEncoder(layer, 2, norm, **how)
+        self.table, self.read = nn.Embedding(20, 8), read
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         real = ids != 0 if mask is None else mask != 0
@@ -47,30 +62,46 @@ def inputs(mask: Tensor, by_ids: bool) -> dict[str, Tensor]:
     return {"ids": ids * mask} if by_ids else {"ids": ids, "mask": mask}
 
 
+def agree(model: nn.Module, example: dict[str, Tensor], *given: dict[str, Tensor]) -> tersor.Program:
+    """The Program, which gives what the model gives, at padding too."""
+    program = capture(model, example)
+    assert not program.notes.get("capture")
+    for one in given:
+        with torch.no_grad():
+            torch.testing.assert_close(program(**one), model(**one))
+    return program
+
+
 @pytest.mark.parametrize("by_ids", [False, True])
 @pytest.mark.parametrize("example", [PADDED, torch.ones_like(PADDED)], ids=["padded", "whole"])
-@pytest.mark.parametrize("read", WRONG.values(), ids=WRONG)
-def test_outputs_made_of_padding_are_refused(read: Read, example: Tensor, by_ids: bool) -> None:
-    with pytest.raises(tersor.CaptureError, match=r"fused layers .*set_fastpath_enabled\(False\) first"):
-        capture(Classifier(read).eval(), inputs(example, by_ids))
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_what_is_made_of_padding_is_what_the_model_makes_of_it(
+    read: Read, example: Tensor, by_ids: bool
+) -> None:
+    torch.manual_seed(0)
+    masks = [PADDED, LEFT, torch.cat([PADDED, LEFT]), torch.ones(3, 11).long()]
+    agree(Classifier(read).eval(), inputs(example, by_ids), *(inputs(mask, by_ids) for mask in masks))
 
 
-@pytest.mark.parametrize("by_ids", [False, True])
-@pytest.mark.parametrize("read", RIGHT.values(), ids=RIGHT)
-def test_what_reads_real_tokens_is_what_the_model_gives(read: Read, by_ids: bool) -> None:
-    model = Classifier(read).eval()
-    program = capture(model, inputs(torch.ones_like(PADDED), by_ids))
-    assert not program.notes.get("capture")
-    given = inputs(PADDED, by_ids)
-    with torch.no_grad():
-        want = model(**given)
-    got = program(**given)
-    real = PADDED.bool() if want.dim() == 3 else slice(None)
-    torch.testing.assert_close(got[real], want[real])
+@pytest.mark.parametrize(
+    "how",
+    [{"norm": nn.LayerNorm(8)}, {"norm_first": True}, {"enable_nested_tensor": False}, {"mask_check": False}],
+    ids=str,
+)
+def test_encoders_of_every_make(how: dict[str, Any]) -> None:
+    model = Classifier(READS["mean"], **how).eval()
+    agree(model, inputs(torch.ones_like(PADDED), True), inputs(PADDED, True))
+
+
+def test_zeros_at_padding_leave_the_stack_what_it_is() -> None:
+    program = agree(Classifier(READS["tokens"]).eval(), inputs(torch.ones_like(PADDED), True))
+    stack = layers(program)
+    assert len(stack) == 2
+    assert stack.end.target is torch.ops.aten.layer_norm.default
 
 
 def test_without_them_the_layers_decide() -> None:
-    model = Classifier(lambda x, real: x.mean(1)).eval()
+    model = Classifier(READS["mean"]).eval()
     torch.backends.mha.set_fastpath_enabled(False)
     program = capture(model, inputs(torch.ones_like(PADDED), False))
     given = inputs(PADDED, False)
@@ -78,13 +109,16 @@ def test_without_them_the_layers_decide() -> None:
         torch.testing.assert_close(program(**given), model(**given))
 
 
-def test_a_sample_alone_may_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tersor.ir.capture.fused_layers.hiding", lambda _: ())
-    model, whole = Classifier(lambda x, real: x.mean(1)).eval(), inputs(torch.ones_like(PADDED), False)
-    (note,) = capture(model, whole).notes["capture"]
-    assert "no inputs were found on which tokens are hidden" in note
-    with pytest.raises(tersor.CaptureError, match="fused layers"):
-        capture(model, whole, samples=lambda program: [program.bind(**inputs(PADDED, False))])
+def test_masks_that_fused_layers_take_for_others_are_refused() -> None:
+    """They hide whatever a float mask is not 0 for, biases too."""
+
+    class Biased(Classifier):
+        def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+            place = torch.arange(ids.shape[1])
+            return self.layers(self.table(ids), mask=-(place[:, None] - place[None]).abs().float())
+
+    with pytest.raises(tersor.CaptureError, match=r"fused layers .*set_fastpath_enabled\(False\) first"):
+        capture(Biased(READS["tokens"]).eval(), {"ids": torch.randint(1, 20, (2, 7))})
 
 
 class Told(Classifier):
@@ -117,31 +151,8 @@ SPELLINGS = {
 
 @pytest.mark.parametrize(("says", "told"), SPELLINGS.values(), ids=SPELLINGS)
 def test_padding_may_be_told_in_any_way(says: Callable[..., Tensor], told: Tensor) -> None:
-    model = Told(says).eval()
-    with pytest.raises(tersor.CaptureError, match="fused layers"):
-        capture(model, {"ids": torch.randint(3, 20, (2, 7)), "told": told})
-
-
-LAYOUTS = {
-    "channels first": lambda x, real: x.transpose(1, 2),
-    "tags": lambda x, real: x.argmax(-1),
-    "normal": lambda x, real: torch.nn.functional.normalize(x, dim=-1),
-    "all in a row": lambda x, real: x.flatten(0, 1),
-    "all but the first": lambda x, real: x[:, 1:],
-    "tokens and the first": lambda x, real: (x, x[:, 0]),
-}
-
-
-@pytest.mark.parametrize("by_ids", [False, True])
-@pytest.mark.parametrize("example", [PADDED, torch.ones_like(PADDED)], ids=["padded", "whole"])
-@pytest.mark.parametrize("read", LAYOUTS.values(), ids=LAYOUTS)
-def test_outputs_of_tokens_are_captured_in_any_layout(read: Read, example: Tensor, by_ids: bool) -> None:
-    torch.manual_seed(0)
-    model = Classifier(read).eval()
-    program = capture(model, inputs(example, by_ids))
-    given = inputs(torch.ones(2, 11).long(), by_ids)
-    with torch.no_grad():
-        torch.testing.assert_close(program(**given), model(**given))
+    ids, some = torch.randint(3, 20, (2, 7)), PADDED.sum(1) if told.dim() == 1 else PADDED.float()
+    agree(Told(says).eval(), {"ids": ids, "told": told}, {"ids": ids * PADDED, "told": some})
 
 
 @pytest.mark.parametrize("by_ids", [False, True])
@@ -160,7 +171,7 @@ def test_causality_beside_padding_is_captured(dtype: torch.dtype, by_ids: bool) 
             return self.layers(self.table(ids), mask=hidden, src_key_padding_mask=padding)
 
     torch.manual_seed(0)
-    model = Causal(RIGHT["tokens"]).eval()
+    model = Causal(READS["tokens"]).eval()
     program = capture(model, inputs(torch.ones_like(PADDED), by_ids))
     given = inputs(PADDED, by_ids)
     with torch.no_grad():
