@@ -55,7 +55,8 @@ class Generator:
         if len(returned) != 1 or not is_logits(self.program, returned[0].name):
             names = ", ".join(spec.name for spec in returned)
             raise InputError(
-                f"this model gives {names}, and not scores over a vocabulary alone: convert one with a language head"
+                f"this model gives {names}, and not scores over a vocabulary alone: convert one with a language head, "
+                "or let one that has it return its scores alone, as {'logits': scores}"
             )
         noted = self.program.notes.get(NOTE)
         pass_ = None if noted is None else parse_spec(noted)
@@ -121,15 +122,18 @@ class Generator:
         texts = [inputs] if isinstance(inputs, str) else inputs
         if is_text and attention_mask is not None:
             raise InputError("attention_mask belongs to a tensor of ids: texts have no padding")
-        prompts = [tokenizer(t)["input_ids"] for t in texts] if is_text else _prompts(inputs, attention_mask)
+        if is_text:
+            prompts = [tokenizer(_encodable(t))["input_ids"] for t in texts]
+        else:
+            prompts = _prompts(inputs, attention_mask, settings.padding)
         if not prompts:
             raise InputError("there is no prompt: give a text, or rows of token ids")
-        stopping = Stopping(
-            settings.most,
-            settings.ends,
-            stops_at(tokenizer, stops) if stops else None,
-            settings.longest,
-        )
+        most, longest = settings.most, settings.longest
+        if longest is not None and isinstance(inputs, Tensor | np.ndarray):
+            # Padding counts, as the row is so long with it.
+            most, longest = _left(longest, inputs.shape[1]), None
+        ends_text = stops_at(tokenizer, stops) if stops else None
+        stopping = Stopping(most, settings.ends, ends_text, longest)
         written = [Written(tokenizer) for _ in prompts] if is_text else []
 
         def tell(row: int, token: int) -> None:
@@ -187,15 +191,37 @@ def _is_text(inputs: Any) -> bool:
     return isinstance(texts, list | tuple) and bool(texts) and all(isinstance(t, str) for t in texts)
 
 
-def _prompts(inputs: Any, attention_mask: Any) -> list[list[int]]:
-    """Rows of token ids without their padding."""
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the prompt {text!r} is no Unicode text: its character {error.start} is half of one, as bytes that are "
+            "not UTF-8 become on a command line"
+        ) from None
+    return text
+
+
+def _left(longest: int, width: int) -> int:
+    if width >= longest:
+        raise InputError(
+            f"max_length={longest}, and the prompts have {width} tokens already: give a larger one, or max_new_tokens"
+        )
+    return longest - width
+
+
+def _prompts(inputs: Any, attention_mask: Any, padding: int | None) -> list[list[int]]:
+    """Rows of token ids without their padding, which is what the mask says, or has the id ``padding``."""
     if isinstance(inputs, Tensor | np.ndarray):
         ids = torch.as_tensor(inputs)
         if ids.dim() != 2 or ids.dtype not in (torch.int32, torch.int64):
             raise InputError(
                 f"input_ids is {list(ids.shape)} {ids.dtype}: give integers [batch, tokens] of int64 or int32, or texts"
             )
-        real = torch.ones_like(ids) if attention_mask is None else torch.as_tensor(attention_mask)
+        if attention_mask is not None:
+            real = torch.as_tensor(attention_mask)
+        else:
+            real = torch.ones_like(ids) if padding is None else ids != padding
         if real.shape != ids.shape:
             raise InputError(f"attention_mask is {list(real.shape)}, and input_ids {list(ids.shape)}")
         return [row[keep.bool()].tolist() for row, keep in zip(ids, real, strict=True)]

@@ -75,13 +75,15 @@ class OptimizedModel:
         """Flat outputs in the order of ``outputs``; ``inputs`` by name, checked as in a call."""
         return self.session.run(self.session.bind(inputs))
 
-    def generate(self, inputs: Any, **options: Any) -> Any:
+    def generate(self, inputs: Any = None, *, input_ids: Any = None, **options: Any) -> Any:
         """What follows ``inputs``, one token after another; of a model with ``kv-cache`` among its passes.
 
         Args:
             inputs: a text, a list of texts, a tensor of token ids ``[batch, tokens]``, or rows of them.
+            input_ids: another name of ``inputs``, as in ``generate(**tokenizer(text, return_tensors="pt"))``.
             options: by the names of ``transformers.generate`` and with its defaults, which are those that the model
-                came with (``generation_config``): ``attention_mask`` (of a tensor of ids, padding on either side),
+                came with (``generation_config``): ``attention_mask`` (of a tensor of ids, padding on either side;
+                without one, ids that are ``pad_token_id`` are padding, where that ends no text),
                 ``max_new_tokens`` (20) or ``max_length``, ``temperature`` (0: the most likely token; above: a draw),
                 ``do_sample``, ``top_k`` (50), ``top_p``, ``repetition_penalty``, ``eos_token_id``, ``pad_token_id``,
                 and what else of ``tersor.settings.NAMES`` changes scores; ``stop``, texts behind which nothing
@@ -97,7 +99,9 @@ class OptimizedModel:
             InputError: the model keeps no cache or has no tokenizer, or an option or a prompt makes no sense.
             ExecutionError: the model gives no numbers.
         """
-        return self.generator(inputs, **options)
+        if (inputs is None) == (input_ids is None):
+            raise InputError("give generate one of inputs and input_ids: a text, or rows of token ids")
+        return self.generator(input_ids if inputs is None else inputs, **options)
 
     @property
     def generator(self) -> Generator:

@@ -40,6 +40,7 @@ class Settings:
         most, longest: new tokens at most, or tokens of the whole: the other is None.
         ends: token ids behind which nothing follows.
         fill: the id behind rows that ended before others.
+        padding: the id that is no text in a tensor of ids; None where every id is.
         stops: texts behind which nothing follows, that the model came with.
     """
 
@@ -48,6 +49,7 @@ class Settings:
     longest: int | None
     ends: frozenset[int]
     fill: int
+    padding: int | None = None
     stops: tuple[str, ...] = ()
 
     @classmethod
@@ -67,14 +69,15 @@ class Settings:
         direct = {n: both.pop(n) for n in _DIRECT if n in both and (n in given or both[n] is not None)}
         temperature = _temperature(both, given)
         most, longest = _lengths(both, given)
-        ends = _ends(both, program.facts.config)
+        ends, padding = _ends(both, program.facts.config), _padding(both, program.facts.config)
         others = {n: v for n, v in both.items() if n in OPTIONS and n != "temperature" and v is not None}
         return cls(
             Sampling(temperature, seed=seed, others=others, **direct),
             most,
             longest,
-            ends,
-            _fill(both, program.facts.config, ends),
+            frozenset(ends),
+            next(iter(ends), 0) if padding is None else padding,
+            None if padding in ends else padding,
             _texts(own.get("stop_strings")),
         )
 
@@ -139,21 +142,19 @@ def _lengths(both: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[int | N
     return _MOST, None
 
 
-def _ends(both: Mapping[str, Any], config: Mapping[str, Any]) -> frozenset[int]:
+def _ends(both: Mapping[str, Any], config: Mapping[str, Any]) -> list[int]:
     found = both["eos_token_id"] if "eos_token_id" in both else config.get("eos_token_id")
     ids = [] if found is None else list(found) if isinstance(found, list | tuple | set) else [found]
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, int):
             raise InputError(f"eos_token_id={found!r}: {token!r} is no token id")
-    return frozenset(ids)
+    return ids
 
 
-def _fill(both: Mapping[str, Any], config: Mapping[str, Any], ends: frozenset[int]) -> int:
+def _padding(both: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
     found = both.get("pad_token_id")
     found = config.get("pad_token_id") if found is None else found
-    if found is None:
-        return min(ends, default=0)
-    if isinstance(found, bool) or not isinstance(found, int):
+    if found is not None and (isinstance(found, bool) or not isinstance(found, int)):
         raise InputError(f"pad_token_id={found!r} is no token id")
     return found
 

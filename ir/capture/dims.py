@@ -44,7 +44,10 @@ def dynamic_dims(inputs: Mapping[str, Tensor], dynamic: Any, tokens_first: bool 
     if dynamic != "auto":
         return _explicit(inputs, dynamic)
     sizes: dict[str, int] = {}
-    return {name: _automatic(name, tensor, sizes, tokens_first) for name, tensor in inputs.items()}
+    # Masks of four dims vary with what other inputs count, whichever the model takes first.
+    order = sorted(inputs, key=lambda name: inputs[name].dim() >= 4)
+    found = {name: _automatic(name, inputs[name], sizes, tokens_first) for name in order}
+    return {name: found[name] for name in inputs}
 
 
 def _automatic(name: str, tensor: Tensor, sizes: dict[str, int], tokens_first: bool) -> dict[int, str]:

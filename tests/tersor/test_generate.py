@@ -54,6 +54,31 @@ def test_padding_is_no_part_of_a_prompt(fast: Any) -> None:
     assert torch.equal(both[:, :9], ids * mask)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pad_token_id": 3, "max_new_tokens": 8},
+        {"pad_token_id": 3, "max_length": 14},
+        {"pad_token_id": 3, "eos_token_id": [3, 5], "max_new_tokens": 8},
+        {"eos_token_id": list(range(255, 100, -1)), "max_new_tokens": 8},
+    ],
+    ids=str,
+)
+def test_without_a_mask_padding_is_what_transformers_takes_for_it(
+    fast: Any, folder: Path, options: dict[str, Any]
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(0)
+    ids = torch.randint(4, 256, (2, 9))
+    ids[1, :4] = 3
+    model: Any = LlamaForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        expected = model.generate(ids, do_sample=False, **options)
+    assert torch.equal(fast.generate(ids, **options), expected)
+    assert torch.equal(fast.generate(input_ids=ids, **options), expected)
+
+
 def test_text_comes_out_for_text_and_in_pieces(fast: Any) -> None:
     pieces: list[str] = []
     text = fast.generate(PROMPT, max_new_tokens=30, stream=pieces.append)
@@ -186,6 +211,10 @@ def test_a_model_without_a_tokenizer_takes_ids_only(folder: Path) -> None:
         ([[5, 2**70]], {}, "the model takes 0 to 255"),
         ([[5, -1]], {}, "token id -1"),
         (torch.ones(1, 3, dtype=torch.int8), {}, "int64 or int32"),
+        ("a\udcffb", {}, "its character 1 is half of one"),
+        (None, {}, "one of inputs and input_ids"),
+        ([[5]], {"input_ids": [[5]]}, "one of inputs and input_ids"),
+        (torch.ones(1, 3, dtype=torch.int64), {"max_length": 3}, "the prompts have 3 tokens already"),
         (PROMPT, {"attention_mask": torch.ones(1, 4)}, "texts have no padding"),
         (PROMPT, {"stop": 5}, "stop=5 is no text"),
         (PROMPT, {"stream": "x"}, "cannot be called"),

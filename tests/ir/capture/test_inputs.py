@@ -163,3 +163,10 @@ def test_inputs_that_are_taken_by_position_only_keep_their_names(by_name: bool) 
 def test_a_forward_that_names_no_inputs_is_told_what_to_do(model: nn.Module, given: Any, advice: str) -> None:
     with pytest.raises(InputError, match=advice):
         capture(model, given)
+
+
+def test_a_mask_varies_with_the_tokens_whichever_the_model_takes_first() -> None:
+    given = {"mask": torch.ones(2, 1, 9, 9).bool(), "x": torch.randn(2, 9, 8)}
+    dims = dynamic_dims(given, "auto")
+    assert list(dims) == ["mask", "x"]
+    assert dims["mask"] == {0: "batch", 2: "tokens", 3: "tokens"}
