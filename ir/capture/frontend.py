@@ -20,7 +20,7 @@ from .dim_names import named_by_attention
 from .dims import check_dynamic, dynamic_dims
 from .experts import dense_experts
 from .export import Request, call_model, export_program, run_model
-from .fused_layers import check_fused_layers, zeros_at_padding
+from .fused_layers import explain_fused_layers, zeros_at_padding
 from .host import on_the_host
 from .huggingface import cache_free, is_huggingface, packed_as_called, semantic_attention
 from .inputs import (
@@ -112,7 +112,7 @@ def _from_module(
         call = partial(call_model, model, fixed)
         rename = named_by_attention if dynamic == "auto" else None
         program = _raised(program, expected, call, rename, samples)
-        check_fused_layers(program, model, call, fused, samples)
+        notes += tuple(explain_fused_layers(program, model, call, fused, samples))
         if notes:
             program.notes["capture"] = [*notes, *program.notes.get("capture", ())]
         return program

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partialmethod
 from typing import Any
@@ -63,10 +63,12 @@ def _forward(
     return hidden if encoder.norm is None else encoder.norm(hidden)  # type: ignore[no-any-return]
 
 
-def check_fused_layers(
+def explain_fused_layers(
     program: Program, model: nn.Module, call: Callable[..., Any], enabled: bool, samples: Samples | None
-) -> None:
-    """Compare with the model while it uses its fused layers, where attention hides tokens too.
+) -> list[str]:
+    """Compare with the model while it uses its fused layers; one line where results are others with gradients.
+
+    On trials too, in which attention hides tokens.
 
     Args:
         call: the model, as it is called without them.
@@ -76,13 +78,16 @@ def check_fused_layers(
         CaptureError: results are others at what is no padding.
     """
     if not enabled or not any(isinstance(module, _FUSED) for module in model.modules()):
-        return
+        return []
+    told: list[str] = []
     given = [program.example_inputs, *(() if samples is None else samples(program)), *hiding(program)]
     for inputs in given:
         try:
             compare_on(program, inputs, call(**inputs))
             with _fused():
                 result = call(**inputs)
+            with patch.object(nn.TransformerEncoder, "forward", _written_out):
+                plain = call(**inputs)
         except (CaptureError, RuntimeError, ValueError, IndexError):
             continue  # Inputs on which the Program does not stand for the model anyway tell nothing of fused layers.
         if any(bool(value.isnan().any()) for value in Structure.flatten(result)):
@@ -96,6 +101,17 @@ def check_fused_layers(
                 "torch.backends.mha.set_fastpath_enabled(False) first: then the model computes what its layers do one "
                 "by one, and so does the Program"
             ) from error
+        told = told or _where_gradients_tell(program, inputs, plain)
+    return told
+
+
+def _where_gradients_tell(program: Program, inputs: Mapping[str, Tensor], plain: Any) -> list[str]:
+    try:
+        compare_on(program, inputs, plain)
+    except CaptureError as error:
+        made = "outputs are made of padded rows, where fused layers, which run without gradients, put zeros"
+        return [f"{made}: with gradients {str(error).partition(': ')[0]}"]
+    return []
 
 
 @contextmanager
