@@ -9,6 +9,8 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
 
+from tersor.codegen.index_limits import index_limits
+from tersor.ir.analyses.position_rows import most_positions
 from tersor.ir.program import Program, TensorSpec
 from tersor.ir.stepping import Slots, State, Stepping
 
@@ -44,6 +46,9 @@ class GeneratorLoop:
         self._e, self._step, self._guess, self._ends = e, step, guess, ends
         self._stepping: Stepping = program.stepping
         self._specs: Mapping[str, TensorSpec] = {spec.name: spec for spec in program.inputs}
+        rows = index_limits(program).get(self._stepping.ids)
+        self._largest_id = None if rows is None else rows - 1
+        self._longest = most_positions(program, self._stepping)
         self._states = [(slots, state) for slots in self._stepping.slots for state in slots.states]
 
     def write(self) -> tuple[list[ir.Value], ir.Value]:
@@ -51,11 +56,15 @@ class GeneratorLoop:
         e = self._e
         ids = _value("input_ids", torch.int64, [1, "prompt"])
         most = _value("max_new_tokens", torch.int64, [])
-        known = bounded(e, ids, e.op("Shape", ids, start=1), 1, None, "prompt out of its range")
-        known = bounded(e, known, ids, 0, None, "input_ids out of its domain")
-        text = e.op("Reshape", known, e.ints([-1]))
-        prompt = e.op("Shape", text)
+        prompt = e.op("Shape", ids, start=1)
         limit = e.op("Add", prompt, e.op("Reshape", most, e.ints([1])))
+        known = bounded(e, ids, prompt, 1, None, "prompt out of its range")
+        if self._longest is not None:
+            known = bounded(
+                e, known, limit, None, self._longest, "prompt and max_new_tokens past the context"
+            )
+        known = bounded(e, known, ids, 0, self._largest_id, "input_ids out of its domain")
+        text = e.op("Reshape", known, e.ints([-1]))
         begins = e.op("Less", prompt, limit)
         outside, e.nodes = e.nodes, []
         body = self._body(limit)

@@ -14,6 +14,7 @@ from decoders import DECODERS, PROMPTS, decoder_on, decoder_program
 from torch import Tensor, nn
 
 from tersor.codegen.onnx.generator import export_generator, loop
+from tersor.ir.analyses.position_rows import most_positions
 from tersor.ir.capture import capture
 from tersor.ir.program import Program
 from tersor.passes.pipeline import run
@@ -121,10 +122,21 @@ def test_a_prompt_that_is_none_is_an_error(lookup: Program, tmp_path: Path) -> N
     for prompt, what in (
         ([], "prompt out of its range"),
         ([5, -1], "input_ids out of its domain"),
-        ([5, 10**6], ""),
+        ([5, 10**6], "input_ids out of its domain"),
     ):
         with pytest.raises(Exception, match=what):
             new_tokens(session, prompt, 3)
+
+
+def test_past_the_context_is_an_error_before_any_token(tmp_path: Path) -> None:
+    program = run(decoder_program("gpt2"), ["kv-cache"])[0]
+    longest = most_positions(program, program.stepping)
+    assert longest is not None
+    session = opened(tmp_path, "gpt2", None)
+    assert len(new_tokens(session, [5, 6], longest - 2)) == longest - 2
+    for prompt, most in (([5, 6], longest - 1), ([5] * longest, 1)):
+        with pytest.raises(Exception, match="prompt and max_new_tokens past the context"):
+            new_tokens(session, prompt, most)
 
 
 def test_all_operators_are_standard_and_weights_are_stored_once(lookup: Program, tmp_path: Path) -> None:
