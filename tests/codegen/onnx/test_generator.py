@@ -133,8 +133,8 @@ def test_past_the_context_is_an_error_before_any_token(tmp_path: Path) -> None:
     longest = most_positions(program, program.stepping)
     assert longest is not None
     session = opened(tmp_path, "gpt2", None)
-    assert len(new_tokens(session, [5, 6], longest - 2)) == longest - 2
-    for prompt, most in (([5, 6], longest - 1), ([5] * longest, 1)):
+    assert len(new_tokens(session, [5, 6], longest - 1)) == longest - 1
+    for prompt, most in (([5, 6], longest), ([5] * (longest + 1), 1)):
         with pytest.raises(Exception, match="prompt and max_new_tokens past the context"):
             new_tokens(session, prompt, most)
 
