@@ -60,9 +60,9 @@ class GeneratorLoop:
         limit = e.op("Add", prompt, e.op("Reshape", most, e.ints([1])))
         known = bounded(e, ids, prompt, 1, None, "prompt out of its range")
         if self._longest is not None:
-            known = bounded(
-                e, known, limit, None, self._longest, "prompt and max_new_tokens past the context"
-            )
+            # The last of all is never read.
+            most_of_all = self._longest + 1
+            known = bounded(e, known, limit, None, most_of_all, "prompt and max_new_tokens past the context")
         known = bounded(e, known, ids, 0, self._largest_id, "input_ids out of its domain")
         text = e.op("Reshape", known, e.ints([-1]))
         begins = e.op("Less", prompt, limit)

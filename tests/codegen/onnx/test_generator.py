@@ -129,7 +129,7 @@ def test_a_prompt_that_is_none_is_an_error(lookup: Program, tmp_path: Path) -> N
 
 
 def test_past_the_context_is_an_error_before_any_token(tmp_path: Path) -> None:
-    program = run(decoder_program("gpt2"), ["kv-cache"])[0]
+    program = run(decoder_program("gpt2"), ["kv-cache", "speculate"])[0]
     longest = most_positions(program, program.stepping)
     assert longest is not None
     session = opened(tmp_path, "gpt2", None)
