@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,56 +65,61 @@ def compare_on(program: Program, inputs: Mapping[str, Tensor], result: Any) -> f
     Raises:
         CaptureError: as :func:`compare_with_model`.
     """
-    worst = 0.0
-    for _, difference, wrong in compared(program, inputs, result):
-        if wrong is not None:
-            raise CaptureError(wrong)
-        worst = max(worst, difference)
-    return worst
+    return Computed.on(program, inputs).compare(result)
 
 
-def compared(
-    program: Program, inputs: Mapping[str, Tensor], result: Any
-) -> Iterator[tuple[str, float, str | None]]:
-    """Of every output its name, the largest difference as of :func:`compare_on`, and what is wrong with it.
+@dataclass(frozen=True)
+class Computed:
+    """What a Program computes on some inputs, to hold results of the model against."""
 
-    Raises:
-        CaptureError: the graph rejects the inputs.
-    """
-    sizes = _sizes(inputs)
-    bound = program.bind(**inputs)
-    try:
-        actual = program.run(bound)
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise CaptureError(
-            f"the captured graph rejects inputs {sizes}, which the model takes ({' '.join(str(error).split())[:300]}): "
-            "a size was fixed while tracing. Take it from the tensor's shape in the model, or pass dynamic={} to fix "
-            "all sizes"
-        ) from error
-    # What a model computes at padding is nobody's result: a row that sees nothing is a mean in one kernel and zero
-    # in another.
-    real = real_tokens(program, bound)
-    allowances = rounding_allowances(program)
-    for spec, want, got in zip(program.outputs, Structure.flatten(result), actual, strict=True):
-        # The model's own result may have another shape, which no mask fits.
-        if want.shape == got.shape:
-            want, got = (take_real(value, real.get(spec.name)) for value in (want, got))
-        difference, scale = _difference(want, got)
-        wrong = None
-        if math.isnan(difference) and bool(want.isnan().any()):
-            wrong = (
-                f"output {spec.name!r} of the model itself holds NaN on inputs {sizes}, so that nothing can be "
-                "compared with it: a query whose mask hides every key from softmax gives NaN, and so do weights "
-                "and inputs that are not finite"
-            )
-        elif not _is_rounding(difference, scale, want.dtype, allowances[spec.name]):
-            wrong = (
-                f"output {spec.name!r} of the captured graph differs from the model by {difference:.3g} (where they "
-                f"differ, its values reach {scale:.3g}) on inputs {sizes}: the model's result depends on state, chance "
-                "or on Python values that were fixed while tracing. Make it a function of its inputs, or pass "
-                "dynamic={} to fix all sizes"
-            )
-        yield spec.name, difference, wrong
+    program: Program
+    sizes: str
+    outputs: tuple[Tensor, ...]
+    real: Mapping[str, Tensor]
+
+    @classmethod
+    def on(cls, program: Program, inputs: Mapping[str, Tensor]) -> Computed:
+        """Raises CaptureError where the graph rejects the inputs."""
+        sizes = _sizes(inputs)
+        bound = program.bind(**inputs)
+        try:
+            outputs = program.run(bound)
+        except (RuntimeError, ValueError, IndexError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise CaptureError(
+                f"the captured graph rejects inputs {sizes}, which the model takes ({reason}): a size was fixed while "
+                "tracing. Take it from the tensor's shape in the model, or pass dynamic={} to fix all sizes"
+            ) from error
+        # What a model computes at padding is nobody's result: a row that sees nothing is a mean in one kernel and zero
+        # in another.
+        return cls(program, sizes, outputs, real_tokens(program, bound))
+
+    def compare(self, result: Any) -> float:
+        """As :func:`compare_on`."""
+        worst = 0.0
+        allowances = rounding_allowances(self.program)
+        for spec, want, got in zip(
+            self.program.outputs, Structure.flatten(result), self.outputs, strict=True
+        ):
+            # The model's own result may have another shape, which no mask fits.
+            if want.shape == got.shape:
+                want, got = (take_real(value, self.real.get(spec.name)) for value in (want, got))
+            difference, scale = _difference(want, got)
+            if math.isnan(difference) and bool(want.isnan().any()):
+                raise CaptureError(
+                    f"output {spec.name!r} of the model itself holds NaN on inputs {self.sizes}, so that nothing can "
+                    "be compared with it: a query whose mask hides every key from softmax gives NaN, and so do "
+                    "weights and inputs that are not finite"
+                )
+            if not _is_rounding(difference, scale, want.dtype, allowances[spec.name]):
+                raise CaptureError(
+                    f"output {spec.name!r} of the captured graph differs from the model by {difference:.3g} (where "
+                    f"they differ, its values reach {scale:.3g}) on inputs {self.sizes}: the model's result depends "
+                    "on state, chance or on Python values that were fixed while tracing. Make it a function of its "
+                    "inputs, or pass dynamic={} to fix all sizes"
+                )
+            worst = max(worst, difference)
+        return worst
 
 
 def _is_rounding(difference: float, scale: float, dtype: torch.dtype, allowance: float) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partialmethod
+from functools import partial, partialmethod
 from typing import Any
 from unittest.mock import patch
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import CaptureError
 from ..program import Program
 from ..structure import Structure
-from .check import Samples, compare_on
+from .check import Computed, Samples
 from .padded import hiding
 
 _FUSED = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
@@ -83,17 +83,16 @@ def explain_fused_layers(
     given = [program.example_inputs, *(() if samples is None else samples(program)), *hiding(program)]
     for inputs in given:
         try:
-            compare_on(program, inputs, call(**inputs))
+            computed = Computed.on(program, inputs)
+            computed.compare(call(**inputs))
             with _fused():
                 result = call(**inputs)
-            with patch.object(nn.TransformerEncoder, "forward", _written_out):
-                plain = call(**inputs)
         except (CaptureError, RuntimeError, ValueError, IndexError):
             continue  # Inputs on which the Program does not stand for the model anyway tell nothing of fused layers.
         if any(bool(value.isnan().any()) for value in Structure.flatten(result)):
             continue  # A query that sees nothing, which the model has no number for.
         try:
-            compare_on(program, inputs, result)
+            computed.compare(result)
         except CaptureError as error:
             raise CaptureError(
                 "PyTorch's fused layers (torch.backends.mha), which the model uses without gradients, give something "
@@ -101,13 +100,15 @@ def explain_fused_layers(
                 "torch.backends.mha.set_fastpath_enabled(False) first: then the model computes what its layers do one "
                 "by one, and so does the Program"
             ) from error
-        told = told or _where_gradients_tell(program, inputs, plain)
+        told = told or _where_gradients_tell(computed, partial(call, **inputs))
     return told
 
 
-def _where_gradients_tell(program: Program, inputs: Mapping[str, Tensor], plain: Any) -> list[str]:
+def _where_gradients_tell(computed: Computed, call: Callable[[], Any]) -> list[str]:
+    with patch.object(nn.TransformerEncoder, "forward", _written_out):
+        plain = call()
     try:
-        compare_on(program, inputs, plain)
+        computed.compare(plain)
     except CaptureError as error:
         made = "outputs are made of padded rows, where fused layers, which run without gradients, put zeros"
         return [f"{made}: with gradients {str(error).partition(': ')[0]}"]

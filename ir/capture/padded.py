@@ -119,7 +119,8 @@ def hiding(program: Program) -> Iterator[dict[str, Tensor]]:
 
 
 def _changed(given: Tensor, fillers: Iterable[float], told: Iterable[Tensor]) -> Iterator[Tensor]:
-    ways = list(product((False, True), range(_COUNTS)))
+    # Of as many rows as there are counts, each has another.
+    ways = list(product((False, True), range(max(1, _COUNTS + 1 - len(given)))))
     if given.dim() == 2:
         # A float mask is 1 and 0, or it is added to scores.
         some = (0, -torch.inf) if given.is_floating_point() else fillers
@@ -131,7 +132,7 @@ def _changed(given: Tensor, fillers: Iterable[float], told: Iterable[Tensor]) ->
                 yield real.masked_fill(~_real(given, left, first), filler)
     elif given.dim() == 1 and not given.is_floating_point():
         tokens = max(value.shape[-1] for value in told)
-        for _, first in ways[:_COUNTS]:
+        for _, first in ways[: len(ways) // 2]:
             yield _real(given.new_empty(len(given), tokens), False, first).sum(1).to(given.dtype)
 
 
