@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tersor.codegen.input_domains import input_domains
 from tersor.codegen.target import Executable
-from tersor.ir.analyses.position_rows import most_positions
+from tersor.codegen.text_limits import largest_id, most_tokens
 from tersor.ir.errors import InputError
 from tersor.ir.fix_sizes import fix_sizes
 from tersor.ir.program import Program
@@ -82,20 +81,12 @@ class Decoder:
     @cached_property
     def longest(self) -> int | None:
         """How many tokens a row may have; None where nothing bounds them."""
-        spec = next(spec for spec in self.program.inputs if spec.name == self.stepping.ids)
-        taken = self.program.ranges.get(str(spec.shape[1]), (0, None))[1]
-        bounds = (taken, most_positions(self.program, self.stepping))
-        return min((bound for bound in bounds if bound is not None), default=None)
+        return most_tokens(self.program)
 
     @cached_property
     def largest_id(self) -> int:
         """The largest token id that the Program takes."""
-        bounds = [
-            domain.high
-            for domain in input_domains(self.program)
-            if domain.input == self.stepping.ids and domain.high is not None
-        ]
-        return min([*bounds, torch.iinfo(self._dtypes[self.stepping.ids]).max])
+        return largest_id(self.program)
 
     @property
     def vocabulary(self) -> int:

@@ -9,8 +9,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
 
-from tersor.codegen.index_limits import index_limits
-from tersor.ir.analyses.position_rows import most_positions
+from tersor.codegen.text_limits import largest_id, most_tokens
 from tersor.ir.program import Program, TensorSpec
 from tersor.ir.stepping import Slots, State, Stepping
 
@@ -46,9 +45,8 @@ class GeneratorLoop:
         self._e, self._step, self._guess, self._ends = e, step, guess, ends
         self._stepping: Stepping = program.stepping
         self._specs: Mapping[str, TensorSpec] = {spec.name: spec for spec in program.inputs}
-        rows = index_limits(program).get(self._stepping.ids)
-        self._largest_id = None if rows is None else rows - 1
-        self._longest = most_positions(program, self._stepping)
+        self._largest_id = largest_id(program)
+        self._longest = most_tokens(program)
         self._states = [(slots, state) for slots in self._stepping.slots for state in slots.states]
 
     def write(self) -> tuple[list[ir.Value], ir.Value]:

@@ -181,29 +181,3 @@ def masked_select(e: Emitter, x: ir.Value, mask: ir.Value) -> ir.Value:
     shape = torch.broadcast_shapes(e.fake(x).shape, e.fake(mask).shape)
     flat = [e.op("Reshape", e.op("Expand", value, e.shape(shape)), e.ints([-1])) for value in (x, mask)]
     return e.op("Compress", *flat, axis=0)
-
-
-@lowers(aten.repeat_interleave.Tensor)
-def repeated_places(e: Emitter, repeats: ir.Value, **_: Any) -> ir.Value:
-    return e.cast(_repeated(e, repeats), e.result.dtype)
-
-
-@lowers(aten.repeat_interleave.self_Tensor)
-def repeat_interleave(
-    e: Emitter, x: ir.Value, repeats: ir.Value, dim: int | None = None, **_: Any
-) -> ir.Value:
-    if dim is None:
-        x = e.op("Reshape", x, e.ints([-1]))
-    axis = 0 if dim is None else dim % e.fake(x).dim()
-    if e.fake(repeats).dim() == 0 or expression(e.fake(repeats).shape[0]) == 1:
-        repeats = e.op("Expand", repeats, e.op("Shape", x, start=axis, end=axis + 1))
-    return e.op("Gather", x, _repeated(e, repeats), axis=axis)
-
-
-def _repeated(e: Emitter, repeats: ir.Value) -> ir.Value:
-    """Every place as many times as ``repeats`` says there: how many of them have ended before each result."""
-    ends = e.op("CumSum", e.cast(repeats, torch.int64), e.const(0))
-    total = e.op("ReduceSum", repeats, e.ints([0]), keepdims=0)
-    count = e.op("Range", e.const(0), e.cast(total, torch.int64), e.const(1))
-    ended = e.op("LessOrEqual", ends, e.op("Unsqueeze", count, e.ints([1])))
-    return e.op("ReduceSum", e.op("Cast", ended, to=ir.DataType.INT64), e.ints([1]), keepdims=0)

@@ -135,28 +135,6 @@ def unbind(e: Emitter, x: ir.Value, dim: int = 0) -> tuple[ir.Value, ...]:
     return tuple(e.op("Gather", x, e.const(i), axis=dim % e.fake(x).dim()) for i in range(count))
 
 
-@lowers(aten.repeat.default, aten.tile.default)
-def repeat(e: Emitter, x: ir.Value, repeats: Sequence[Any]) -> ir.Value:
-    rank = e.fake(x).dim()
-    if len(repeats) > rank:
-        x = e.op("Unsqueeze", x, e.ints(list(range(len(repeats) - rank))))
-    return e.op("Tile", x, e.shape([*([1] * (rank - len(repeats))), *repeats]))
-
-
-@lowers(aten.repeat_interleave.self_int)
-def repeat_interleave(e: Emitter, x: ir.Value, repeats: Any, dim: int | None = None, **_: Any) -> ir.Value:
-    """Every element ``repeats`` times, by broadcasting a new dim behind ``dim``."""
-    if dim is None:
-        x = e.op("Reshape", x, e.ints([-1]))
-        before: Sequence[Any] = e.result.shape
-        axis = 0
-    else:
-        before, axis = e.fake(x).shape, dim % e.fake(x).dim()
-    wide = e.op("Unsqueeze", x, e.ints([axis + 1]))
-    wide = e.op("Expand", wide, e.shape([repeats if d == axis + 1 else 1 for d in range(len(before) + 1)]))
-    return e.op("Reshape", wide, e.shape([-1 if d == axis else size for d, size in enumerate(before)]))
-
-
 @lowers(aten.meshgrid.default, aten.meshgrid.indexing)
 def meshgrid(e: Emitter, tensors: Sequence[ir.Value], *, indexing: str = "ij") -> tuple[ir.Value, ...]:
     assert e.node is not None

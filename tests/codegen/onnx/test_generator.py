@@ -14,7 +14,7 @@ from decoders import DECODERS, PROMPTS, decoder_on, decoder_program
 from torch import Tensor, nn
 
 from tersor.codegen.onnx.generator import export_generator, loop
-from tersor.ir.analyses.position_rows import most_positions
+from tersor.codegen.text_limits import most_tokens
 from tersor.ir.capture import capture
 from tersor.ir.program import Program
 from tersor.passes.pipeline import run
@@ -130,7 +130,7 @@ def test_a_prompt_that_is_none_is_an_error(lookup: Program, tmp_path: Path) -> N
 
 def test_past_the_context_is_an_error_before_any_token(tmp_path: Path) -> None:
     program = run(decoder_program("gpt2"), ["kv-cache", "speculate"])[0]
-    longest = most_positions(program, program.stepping)
+    longest = most_tokens(program)
     assert longest is not None
     session = opened(tmp_path, "gpt2", None)
     assert len(new_tokens(session, [5, 6], longest - 1)) == longest - 1
