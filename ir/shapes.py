@@ -76,7 +76,7 @@ def fake_call(node: fx.Node) -> Any:
     try:
         # Without the Python dispatcher some operators (baddbmm) refuse symbolic sizes.  What torch prints of a failure
         # is in the error.
-        for_all = _for_all_sizes() if _has_ones(args) else nullcontext()
+        for_all = for_all_sizes() if _has_ones(args) else nullcontext()
         with redirect_stderr(StringIO()), enable_python_dispatcher(), for_all:
             return node.target(*args, **kwargs)  # type: ignore[operator]
     except Exception as error:
@@ -105,7 +105,7 @@ def _has_ones(args: Any) -> bool:
 
 
 @contextmanager
-def _for_all_sizes() -> Iterator[None]:
+def for_all_sizes() -> Iterator[None]:
     """Within it, whether a size is 1 is not answered from the example's sizes, nor is anything else of sizes."""
     before = config.backed_size_oblivious
     config.backed_size_oblivious = True

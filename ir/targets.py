@@ -29,6 +29,10 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     },
     **{f"builtins.{function.__name__}": function for function in (min, max, round)},
 }  # fmt: skip
+_FUNCTIONAL_FORMS = {
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
+}
 _NAMES = {function: name for name, function in _FUNCTIONS.items()}
 _OPERATOR = re.compile(r"(\w+)\.(\w+)\.(\w+)")
 
@@ -80,3 +84,8 @@ def find_target(name: str) -> Any:
 def writes(target: Any) -> bool:
     """Whether calling ``target`` changes one of its operands."""
     return isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable
+
+
+def functional_form(target: Any) -> Any:
+    """What a functional graph calls in the place of ``target``: a view is a reshape, right whatever its strides."""
+    return _FUNCTIONAL_FORMS.get(target, target)

@@ -25,8 +25,6 @@ from .stream_layout import token_dim
 aten = torch.ops.aten
 # These take entries of their first operand; the others say which.
 _TAKES = {aten.index, aten.index_select, aten.gather, aten.take_along_dim}
-# These choose between operands; the operand at this place says where.
-_CHOOSES = {aten.masked_fill: 1, aten.where: 0}
 
 
 @dataclass(frozen=True)
@@ -181,8 +179,8 @@ def _content(node: fx.Node, fed: set[fx.Node], attended: set[fx.Node]) -> Any:
         return node.args[1:]
     if packet in _TAKES and node.args[0] in fed:
         return node.args[0]
-    if packet in _CHOOSES and node.args[(told := _CHOOSES[packet])] not in attended:
-        return [*node.args[:told], *node.args[told + 1 :]]
+    if packet is aten.masked_fill and node.args[1] not in attended:
+        return (node.args[0], node.args[2])
     return (node.args, node.kwargs)
 
 

@@ -71,8 +71,6 @@ def take_real(value: Tensor, real: Tensor | None) -> Tensor:
 
 
 def _paddings(program: Program) -> dict[str, _Padding]:
-    from . import token_products, token_rules  # noqa: F401
-
     flow = content_flow(program)
     results: Any = program.output_node.args[0]
     seen: set[fx.Node] = set()

@@ -19,8 +19,6 @@ def token_dim(program: Program, start: fx.Node, query: fx.Node) -> int:
 
 
 def _is_compared(program: Program, start: fx.Node, query: fx.Node, dim: int) -> bool:
-    from . import token_products, token_rules  # noqa: F401
-
     context = BatchContext(TokenAxis(), start, dim)
     for node in region_nodes(program, start, query):
         try:

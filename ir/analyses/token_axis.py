@@ -297,8 +297,6 @@ def follow(
     Raises:
         NotTokenwise: an operator on the way cannot be carried over to fewer tokens; it names the node.
     """
-    from . import token_products, token_rules  # noqa: F401
-
     shape = start.meta["val"].shape
     if len(shape) != 3:
         raise NotTokenwise(start, f"the stream has shape {list(shape)}; expected [batch, tokens, width]")

@@ -1,6 +1,6 @@
 """How operators treat the token axis: one rule for each kind of operator.
 
-Operators that combine two values, and the dialect's own, are in ``token_products``.
+Operators that combine two values, and the dialect's own, are in ``token_products``, lookups in ``token_lookups``.
 
 A rule returns the token dims of the node's result, records outside operands that line up with the axis and size
 arguments that stand for the token count, and raises ``NotTokenwise`` where fewer tokens would change the meaning.
@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from ..dialect import traits_of
-from ..operands import argument
+from ..operands import argument, arguments
 from ..same_elements import COPIES
 from ..shapes import expression
 from .folds import WHOLE, place_after
@@ -27,6 +27,8 @@ _TO_THE_END = 2**63 - 1
 
 def find_rule(node: fx.Node) -> Rule | None:
     """The rule of a node's operator: by overload, by packet, by its role, or by its being pointwise."""
+    from . import token_lookups, token_products  # noqa: F401
+
     target = node.target
     if target in RULES:
         return RULES[target]
@@ -98,13 +100,6 @@ def linear(context: Context, node: fx.Node) -> Dims:
     return keep_unless(context, node, {rank_of(node.args[0]) - 1})
 
 
-@rule(aten.embedding)
-def embedding(context: Context, node: fx.Node) -> Dims:
-    if context.inside(node.args[0]):
-        raise NotTokenwise(node, "looks up in a table that is computed from the tokens")
-    return context.dims(node.args[1])
-
-
 @rule(aten.layer_norm, aten.rms_norm)
 def layer_norm(context: Context, node: fx.Node) -> Dims:
     rank = rank_of(node.args[0])
@@ -125,13 +120,16 @@ def normalised_along(context: Context, node: fx.Node) -> Dims:
     return dims
 
 
-@rule(aten.cumsum, aten.log_softmax)
+@rule(aten.cumsum, aten.cumprod, aten.log_softmax)
 def accumulated(context: Context, node: fx.Node) -> Dims:
     return keep_unless(context, node, {positive(argument(node, 1), rank_of(node))})
 
 
-@rule(aten.mean, aten.sum, aten.amax, aten.amin, aten.var, aten.std, aten.linalg_vector_norm, aten.prod)
-def reduction(context: Context, node: fx.Node) -> Dims:
+@rule(
+    aten.mean, aten.sum, aten.amax, aten.amin, aten.argmax, aten.argmin, aten.any, aten.all, aten.logsumexp,
+    aten.var, aten.std, aten.var_mean, aten.std_mean, aten.linalg_vector_norm, aten.prod, aten.max.dim, aten.min.dim,
+)  # fmt: skip
+def reduction(context: Context, node: fx.Node) -> Any:
     source = node.args[0]
     rank = rank_of(source)
     position = 2 if node.target.overloadpacket is aten.linalg_vector_norm else 1  # type: ignore[union-attr]
@@ -141,11 +139,14 @@ def reduction(context: Context, node: fx.Node) -> Dims:
     if not all(isinstance(d, int) for d in given):
         raise NotTokenwise(node, "reduces over dims that are not known")
     removed = {positive(d, rank) for d in given}
-    if removed & context.dims(source):
+    dims = context.dims(source)
+    if removed & dims:
         raise NotTokenwise(node, "reduces over the tokens, so that dropped ones would be missing")
-    if rank_of(node) == rank:
-        return context.dims(source)
-    return frozenset(d - sum(1 for r in removed if r < d) for d in context.dims(source))
+    value = node.meta["val"]
+    result = value[0] if isinstance(value, tuple | list) else value
+    if result.dim() < rank:
+        dims = frozenset(d - sum(1 for r in removed if r < d) for d in dims)
+    return each_result(node, dims)
 
 
 @rule(aten.transpose)
@@ -198,15 +199,6 @@ def select(context: Context, node: fx.Node) -> Dims:
         ):
             raise NotTokenwise(node, f"reads the token at position {position}, which may be dropped")
     return frozenset(d - (d > dim) for d in dims if d != dim)
-
-
-@rule(aten.index)
-def index(context: Context, node: fx.Node) -> Dims:
-    """``x[:, :, i]`` with one list of places, as a channel or head is taken."""
-    given = [(dim, places) for dim, places in enumerate(node.args[1]) if places is not None]  # type: ignore[arg-type]
-    if len(given) != 1 or rank_of(given[0][1]) != 1:
-        raise NotTokenwise(node, "takes entries by several lists of places, or by a table of them")
-    return keep_unless(context, node, {given[0][0]})
 
 
 @rule(aten.slice)
@@ -273,11 +265,33 @@ def expand(context: Context, node: fx.Node) -> Dims:
     return dims
 
 
+@rule(aten.glu, aten.argsort)
+def along_a_dim(context: Context, node: fx.Node) -> Dims:
+    return keep_unless(context, node, {positive(arguments(node)["dim"], rank_of(node))})
+
+
+@rule(aten.roll, aten.flip)
+def moved_along(context: Context, node: fx.Node) -> Dims:
+    given = argument(node, 2 if node.target.overloadpacket is aten.roll else 1) or []  # type: ignore[union-attr]
+    # Without dims the whole tensor is rolled.
+    dims = {positive(d, rank_of(node)) for d in given} or set(range(rank_of(node)))
+    return keep_unless(context, node, dims)
+
+
 @rule(aten.topk, aten.sort)
 def ranked(context: Context, node: fx.Node) -> tuple[Dims, Dims]:
     by_overload = 2 if node.target.overloadpacket is aten.topk else 1  # type: ignore[union-attr]
     dims = keep_unless(context, node, {positive(argument(node, by_overload, -1), rank_of(node.args[0]))})
     return dims, dims
+
+
+@rule(aten.repeat)
+def repeat(context: Context, node: fx.Node) -> Dims:
+    shift = rank_of(node) - rank_of(node.args[0])
+    dims = frozenset(d + shift for d in context.dims(node.args[0]))
+    if any(node.args[1][d] != 1 for d in dims):  # type: ignore[index]
+        raise NotTokenwise(node, "repeats the tokens")
+    return dims
 
 
 @rule(aten.repeat_interleave)

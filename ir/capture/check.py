@@ -59,13 +59,28 @@ def _sizes(inputs: Mapping[str, Tensor]) -> str:
     return ", ".join(f"{name} {list(t.shape)}" for name, t in inputs.items())
 
 
-def compare_on(program: Program, inputs: Mapping[str, Tensor], result: Any) -> float:
+def compare_on(
+    program: Program, inputs: Mapping[str, Tensor], result: Any, rows: Rows | None = None
+) -> float:
     """Largest absolute difference from what the model returned for ``inputs``, padding left out.
 
     Raises:
         CaptureError: as :func:`compare_with_model`.
     """
-    return Computed.on(program, inputs).compare(result)
+    return Computed.on(program, inputs).compare(result, rows)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which rows count.
+
+    Attributes:
+        size: the dim that numbers them, as the Program's inputs and outputs state it.
+        count: bool, one for each.
+    """
+
+    size: int | str
+    count: Tensor
 
 
 @dataclass(frozen=True)
@@ -94,7 +109,7 @@ class Computed:
         # in another.
         return cls(program, sizes, outputs, real_tokens(program, bound))
 
-    def compare(self, result: Any) -> float:
+    def compare(self, result: Any, rows: Rows | None = None) -> float:
         """As :func:`compare_on`."""
         worst = 0.0
         allowances = rounding_allowances(self.program)
@@ -103,7 +118,11 @@ class Computed:
         ):
             # The model's own result may have another shape, which no mask fits.
             if want.shape == got.shape:
-                want, got = (take_real(value, self.real.get(spec.name)) for value in (want, got))
+                real = self.real.get(spec.name)
+                if rows is not None and spec.shape[:1] == (rows.size,):
+                    want, got = want[rows.count], got[rows.count]
+                    real = None if real is None else real.expand(len(rows.count), -1)[rows.count]
+                want, got = take_real(want, real), take_real(got, real)
             difference, scale = _difference(want, got)
             if math.isnan(difference) and bool(want.isnan().any()):
                 raise CaptureError(

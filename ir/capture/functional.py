@@ -10,13 +10,11 @@ import torch
 from torch import fx
 
 from ..errors import CaptureError
-from ..targets import writes
+from ..targets import functional_form, writes
 from .explain import place_of
 
 aten = torch.ops.aten
 
-# In a functional graph a view is a reshape; as a reshape it stays right when a rewrite changes the strides.
-_RESHAPES = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
 _NORMALISE = {aten.batch_norm.default, aten.native_batch_norm.default, aten.instance_norm.default}
 _EFFECT_FREE = {
     aten._assert_tensor_metadata.default,
@@ -42,9 +40,8 @@ def make_functional(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
-        if node.target in _RESHAPES:
-            node.target = _RESHAPES[node.target]
-        elif node.target in _EFFECT_FREE or node.target is torch._check:
+        node.target = functional_form(node.target)
+        if node.target in _EFFECT_FREE or node.target is torch._check:
             graph.erase_node(node)
         elif writes(node.target):
             _replace_mutation(graph, node, order)

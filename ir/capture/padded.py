@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
+import networkx as nx
 import torch
 from torch import Tensor, fx
 
 from ..analyses.attention_facts import operand
-from ..analyses.layers import is_attention
+from ..analyses.layers import content_flow, is_attention
 from ..errors import CaptureError
 from ..evaluate import evaluate, sources_of
 from ..program import Program
 from ..raising._cone import Cone
+from ..raising._scores import LOW
 from ..raising.mask_meaning import is_mask_input
 from ..structure import Structure
-from .check import compare_on
+from .check import Rows, compare_on
 from .dims import example_at
 
 # Tokens of a trial at most, for the sake of wide windows.
@@ -31,9 +33,11 @@ _FILLERS = 6
 def wrong_at_padding(program: Program, model: Callable[..., Any]) -> str | None:
     """What differs from the model where rows are padded on the right or on the left; None where nothing does.
 
-    What a model computes at padding is nobody's result as long as no other result is made of it.
+    What a model computes at padding is nobody's result as long as no other result is made of it.  Nor is that of a row
+    without tokens, if there is nothing else in it.
     """
-    for inputs in padded(program):
+    trials = ((inputs, None) for inputs in padded(program))
+    for inputs, rows in chain(trials, emptied(program)):
         try:
             expected = model(**inputs)
         except (RuntimeError, ValueError, IndexError):
@@ -41,7 +45,7 @@ def wrong_at_padding(program: Program, model: Callable[..., Any]) -> str | None:
         if any(bool(value.isnan().any()) for value in Structure.flatten(expected)):
             continue
         try:
-            compare_on(program, inputs, expected)
+            compare_on(program, inputs, expected, rows)
         except CaptureError as error:
             return str(error)
     return None
@@ -56,13 +60,73 @@ def hides(node: fx.Node) -> bool:
 
 
 def can_be_tried(program: Program) -> bool:
-    """Whether padded rows of the example show what masks do: all are of zeros and ones, ``[batch, tokens]``."""
+    """Whether padded rows of the example show what masks do.
+
+    They do where all masks are of zeros and ones, ``[batch, tokens]``.  Of what is computed of ids, rows without tokens
+    are all that is not proved.
+    """
     # Inputs that are read, and not their sizes alone.
     cones = [Cone.above(program, node) for node in _told(program)]
     if any(cone is None for cone in cones):
         return False
     read = {node for cone in cones if cone is not None for node in cone.inputs}
-    return read == set(_masks(program)) and next(padded(program), None) is not None
+    masks = set(_masks(program))
+    shown = not masks or next(padded(program), None) is not None
+    return shown and (
+        read == masks or {name for name, _ in _emptied(program)} == {str(n.target) for n in read}
+    )
+
+
+def emptied(program: Program) -> Iterator[tuple[dict[str, Tensor], Rows | None]]:
+    """The example with a row in which attention sees nothing, and which rows count then, if not all."""
+    specs = {spec.name: spec for spec in program.called_with}
+    example = program.example_inputs
+    sees_itself = _sees_itself(program)
+    for name, changed in _emptied(program):
+        shape = specs[name].shape
+        # What is of the same rows and tokens is padding with them.
+        alone = len(shape) == 2 and all(spec.shape[:2] == shape for spec in specs.values()) and sees_itself
+        rows = Rows(shape[0], torch.arange(len(changed)) < len(changed) - 1) if alone else None
+        yield dict(example) | {name: changed}, rows
+
+
+def _sees_itself(program: Program) -> bool:
+    """Whether nothing is in the queries of attention that hides keys but what is in the keys."""
+    flow = content_flow(program)
+
+    def inputs(node: fx.Node) -> set[fx.Node]:
+        return {n for n in nx.ancestors(flow, node) | {node} if n.op == "placeholder"}
+
+    hiding = (node for node in program.graph.nodes if is_attention(node) and _operands(node))
+    return all(inputs(node.args[0]) <= inputs(node.args[1]) for node in hiding)
+
+
+def _emptied(program: Program) -> Iterator[tuple[str, Tensor]]:
+    """Inputs of integers by which attention sees nothing in the last row of the example, and such a row."""
+    told = _told(program)
+    example = program.example_inputs
+    numbers = _literals(program, told)
+    above = sources_of(told)
+    for node in program.graph.nodes:
+        given = example.get(str(node.target)) if node in above and node.op == "placeholder" else None
+        if given is None or given.is_floating_point() or given.dim() < 2 or len(given.flatten(0, -2)) < 2:
+            continue
+        for filler in numbers:
+            changed = given.clone()
+            changed.flatten(0, -2)[-1] = filler
+            try:
+                now = evaluate(program, told, program.bind(**(dict(example) | {str(node.target): changed})))
+            except (RuntimeError, IndexError):
+                continue  # Such as an id that is none of the table's.
+            if any(_sees_nothing(value) for value in now.values()):
+                yield str(node.target), changed
+                break
+
+
+def _sees_nothing(told: Tensor) -> bool:
+    """Whether a row of padding, or of a mask that is added, hides every key."""
+    hidden = told <= LOW if told.is_floating_point() else told == 0
+    return bool(hidden.all(-1).any())
 
 
 def padded(program: Program) -> Iterator[dict[str, Tensor]]:
@@ -98,9 +162,7 @@ def hiding(program: Program) -> Iterator[dict[str, Tensor]]:
     ``[batch]`` become others.
     """
     told = _told(program)
-    cones = [Cone.above(program, node) for node in told]
-    literals = {int(n) for cone in cones if cone is not None for n in cone.literals if float(n).is_integer()}
-    fillers = sorted({0, 1, *literals}, key=abs)[:_FILLERS]
+    fillers = _literals(program, told)
     example = program.example_inputs
     before = evaluate(program, told, program.bind(**example))
     above = sources_of(told)
@@ -116,6 +178,13 @@ def hiding(program: Program) -> Iterator[dict[str, Tensor]]:
                 continue  # Such as an id that is none of the table's.
             if any(not torch.equal(now[node], before[node]) for node in told):
                 yield inputs
+
+
+def _literals(program: Program, told: Iterable[fx.Node]) -> list[int]:
+    """Numbers that may stand for padding: those that masks are made with."""
+    cones = [Cone.above(program, node) for node in told]
+    literals = {int(n) for cone in cones if cone is not None for n in cone.literals if float(n).is_integer()}
+    return sorted({0, 1, *literals}, key=abs)[:_FILLERS]
 
 
 def _changed(given: Tensor, fillers: Iterable[float], told: Iterable[Tensor]) -> Iterator[Tensor]:

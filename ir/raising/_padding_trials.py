@@ -109,7 +109,7 @@ class Rows(Enum):
 
     OWN = auto()  # They are the columns' tokens, each real or not as its column is.
     ALIKE = auto()  # They may be: there are as many.
-    OTHER = auto()
+    OTHER = auto()  # They all count.
 
     def count(self, real: Tensor | None) -> Tensor | bool:
         """The rows ``[batch, rows]`` of which something is computed that counts, with ``real [batch, columns]``."""

@@ -11,6 +11,7 @@ from ..operands import arguments
 from ..program import Program
 from ..targets import writes
 from ._pattern import Pattern, WhyNot, where
+from .composites import Composite
 from .fold_mask import FoldMask
 from .grouped_heads import GroupedHeads
 from .sdpa import ScaledDotProduct
@@ -29,6 +30,7 @@ def raise_attention(program: Program, padded_rows: bool = False) -> Program:
     # Attention must be one node before its keys and its mask can be looked at.
     patterns: tuple[Pattern[Any], ...] = (
         ScaledDotProduct(edited),
+        Composite(edited),
         SoftmaxAttention(edited, padded_rows),
         GroupedHeads(edited),
         FoldMask(edited, padded_rows),

@@ -69,7 +69,7 @@ def split_mask(
     Follows sums and the ways of writing "bias where visible, else very low".
 
     Args:
-        padded_rows: the rows of padded queries count as those of others do.
+        padded_rows: the rows of padded queries count as those of others do, and so do rows that see nothing.
     """
     meaning = mask_meaning(program, mask, queries, keys, padded_rows=padded_rows)
     if meaning is not None:
@@ -145,10 +145,8 @@ def mask_meaning(
         if part is None:
             continue
         kind = Rows.OTHER
-        if padding is not None and same_size(queries, keys):
-            # A row that is padding as a whole counts in no case.
-            own = padding.op == "placeholder" and not padded_rows
-            kind = Rows.OWN if own else Rows.ALIKE
+        if padding is not None and not padded_rows and same_size(queries, keys):
+            kind = Rows.OWN if padding.op == "placeholder" else Rows.ALIKE
         meaning = _prove(program, part, padding, queries, keys, inverted, fill, kind)
         if meaning is not None:
             return meaning

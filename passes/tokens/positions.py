@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from tersor.ir.analyses import token_products  # noqa: F401
 from tersor.ir.analyses.layers import Layers
 from tersor.ir.analyses.located import Located
 from tersor.ir.analyses.token_axis import (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from architectures import LLAMA, huggingface
@@ -193,33 +191,3 @@ def test_a_cache_leaves_the_layers_what_they_were(name: str) -> None:
     assert [layer.label for layer in after.blocks] == [layer.label for layer in before.blocks]
     assert after.outside == ()
     assert str(after.stream[0].target) in [spec.name for spec in program.called_with]
-
-
-@pytest.mark.parametrize(
-    "hidden",
-    [
-        lambda x, real: x.masked_fill(~real, 0.0),
-        lambda x, real: torch.where(real, x, 0.0),
-        lambda x, real: torch.where(real, x, torch.zeros_like(x)),
-    ],
-    ids=["masked_fill", "where a number", "where a tensor"],
-)
-def test_what_is_filled_in_at_padding_is_no_way_around_a_layer(hidden: Callable[..., Tensor]) -> None:
-    class Embeddings(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table = nn.Embedding(50, 16)
-            self.blocks = nn.ModuleList(
-                nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True) for _ in range(3)
-            )
-
-        def forward(self, ids: Tensor) -> Tensor:
-            real = ids != 0
-            x = self.table(ids)
-            for block in self.blocks:
-                x = hidden(block(x, src_key_padding_mask=~real), real[..., None])
-            return x
-
-    stack = layers(capture(Embeddings().eval(), torch.randint(1, 50, (2, 7))))
-    assert [layer.label for layer in stack.blocks] == [f"blocks.{n}.self_attn" for n in range(3)]
-    assert stack.outside == ()
