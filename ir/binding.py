@@ -21,6 +21,7 @@ def bind_inputs(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     least: Mapping[str, str] | None = None,
+    fixed: Mapping[str, Any] | None = None,
 ) -> dict[str, Tensor]:
     """Match positional and named arguments, or one mapping such as a tokenizer's result, to ``specs``.
 
@@ -29,13 +30,16 @@ def bind_inputs(
     Args:
         ranges: smallest and largest size of every dimension that may vary.
         least: why a dimension may be no smaller, where the model itself takes less.
+        fixed: arguments that are constants since the model was captured; they may be given as they were then.
 
     Raises:
         InputError: an input is missing, unknown, given twice, no numbers, of the wrong dtype, or of a size that is not
-            taken.
+            taken; or an argument that was fixed is another.
     """
     if len(args) == 1 and isinstance(args[0], Mapping):
         kwargs, args = {**args[0], **kwargs}, ()
+    if fixed:
+        args, kwargs = _without_fixed(specs, args, kwargs, fixed)
     bound: dict[str, Tensor] = {}
     for spec, given in zip(specs, _matched(specs, args, kwargs), strict=True):
         value = _tensor(spec, given)
@@ -44,6 +48,24 @@ def bind_inputs(
         bound[spec.name] = value.to(spec.dtype)
     _check_sizes(specs, ranges, bound, least or {})
     return bound
+
+
+def _without_fixed(
+    specs: Sequence[TensorSpec], args: Sequence[Any], kwargs: Mapping[str, Any], fixed: Mapping[str, Any]
+) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """The arguments that are no constants; those that are, must be what they were."""
+    given = {name: value for name, value in kwargs.items() if name in fixed}
+    if len(args) > len(specs):
+        constants = [value for value in args if isinstance(value, bool | int | float | str)]
+        given |= dict(zip(fixed, constants, strict=False))
+        args = [value for value in args if not isinstance(value, bool | int | float | str)]
+    for name, value in given.items():
+        if value is not None and value != fixed[name]:
+            raise InputError(
+                f"argument {name!r} is {value!r}: it was fixed at {fixed[name]!r} when the model was captured; capture "
+                "it again with the other"
+            )
+    return args, {name: value for name, value in kwargs.items() if name not in fixed}
 
 
 def _matched(specs: Sequence[TensorSpec], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:

@@ -65,6 +65,7 @@ class ModelFacts:
         unraised: name and reason of attention-like code that stayed plain ATen.
         deviation: largest absolute difference from the model on the example inputs, measured at capture.
         tokenizer_files: tokenizer files found beside the weights, path by name.
+        fixed: arguments that are no tensors, which capture made constants, in the order of the model's own.
     """
 
     family: str = "module"
@@ -75,6 +76,7 @@ class ModelFacts:
     unraised: tuple[tuple[str, str], ...] = ()
     deviation: float | None = None
     tokenizer_files: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, bool | int | float | str] = field(default_factory=dict)
 
 
 @dataclass
@@ -146,7 +148,7 @@ class Program:
 
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Match call arguments to input names, check them and take them to the CPU; see :func:`bind_inputs`."""
-        bound = bind_inputs(self.called_with, self.ranges, args, kwargs, self.least)
+        bound = bind_inputs(self.called_with, self.ranges, args, kwargs, self.least, self.facts.fixed)
         return {name: tensor.cpu() for name, tensor in bound.items()}
 
     def sizes(self, inputs: Mapping[str, Tensor] | None = None) -> dict[str, int]:

@@ -22,12 +22,14 @@ class Session:
         structure: the nesting of the model's output.
         ranges: smallest and largest size of every dimension that may vary.
         least: why a dimension may be no smaller, where the model itself takes less.
+        fixed: arguments that are no tensors, as they were when the model was captured.
     """
 
     executable: Executable
     structure: Structure
     ranges: Mapping[str, tuple[int, int | None]]
     least: Mapping[str, str] | None = None
+    fixed: Mapping[str, Any] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on positional or named inputs, or on one mapping such as a tokenizer's result.
@@ -46,4 +48,4 @@ class Session:
 
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Match arguments to input names and check them."""
-        return bind_inputs(self.executable.inputs, self.ranges, args, kwargs, self.least)
+        return bind_inputs(self.executable.inputs, self.ranges, args, kwargs, self.least, self.fixed)

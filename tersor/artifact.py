@@ -101,7 +101,7 @@ def read_session(folder: Path, manifest: Manifest, options: Mapping[str, Any]) -
         raise ArtifactError(
             f"{folder / MANIFEST} does not describe this artifact ({what}): convert the model again"
         )
-    return Session(executable, manifest.structure, manifest.ranges, manifest.least)
+    return Session(executable, manifest.structure, manifest.ranges, manifest.least, manifest.fixed)
 
 
 def read_saved_report(folder: Path) -> Report:

@@ -28,6 +28,7 @@ _SHAPE = {
     "outputs": _SPECS,
     "dimensions": Each([int | None]),
     "least": Each(str),
+    "fixed": Each(bool | int | float | str),
     "stepping": dict | None,
     "structure": dict,
 }
@@ -46,6 +47,7 @@ class Manifest:
     structure: Structure
     ranges: Mapping[str, tuple[int, int | None]]
     least: Mapping[str, str]
+    fixed: Mapping[str, bool | int | float | str]
     stepping: Stepping | None
     calibrated: bool
     imports: tuple[str, ...] = ()
@@ -65,6 +67,7 @@ class Manifest:
             "outputs": _specs(interface.returned if isinstance(interface, Program) else interface.outputs),
             "dimensions": {name: list(bounds) for name, bounds in self.ranges.items()},
             "least": dict(self.least),
+            "fixed": dict(self.fixed),
             "stepping": None if self.stepping is None else self.stepping.to_json(),
             "structure": self.structure.to_json(),
         }
@@ -122,10 +125,11 @@ def check_interface(folder: Path, executable: Executable, program: Program, repo
         structure=program.structure,
         ranges=program.ranges,
         least=program.least,
+        fixed=program.facts.fixed,
         stepping=program.stepping,
     )
     expected = json.loads(json.dumps(actual.to_json(program, report)))  # lists for tuples, as in the file
-    for key in ("inputs", "outputs", "dimensions", "least", "stepping", "structure", "passes"):
+    for key in ("inputs", "outputs", "dimensions", "least", "fixed", "stepping", "structure", "passes"):
         if described.get(key) != expected[key]:
             return f"the manifest says otherwise than the Program and the report what its {key} should be"
     if (executable.inputs, executable.outputs) != (program.called_with, program.returned):
@@ -146,6 +150,7 @@ def _from_json(data: Mapping[str, Any]) -> Manifest:
         structure=Structure.from_json(data["structure"]),
         ranges={name: (low, high) for name, (low, high) in data["dimensions"].items()},
         least=data["least"],
+        fixed=data["fixed"],
         stepping=None if data["stepping"] is None else Stepping.from_json(data["stepping"]),
         calibrated=data["calibrated"],
         imports=tuple(imports),

@@ -129,11 +129,14 @@ def optimize_model(
         rewritten.structure,
         rewritten.ranges,
         rewritten.least,
+        rewritten.facts.fixed,
         rewritten.stepping,
         calibrated=bool(batches),
         imports=_outside_modules(instances),
     )
-    session = Session(executable, rewritten.structure, rewritten.ranges, rewritten.least)
+    session = Session(
+        executable, rewritten.structure, rewritten.ranges, rewritten.least, rewritten.facts.fixed
+    )
     return OptimizedModel(session, manifest, report, samples, program=rewritten, source=source)
 
 

@@ -179,7 +179,7 @@ def capture_like(
         for spec in program.called_with
         if spec.dynamic
     }
-    return capture(against, program.example_inputs, dynamic, samples)
+    return capture(against, {**program.example_inputs, **program.facts.fixed}, dynamic, samples)
 
 
 def other_model(source: Program, program: Program, family: Any) -> str:
@@ -267,6 +267,7 @@ def _compare_interface(program: Program, rewritten: Program) -> Check:
         "inputs": (program.inputs, rewritten.inputs),
         "dimensions": (program.ranges, rewritten.ranges),
         "reasons for dimensions": (program.least, rewritten.least),
+        "fixed arguments": (program.facts.fixed, rewritten.facts.fixed),
         "outputs": (program.outputs, rewritten.outputs),
     }
     if not _same_structure(program.structure, rewritten.structure):

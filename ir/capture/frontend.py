@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -88,13 +89,14 @@ def _from_module(
         stack.enter_context(packed_as_called(model, partial(call_model, model, fixed, **inputs)))
         stack.enter_context(cache_free(model))
         stack.enter_context(spelled_out(model, [*inputs, *fixed]))
-        notes: tuple[str, ...] = ()
+        notes = tuple(f"{name} is fixed at {value!r}, as it was given" for name, value in fixed.items())
         if dynamic == "auto" or dynamic:
             inputs = repeat_single_rows(inputs, int(tokens_first(model)))
         dims = dynamic_dims(inputs, dynamic, tokens_first(model))
         if any(inputs[name].shape[dim] == 1 for name, named in dims.items() for dim in named):
             run_model(model, inputs, fixed)
-            inputs, notes = lengthen_single_sizes(inputs, dims, partial(_runs, model, fixed))
+            inputs, told = lengthen_single_sizes(inputs, dims, partial(_runs, model, fixed))
+            notes += told
         before = Snapshot(model)
         expected, structure = run_model(model, inputs, fixed)
         notes += tuple(explain_attributes(model, before, partial(call_model, model, fixed, **inputs)))
@@ -105,7 +107,8 @@ def _from_module(
             if is_huggingface(model):
                 dialect.enter_context(semantic_attention(model))
                 dialect.enter_context(dense_experts(model))
-            request = Request(model, inputs, structure, dims, fixed, source.facts, may_fix=dynamic == "auto")
+            facts = replace(source.facts, fixed=fixed)
+            request = Request(model, inputs, structure, dims, fixed, facts, may_fix=dynamic == "auto")
             program = export_program(request)
         if dynamic != "auto":
             check_dynamic(program, dims)

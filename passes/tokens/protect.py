@@ -14,6 +14,7 @@ from tersor.ir.analyses.layers import Layers, content_flow
 from tersor.ir.program import Program
 from tersor.ir.shapes import same_size
 
+from .picks import refuse_picks
 from .positions import positions_read
 
 aten = torch.ops.aten
@@ -50,6 +51,7 @@ def find_protected(program: Program, stack: Layers) -> Protection:
         if read.ahead > prefix or read.behind > last:
             reasons.append(f"{read.node.name} reads positions by number")
         prefix, last = max(prefix, read.ahead), max(last, read.behind)
+    refuse_picks(program, stack)
     if holds_token_ids(program, stack):
         prefix, last = max(prefix, 1), max(last, 1)
         reasons.append("rows of token ids start and end with delimiters")
