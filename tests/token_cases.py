@@ -60,6 +60,10 @@ TOKENWISE: dict[str, Case] = {
     "scatter of a number to a table": lambda g, x: g.call(
         aten.scatter.value, weight(g, BATCH, TOKENS, WIDTH), 2,
         codes(g, g.call(aten.slice.Tensor, x, 2, 0, 1)), 5.0),
+    "batch_norm of channels": lambda g, x: g.call(
+        aten.transpose.int, g.call(
+            aten.batch_norm.default, g.call(aten.transpose.int, x, 1, 2), None, None, weight(g, WIDTH),
+            g.call(aten.abs.default, weight(g, WIDTH)), False, 0.1, 1e-5, False), 1, 2),
     "layer_norm": lambda g, x: g.call(aten.layer_norm.default, x, [WIDTH], weight(g, WIDTH), weight(g, WIDTH)),
     "rms_norm": lambda g, x: g.call(aten.rms_norm.default, x, [WIDTH], weight(g, WIDTH), 1e-6),
     "softmaxes over channels": lambda g, x: g.call(
@@ -242,6 +246,12 @@ REFUSED: dict[str, tuple[Case, str]] = {
     "scatter of tokens": (
         lambda g, x: g.call(aten.scatter.src, x, 1, codes(g, x), x),
         "writes tokens to other places",
+    ),
+    "batch_norm by the tokens' mean": (
+        lambda g, x: g.call(
+            aten.batch_norm.default, g.call(aten.transpose.int, x, 1, 2), None, None, None, None, True, 0.1, 1e-5, False
+        ),
+        "norms by the mean of all tokens",
     ),
     "max over the tokens": (item(aten.max.dim, 0, 1), "reduces over the tokens"),
     "argmax over everything": (call(aten.argmax.default), "reduces over the tokens"),

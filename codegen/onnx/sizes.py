@@ -92,7 +92,10 @@ class Sizes:
         op = self._emitter.op
         if isinstance(expr, sympy.Symbol):
             if expr not in self._source:
-                raise self._emitter.fail(f"the size {expr} comes from no input")
+                raise self._emitter.fail(
+                    f"the size or number {expr} is read from a tensor while the model runs, as item() does: keep it a "
+                    "tensor"
+                )
             return _typed(self._source[expr](), ir.DataType.INT64)
         if expr.is_Float or expr.is_Rational:
             return _typed(self._emitter.const([float(expr)], torch.float64), ir.DataType.DOUBLE)

@@ -106,6 +106,13 @@ def layer_norm(context: Context, node: fx.Node) -> Dims:
     return keep_unless(context, node, set(range(rank - len(node.args[1]), rank)))  # type: ignore[arg-type]
 
 
+@rule(aten.batch_norm)
+def batch_norm(context: Context, node: fx.Node) -> Dims:
+    if argument(node, 5):
+        raise NotTokenwise(node, "norms by the mean of all tokens")
+    return keep_unless(context, node, {1})
+
+
 @rule(aten.softmax, aten._softmax)
 def normalised_along(context: Context, node: fx.Node) -> Dims:
     """Works along one dim and keeps it; along the token dim it weighs the tokens that are left, for a sum over them."""

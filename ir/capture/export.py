@@ -227,7 +227,8 @@ def program_of(
     }
     numbers = [
         f"dim {dim} of {name!r} is fixed at {example_inputs[name].shape[dim]}: the model makes a number of that size, "
-        "as float() and math.log() do, or computes with something that has it"
+        "as len(), float() and math.log() do, or computes with something that has it; with x.shape[0] in "
+        "place of len(x) it may vary"
         for name, dims in varying.items()
         for dim in dynamic.get(name, {}).keys() - dims.keys()
         if may_fix and example_inputs[name].shape[dim] != 1

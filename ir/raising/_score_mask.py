@@ -94,7 +94,8 @@ def may_hide(program: Program, node: fx.Node) -> bool:
         return False
     if cone.inputs:
         return True
-    for length in (3, _FAR):
+    most = min((high for _, high in program.ranges.values() if high is not None), default=_FAR)
+    for length in (3, min(_FAR, most)):
         value = cone.run(Sizes(program, length, others=length), {})
         if not isinstance(value, torch.Tensor) or value.is_complex() or bool((value <= LOW).any()):
             return True

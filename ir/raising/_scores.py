@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx
 
-from ..operands import arguments
+from ..operands import argument, arguments
 from ..program import Program
 from ._cone import constant
 from ._pattern import WhyNot, calls, sizes, skip_noops
@@ -61,6 +62,8 @@ def find_scores(program: Program, node: Any, depth: int = 0) -> Scores | WhyNot 
     if not isinstance(node, fx.Node) or depth > _DEPTH:
         return None
     node = skip_noops(node)
+    if depth == 0:
+        node = _unshifted(node)
     leaf = product_of(program, node)
     if leaf is not None:
         scores = Scores(leaf.product, leaf.scale)
@@ -80,6 +83,21 @@ def find_scores(program: Program, node: Any, depth: int = 0) -> Scores | WhyNot 
     if calls(node, aten.reshape.default):
         return _reshaped(program, node, rank, depth)
     return None
+
+
+def _unshifted(node: fx.Node) -> fx.Node:
+    """``x`` of ``x - x.amax(-1, keepdim=True)``, which softmax does by itself."""
+    if not calls(node, aten.sub.Tensor) or arguments(node)["alpha"] != 1:
+        return node
+    scores, largest = (skip_noops(n) if isinstance(n, fx.Node) else n for n in node.args[:2])
+    if calls(largest, operator.getitem) and largest.args[1] == 0:
+        largest = largest.args[0]
+    if not calls(largest, aten.amax.default, aten.max.dim) or skip_noops(largest.args[0]) is not scores:
+        return node
+    dims, kept = argument(largest, 1), argument(largest, 2)
+    rank = len(sizes(scores))
+    over_keys = [d % rank for d in (dims if isinstance(dims, list | tuple) else [dims])] == [rank - 1]
+    return scores if kept and over_keys else node
 
 
 def _scaled(program: Program, node: fx.Node, depth: int) -> Scores | WhyNot | None:

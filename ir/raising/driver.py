@@ -11,6 +11,7 @@ from ..operands import arguments
 from ..program import Program
 from ..targets import writes
 from ._pattern import Pattern, WhyNot, where
+from .complex_numbers import pair_complex_numbers
 from .composites import Composite
 from .fold_mask import FoldMask
 from .grouped_heads import GroupedHeads
@@ -25,7 +26,7 @@ def raise_attention(program: Program, padded_rows: bool = False) -> Program:
         padded_rows: what is computed of padded tokens counts too, so that masks by which it would be something else
             than the model's stay explicit operands.
     """
-    edited = program.edit()
+    edited = pair_complex_numbers(program).edit()
     unraised: list[tuple[str, str]] = []
     # Attention must be one node before its keys and its mask can be looked at.
     patterns: tuple[Pattern[Any], ...] = (

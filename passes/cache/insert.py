@@ -22,7 +22,7 @@ from ..contract import Pass, Promise, Refusal, Site
 from ..fewer_tokens import reduce_along
 from .layout import CacheLayout, Group
 from .legality import Decoder, read_decoder
-from .positions import origins_of, placed
+from .positions import counts_padding, origins_of, placed
 from .windowed import Windowed
 
 
@@ -89,7 +89,7 @@ def _place(work: Program, decoder: Decoder, axis: TokenAxis, positions: fx.Node)
         key = (use.value, use.dims, use.rank)
         if key not in done:
             origins = origins_of(work, use.value, count, decoder.padding)
-            by_index |= any(origin.meta["val"].dim() == 1 for origin in origins)
+            by_index |= any(not counts_padding(origin) for origin in origins)
             g = Builder(work, use.value.next, str(use.value.meta.get("layer", "")))
             done[key] = placed(g, use, origins, positions, count)
         use.user.replace_input_with(use.value, done[key])

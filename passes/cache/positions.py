@@ -1,8 +1,9 @@
 """What a model computes from the places of tokens, computed from positions that are given instead.
 
-A model without a cache counts its tokens: ``arange(tokens)``, or a running sum of the padding mask.  Those are the
-origins of rotary tables and position embeddings.  Between an origin and where the stream meets it, every operator
-must treat each token by itself; then the same operators, fed with other positions, give what they gave for those.
+A model without a cache counts its tokens: ``arange(tokens)``, the first rows of a table, or a running sum of the
+padding mask.  Those are the origins of rotary tables and position embeddings.  Between an origin and where the stream
+meets it, every operator must treat each token by itself; then the same operators, fed with other positions, give what
+they gave for those.
 """
 
 from __future__ import annotations
@@ -74,7 +75,35 @@ def _counts(program: Program, node: fx.Node, tokens: Size, padding: str | None) 
         value = node.meta["val"]
         start = 0 if node.target is aten.arange.default else node.args[0]
         return start == 0 and same_size(value.shape[0], tokens) and not value.is_floating_point()
+    if packet is aten.slice:
+        return _takes_first_rows(node, tokens)
     return packet is aten.cumsum and padding is not None and _sums_padding(program, node, padding)
+
+
+def counts_padding(origin: fx.Node) -> bool:
+    """Whether an origin counts the real tokens of each row, and not all alike."""
+    return getattr(origin.target, "overloadpacket", None) is aten.cumsum
+
+
+def _takes_first_rows(node: fx.Node, tokens: Size) -> bool:
+    """Whether a slice holds one row of a table for every token, from the first on."""
+    source: Any = node.args[0]
+    dim = _counted_dim(node)
+    begins = (argument(node, 2) or 0) == 0 and argument(node, 4, 1) == 1
+    rows = source.meta["val"].shape[dim]
+    return (
+        begins
+        and same_size(node.meta["val"].shape[dim], tokens)
+        and isinstance(rows, int)
+        and not any(n.op == "placeholder" for n in sources_of([source]))
+    )
+
+
+def _counted_dim(origin: fx.Node) -> int:
+    """The dim of an origin that counts tokens."""
+    rank = int(origin.meta["val"].dim())
+    is_slice = origin.target is aten.slice.Tensor
+    return int(argument(origin, 1, 0)) % rank if is_slice else rank - 1
 
 
 def _sums_padding(program: Program, node: fx.Node, padding: str) -> bool:
@@ -97,16 +126,16 @@ def placed(g: Builder, use: SideUse, origins: Iterable[fx.Node], positions: fx.N
         NotTokenwise: an operator between origin and value mixes tokens, or has no form for rows of their own.
     """
     origins = list(origins)
-    rows = [origin for origin in origins if origin.meta["val"].dim() == 2]
+    rows = [origin for origin in origins if counts_padding(origin)]
     if rows and len(rows) < len(origins):
         raise NotTokenwise(use.value, "counts tokens in two ways at once")
     _check_tokenwise(use, origins)
     if rows:
         # A running sum of ones begins with one.
         counted = g.call(aten.add.Tensor, positions, 1)
-        return _copied(g, use.value, {origin: _as(g, counted, origin) for origin in origins}, tokens)
+        return _copied(g, use.value, {origin: _as(g, counted, origin) for origin in origins}, tokens, counted)
     flat = g.call(aten.reshape.default, positions, [-1])
-    value = _copied(g, use.value, {origin: _as(g, flat, origin) for origin in origins}, tokens)
+    value = _copied(g, use.value, {origin: _as(g, flat, origin) for origin in origins}, tokens, flat)
     (dim,) = use.dims
     shape = use.value.meta["val"].shape
     if any(expression(size) != 1 for size in shape[:dim]):
@@ -119,9 +148,9 @@ def placed(g: Builder, use: SideUse, origins: Iterable[fx.Node], positions: fx.N
 
 
 def _check_tokenwise(use: SideUse, origins: list[fx.Node]) -> None:
-    context = _Tokenwise(TokenAxis(), origins[0], origins[0].meta["val"].dim() - 1)
+    context = _Tokenwise(TokenAxis(), origins[0], _counted_dim(origins[0]))
     for origin in origins:
-        context.found[origin] = frozenset({origin.meta["val"].dim() - 1})
+        context.found[origin] = frozenset({_counted_dim(origin)})
     needed = sources_of([use.value])
     for node in origins[0].graph.nodes:
         if node in needed and node not in origins and any(n in context.found for n in node.all_input_nodes):
@@ -131,14 +160,17 @@ def _check_tokenwise(use: SideUse, origins: list[fx.Node]) -> None:
 
 
 def _as(g: Builder, counted: fx.Node, origin: fx.Node) -> fx.Node:
+    if origin.target is aten.slice.Tensor:
+        return g.call(aten.index_select.default, origin.args[0], _counted_dim(origin), counted)
     dtype = origin.meta["val"].dtype
     return counted if counted.meta["val"].dtype == dtype else g.call(aten.to.dtype, counted, dtype)
 
 
-def _copied(g: Builder, value: fx.Node, known: dict[fx.Node, fx.Node], tokens: Size) -> fx.Node:
-    """``value`` computed again from what stands in for the origins."""
+def _copied(
+    g: Builder, value: fx.Node, known: dict[fx.Node, fx.Node], tokens: Size, count: fx.Node
+) -> fx.Node:
+    """``value`` computed again from what stands in for the origins, as many as ``count`` has last."""
     copies: dict[fx.Node, Any] = dict(known)
-    count = next(iter(known.values()))
     needed = sources_of([value])
     for node in list(value.graph.nodes):
         if node not in needed or node in copies or node.op != "call_function":

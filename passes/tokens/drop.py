@@ -126,7 +126,14 @@ class TokenDrop(Pass):
             return Refusal("no layer is left after which tokens could be reduced", stack.end.name)
         chosen = self.layers or default_layers(free)
         if max(chosen) >= len(stack):
-            return Refusal(f"layers={'+'.join(map(str, chosen))}: the model has layers 0 to {len(stack) - 1}")
+            given = f"layers={'+'.join(map(str, chosen))}"
+            if not stack.outside:
+                return Refusal(f"{given}: the model has layers 0 to {len(stack) - 1}")
+            node, why = stack.outside[0]
+            return Refusal(
+                f"{given}: the stack has layers 0 to {len(stack) - 1}; the first attention outside of it: {why}",
+                node.name,
+            )
         if len(self.keep) not in (1, len(chosen)):
             return Refusal(
                 f"keep has {len(self.keep)} values for {len(chosen)} layers; give one, or one each"

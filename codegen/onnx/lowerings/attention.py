@@ -125,16 +125,13 @@ def probabilities(e: Emitter, sight: Sight, sinks: ir.Value | None, scale: float
         column = e.op("Reshape", e.cast(sinks, dtype), e.ints([1, -1, 1, 1]))
         column = e.op("Expand", column, e.shape([q.shape[0], 1, q.shape[2], 1]))
         logits = e.op("Concat", logits, column, axis=3)
-    if dtype != torch.float32:
+    half = dtype.itemsize < 4
+    if half:
         logits = e.op("Cast", logits, to=int(ir.DataType.FLOAT))
     rows = e.op("Softmax", logits, axis=-1)
     if sinks is not None:
         rows = e.op("Slice", rows, e.ints([0]), e.ints([-1]), e.ints([3]))
-    return (
-        rows
-        if dtype == torch.float32
-        else e.op("Cast", rows, to=int(ir.tensor_adapters.from_torch_dtype(dtype)))
-    )
+    return e.op("Cast", rows, to=int(ir.tensor_adapters.from_torch_dtype(dtype))) if half else rows
 
 
 def times_values(e: Emitter, rows: ir.Value, query: ir.Value, value: ir.Value) -> ir.Value:

@@ -32,7 +32,9 @@ def slice_(
 
 @lowers(aten.narrow.default)
 def narrow(e: Emitter, x: ir.Value, dim: int, start: Any, length: Any) -> ir.Value:
-    return slice_(e, x, dim, start, start + length)
+    end = start + length
+    # What begins behind the end may end there.
+    return slice_(e, x, dim, start, _END if isinstance(start, int) and start < 0 and end == 0 else end)
 
 
 @lowers(aten.select.int)

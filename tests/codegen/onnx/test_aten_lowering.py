@@ -59,6 +59,8 @@ ARITHMETIC: list[tuple[str, Make, Any]] = [
     ("add a number", floats, call(aten.add.Tensor, 3)),
     ("add promotes", mixed, call(aten.add.Tensor)),
     ("integers plus a float", integers, call(aten.add.Tensor, 0.5)),
+    ("narrow from the end", floats, call(aten.narrow.default, 1, -1, 1)),
+    ("narrow before the end", floats, call(aten.narrow.default, 1, -3, 2)),
     ("sub", pair, call(aten.sub.Tensor, alpha=3)),
     ("rsub", floats, call(aten.rsub.Scalar, 1.0)),
     ("mul promotes", mixed, call(aten.mul.Tensor)),

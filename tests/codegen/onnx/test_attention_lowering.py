@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import tersor
 from tersor.codegen.onnx.export import build
 
 from .conftest import small_program
@@ -81,6 +82,13 @@ def test_attention_with_padding_on_either_side(agree: Any, kv_heads: int, option
         return b.op("attention", q, k, v, None, padding, scale=0.3, **options)
 
     agree(build, DIMS, *cases)
+
+
+def test_attention_in_double_precision() -> None:
+    model = nn.MultiheadAttention(16, 2, batch_first=True).double().eval()
+    inputs = dict.fromkeys(("query", "key", "value"), torch.randn(2, 6, 16, dtype=torch.float64))
+    fast = tersor.optimize_model(model, [], "onnx", example_inputs=inputs)
+    torch.testing.assert_close(fast(**inputs)[0], model(**inputs)[0], atol=1e-13, rtol=1e-13)
 
 
 def test_a_query_that_sees_no_key_yields_zeros(agree: Any) -> None:

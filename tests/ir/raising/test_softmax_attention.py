@@ -120,6 +120,18 @@ class BandAdded(Layer):
         return (q @ k.transpose(-1, -2) + hidden).softmax(-1) @ v
 
 
+class Stable(Layer):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.transpose(-1, -2)
+        return (scores - scores.amax(-1, keepdim=True).detach()).softmax(-1) @ v
+
+
+class StableByMax(Layer):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.transpose(-1, -2) + self.bias
+        return (scores - scores.max(dim=-1, keepdim=True).values).softmax(-1) @ v
+
+
 class MultiheadWithWeights(Layer):
     """``nn.MultiheadAttention`` asked for its weights leaves the fused call for ``baddbmm`` and ``bmm``."""
 
@@ -144,6 +156,8 @@ SPELLINGS = [
     Triangle,
     TriangleOverBias,
     BandAdded,
+    Stable,
+    StableByMax,
     MultiheadWithWeights,
 ]
 

@@ -1,0 +1,134 @@
+"""Rows that attention sees nothing of, by a mask of finite numbers, and what else is in them.
+
+Where nothing else is, they are padding as a whole; else what the model computes of them is a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tersor
+from tersor.ir.capture import capture
+from tersor.ir.program import Program
+
+WIDTH = 16
+MASK = torch.tensor([[1] * 6, [1] * 4 + [0] * 2])
+NOTHING = torch.tensor([[1] * 6, [0] * 6])
+
+
+def attended(query: Tensor, memory: Tensor, mask: Tensor, number: float) -> Tensor:
+    scores = query @ memory.transpose(1, 2) / 4 + (1.0 - mask[:, None].float()) * number
+    return scores.softmax(-1) @ memory
+
+
+class AudioAndVideo(nn.Module):
+    """Frames of one length; a clip may have no video."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.audio, self.video, self.head = nn.Linear(10, WIDTH), nn.Linear(12, WIDTH), nn.Linear(WIDTH, 4)
+
+    def forward(self, audio: Tensor, video: Tensor, mask: Tensor) -> Tensor:
+        a, v = self.audio(audio), self.video(video)
+        return self.head(a + attended(a, v, mask, -1e9) + v * mask[..., None])
+
+
+class TextAndPatches(nn.Module):
+    """Text attends to patches, which attend to each other; a sample may have no picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.patch = nn.Embedding(64, WIDTH), nn.Linear(12, WIDTH)
+
+    def forward(self, ids: Tensor, patches: Tensor, mask: Tensor) -> Tensor:
+        t, p = self.text(ids), self.patch(patches)
+        p = p + attended(p, p, mask, -1e4)
+        return t + attended(t, p, mask, -1e4)
+
+
+class TextAndPicture(nn.Module):
+    """A sample may have no text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.picture = nn.Embedding(64, WIDTH), nn.Linear(12, WIDTH)
+
+    def forward(self, ids: Tensor, picture: Tensor, mask: Tensor) -> Tensor:
+        t = self.text(ids)
+        return attended(t, t, mask, -1e9).mean(1) + self.picture(picture)
+
+
+class Documents(nn.Module):
+    """Means of sentences, of which some may be empty: 0 is padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(64, WIDTH), nn.Linear(WIDTH, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        flat = ids.flatten(0, 1)
+        x = self.table(flat)
+        first = attended(x, x, flat != 0, -1e4)[:, 0]
+        return self.head(first.unflatten(0, ids.shape[:2]).mean(1))
+
+
+def documents() -> tuple[Tensor, Tensor]:
+    full = torch.randint(1, 64, (2, 3, 6))
+    empty = full.clone()
+    empty[1, 2] = 0
+    return full, empty
+
+
+FULL, EMPTY = documents()
+FRAMES = {"audio": torch.randn(2, 6, 10), "video": torch.randn(2, 6, 12)}
+PATCHES = {"ids": torch.randint(0, 64, (2, 5)), "patches": torch.randn(2, 6, 12)}
+PICTURE = {"ids": torch.randint(0, 64, (2, 6)), "picture": torch.randn(2, 12)}
+CASES: dict[str, tuple[type[nn.Module], Mapping[str, Tensor], Mapping[str, Tensor]]] = {
+    "no video": (AudioAndVideo, {**FRAMES, "mask": MASK}, {**FRAMES, "mask": NOTHING}),
+    "no picture": (TextAndPatches, {**PATCHES, "mask": MASK}, {**PATCHES, "mask": NOTHING}),
+    "no text": (TextAndPicture, {**PICTURE, "mask": MASK}, {**PICTURE, "mask": NOTHING}),
+    "no words": (Documents, {"ids": FULL}, {"ids": EMPTY}),
+}
+
+
+@pytest.mark.parametrize("target", ["torch", "onnx"])
+@pytest.mark.parametrize("name", CASES)
+def test_they_are_what_the_model_makes_of_them(name: str, target: str) -> None:
+    kind, full, empty = CASES[name]
+    torch.manual_seed(0)
+    model = kind().eval()
+    for example in (full, empty):
+        fast = tersor.optimize_model(model, [], target, example_inputs=dict(example))
+        for inputs in (full, empty):
+            torch.testing.assert_close(fast(**inputs), model(**inputs), atol=1e-5, rtol=1e-5)
+
+
+class Encoder(nn.Module):
+    """Its rows hold nothing but tokens, told by a mask or by ids that are 0."""
+
+    def __init__(self, by_mask: bool) -> None:
+        super().__init__()
+        self.by_mask, self.table, self.head = by_mask, nn.Embedding(64, WIDTH), nn.Linear(WIDTH, 4)
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x = self.table(ids)
+        x = x + attended(x, x, ids != 0 if mask is None else mask, -1e9)
+        return x, self.head(x[:, 0])
+
+
+def has_padding(program: Program) -> bool:
+    (node,) = (n for n in program.graph.nodes if "attention" in str(n.target))
+    return node.args[4] is not None
+
+
+@pytest.mark.parametrize("by_mask", [True, False])
+def test_where_nothing_else_is_in_them_they_are_padding(by_mask: bool) -> None:
+    example: dict[str, Any] = {"ids": torch.randint(1, 64, (2, 6))}
+    if by_mask:
+        example["mask"] = MASK
+    assert has_padding(capture(Encoder(by_mask).eval(), example))
