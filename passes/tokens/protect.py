@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from tersor.ir.analyses.layers import Layers, content_flow
+from tersor.ir.analyses.token_axis import NotTokenwise
 from tersor.ir.program import Program
 from tersor.ir.shapes import same_size
 
@@ -81,7 +82,10 @@ class _ConstantEnds:
         operands: Any = node.args
         if node.target is aten.cat.default and _dim(node) % rank == dim:
             parts = list(operands[0])
+            self._refuse_between(node, parts, dim)
             return self._run(parts, 0, dim), self._run(parts[::-1], 1, dim)
+        if node.target is aten.pad.default:
+            return self._padded(node, dim)
         if node.target is aten.slice.Tensor and _dim(node) % rank == dim:
             return self._slice(node, dim)
         if node.target is aten.transpose.int:
@@ -110,6 +114,32 @@ class _ConstantEnds:
             if own != size:
                 break
         return total
+
+    def _refuse_between(self, node: fx.Node, parts: list[fx.Node], dim: int) -> None:
+        """Refuse tokens of the model's own that stand between those of an input."""
+
+        def is_constant(part: fx.Node) -> bool:
+            return not self._from_input(part) or self.of(part, dim)[0] == _size(part, dim)
+
+        inside = [i for i, part in enumerate(parts) if not is_constant(part)]
+        between = parts[inside[0] : inside[-1]] if inside else []
+        if any(map(is_constant, between)):
+            raise NotTokenwise(
+                node,
+                "joins tokens of the model's own between those of its input; only those at the ends of a row can be "
+                "protected",
+            )
+
+    def _padded(self, node: fx.Node, dim: int) -> tuple[int, int]:
+        """Behind padding along ``dim``, whose zeros a class token is added to."""
+        source: Any = node.args[0]
+        ends: Any = node.args[1]
+        place = 2 * (_rank(node) - 1 - dim)
+        before, after = ends[place : place + 2] if place + 1 < len(ends) else (0, 0)
+        if not all(isinstance(n, int) and n >= 0 for n in (before, after)):
+            return 0, 0
+        prefix, last = self.of(source, dim)
+        return prefix + before, last + after
 
     def _slice(self, node: fx.Node, dim: int) -> tuple[int, int]:
         source: Any = node.args[0]

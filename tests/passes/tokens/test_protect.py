@@ -16,6 +16,7 @@ from tersor.passes.contract import Refusal
 from tersor.passes.spec import parse_spec
 from tersor.passes.tokens.protect import Protection, find_protected, holds_token_ids
 
+F = nn.functional
 TEXT: dict[str, Any] = dict(
     vocab_size=100, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64
 )
@@ -96,6 +97,45 @@ def test_positions_that_the_head_reads_are_protected(
     program = capture(Reads(read).eval(), {"x": torch.randn(2, 8, 8)}, {"x": {0: "batch"}})
     found = protection(program)
     assert (found.prefix, found.last) == (prefix, last)
+
+
+class Joined(nn.Module):
+    """An encoder that has tokens of its own, put in as told, and returns all tokens."""
+
+    def __init__(self, put: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.own, self.put, self.inner = nn.Parameter(torch.randn(1, 2, 8)), put, nn.Linear(8, 8)
+        self.encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(self.put(self.inner(x), self.own.expand(x.shape[0], -1, -1)))
+
+
+@pytest.mark.parametrize(
+    ("put", "prefix", "last"),
+    [
+        (lambda x, own: torch.cat([own, x], 1), 2, 0),
+        (lambda x, own: torch.cat([own[:, :1], own[:, 1:], x, own], 1), 2, 2),
+        (lambda x, own: F.pad(x, (0, 0, 1, 0)) + F.pad(own[:, :1], (0, 0, 0, x.shape[1])), 1, 0),
+        (lambda x, own: F.pad(x, (0, 0, 0, 2)) + F.pad(own, (0, 0, x.shape[1], 0)), 0, 2),
+    ],
+)
+def test_tokens_of_the_models_own_at_the_ends_are_protected(
+    put: Callable[[Tensor, Tensor], Tensor], prefix: int, last: int
+) -> None:
+    found = protection(capture(Joined(put).eval(), torch.randn(2, 7, 8)))
+    assert (found.prefix, found.last) == (prefix, last)
+
+
+def test_tokens_of_the_models_own_between_others_are_refused() -> None:
+    program = capture(
+        Joined(lambda x, own: torch.cat([x[:, :3], own, x[:, 3:]], 1)).eval(), torch.randn(2, 7, 8)
+    )
+    refusal = parse_spec("token-drop:method=norm,keep=0.5,layers=0").legality(program)
+    assert isinstance(refusal, Refusal)
+    assert "between those of its input" in refusal.reason
 
 
 def test_constants_behind_the_input_are_protected_at_the_end() -> None:
