@@ -14,7 +14,7 @@ COPIES = (
 # None of its elements: they read the shape of their first operand alone.
 SHAPE_ONLY = (
     aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.new_zeros, aten.new_ones, aten.new_full,
-    aten.new_empty,
+    aten.new_empty, aten.copy,
 )  # fmt: skip
 # In another shape or order, perhaps several times.
 MOVES = (

@@ -12,6 +12,7 @@ from torch import fx
 
 from tersor.ir.analyses.layers import Layers, content_flow
 from tersor.ir.analyses.token_axis import NotTokenwise
+from tersor.ir.operands import argument
 from tersor.ir.program import Program
 from tersor.ir.shapes import same_size
 
@@ -86,6 +87,8 @@ class _ConstantEnds:
             return self._run(parts, 0, dim), self._run(parts[::-1], 1, dim)
         if node.target is aten.pad.default:
             return self._padded(node, dim)
+        if node.target in (aten.select_scatter.default, aten.slice_scatter.default):
+            return self._written(node, dim)
         if node.target is aten.slice.Tensor and _dim(node) % rank == dim:
             return self._slice(node, dim)
         if node.target is aten.transpose.int:
@@ -140,6 +143,22 @@ class _ConstantEnds:
             return 0, 0
         prefix, last = self.of(source, dim)
         return prefix + before, last + after
+
+    def _written(self, node: fx.Node, dim: int) -> tuple[int, int]:
+        """Behind ``x[:, 0] = token``, and ``x[:, :n] = tokens``."""
+        base, written = node.args[:2]
+        prefix, last = self.of(base, dim)  # type: ignore[arg-type]
+        start = argument(node, 3) or 0
+        if node.target is aten.select_scatter.default:
+            stop, step = start + 1, 1
+        else:
+            stop, step = argument(node, 4, _TO_THE_END), argument(node, 5, 1)
+        if start != 0 or step != 1 or not isinstance(stop, int):
+            return 0, 0
+        if stop == _TO_THE_END:
+            return self.of(written, dim)  # type: ignore[arg-type]
+        ahead = int(argument(node, 2, 0)) % _rank(node) == dim and stop > 0
+        return (max(prefix, stop), last) if ahead and not self._from_input(written) else (0, 0)  # type: ignore[arg-type]
 
     def _slice(self, node: fx.Node, dim: int) -> tuple[int, int]:
         source: Any = node.args[0]

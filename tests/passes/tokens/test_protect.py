@@ -99,6 +99,15 @@ def test_positions_that_the_head_reads_are_protected(
     assert (found.prefix, found.last) == (prefix, last)
 
 
+def assigned(x: Tensor, own: Tensor, count: int) -> Tensor:
+    x = F.pad(x, (0, 0, 0, 0)).clone()
+    if count == 1:
+        x[:, 0] = own[:, 0]
+    else:
+        x[:, :count] = own
+    return x
+
+
 class Joined(nn.Module):
     """An encoder that has tokens of its own, put in as told, and returns all tokens."""
 
@@ -116,6 +125,8 @@ class Joined(nn.Module):
 @pytest.mark.parametrize(
     ("put", "prefix", "last"),
     [
+        (lambda x, own: assigned(x, own, 1), 1, 0),
+        (lambda x, own: assigned(x, own, 2), 2, 0),
         (lambda x, own: torch.cat([own, x], 1), 2, 0),
         (lambda x, own: torch.cat([own[:, :1], own[:, 1:], x, own], 1), 2, 2),
         (lambda x, own: F.pad(x, (0, 0, 1, 0)) + F.pad(own[:, :1], (0, 0, 0, x.shape[1])), 1, 0),
