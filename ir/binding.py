@@ -39,7 +39,7 @@ def bind_inputs(
     if len(args) == 1 and isinstance(args[0], Mapping):
         kwargs, args = {**args[0], **kwargs}, ()
     if fixed:
-        args, kwargs = _without_fixed(specs, args, kwargs, fixed)
+        kwargs = _without_fixed(specs, args, kwargs, fixed)
     bound: dict[str, Tensor] = {}
     for spec, given in zip(specs, _matched(specs, args, kwargs), strict=True):
         value = _tensor(spec, given)
@@ -52,20 +52,23 @@ def bind_inputs(
 
 def _without_fixed(
     specs: Sequence[TensorSpec], args: Sequence[Any], kwargs: Mapping[str, Any], fixed: Mapping[str, Any]
-) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    """The arguments that are no constants; those that are, must be what they were."""
-    given = {name: value for name, value in kwargs.items() if name in fixed}
+) -> Mapping[str, Any]:
+    """The named arguments that are no constants; those that are, must be what they were."""
     if len(args) > len(specs):
-        constants = [value for value in args if isinstance(value, bool | int | float | str)]
-        given |= dict(zip(fixed, constants, strict=False))
-        args = [value for value in args if not isinstance(value, bool | int | float | str)]
-    for name, value in given.items():
-        if value is not None and value != fixed[name]:
+        raise InputError(
+            f"{len(args)} positional inputs given, the program takes {len(specs)}: give {', '.join(fixed)}, fixed "
+            "since the model was captured, by name, or leave it out"
+        )
+    for name, value in kwargs.items():
+        if name not in fixed or value is None:
+            continue
+        number = value.item() if isinstance(value, np.generic) else value
+        if not isinstance(number, bool | int | float | str) or number != fixed[name]:
             raise InputError(
                 f"argument {name!r} is {value!r}: it was fixed at {fixed[name]!r} when the model was captured; capture "
                 "it again with the other"
             )
-    return args, {name: value for name, value in kwargs.items() if name not in fixed}
+    return {name: value for name, value in kwargs.items() if name not in fixed}
 
 
 def _matched(specs: Sequence[TensorSpec], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:

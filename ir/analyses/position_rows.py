@@ -30,7 +30,8 @@ def most_positions(program: Program, stepping: Stepping) -> int | None:
         # What depends on anything else is none that positions alone bound.
         if stepping.positions not in asked or not asked <= {stepping.positions, stepping.padding}:
             continue
-        positions = torch.arange(2 * rows)[None]
+        # Of no more than other tables have rows for, which come first where one is looked up by another.
+        positions = torch.arange(min([2 * rows, *bounds]))[None]
         given = {stepping.positions: positions}
         if stepping.padding is not None:
             dtype = next(spec.dtype for spec in program.inputs if spec.name == stepping.padding)

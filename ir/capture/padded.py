@@ -91,14 +91,20 @@ def emptied(program: Program) -> Iterator[tuple[dict[str, Tensor], Rows | None]]
 
 
 def _sees_itself(program: Program) -> bool:
-    """Whether nothing is in the queries of attention that hides keys but what is in the keys."""
+    """Whether one input tells all attention what to hide, and nothing is in its queries but what is in its keys.
+
+    A mask that some layers hide keys by and others do not tells no padding: what it hides is read there.
+    """
     flow = content_flow(program)
+    attentions = [node for node in program.graph.nodes if is_attention(node)]
+    telling = {n for told in _told(program) for n in sources_of([told]) if n.op == "placeholder"}
+    if len(telling) > 1 or not all(map(_operands, attentions)):
+        return False
 
     def inputs(node: fx.Node) -> set[fx.Node]:
         return {n for n in nx.ancestors(flow, node) | {node} if n.op == "placeholder"}
 
-    hiding = (node for node in program.graph.nodes if is_attention(node) and _operands(node))
-    return all(inputs(node.args[0]) <= inputs(node.args[1]) for node in hiding)
+    return all(inputs(node.args[0]) <= inputs(node.args[1]) for node in attentions)
 
 
 def _emptied(program: Program) -> Iterator[tuple[str, Tensor]]:
@@ -184,7 +190,8 @@ def _literals(program: Program, told: Iterable[fx.Node]) -> list[int]:
     """Numbers that may stand for padding: those that masks are made with."""
     cones = [Cone.above(program, node) for node in told]
     literals = {int(n) for cone in cones if cone is not None for n in cone.literals if float(n).is_integer()}
-    return sorted({0, 1, *literals}, key=abs)[:_FILLERS]
+    # Ids and masks are no numbers such as scores are hidden by.
+    return sorted({0, 1, *(n for n in literals if n > LOW)}, key=abs)[:_FILLERS]
 
 
 def _changed(given: Tensor, fillers: Iterable[float], told: Iterable[Tensor]) -> Iterator[Tensor]:

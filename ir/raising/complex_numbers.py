@@ -172,6 +172,23 @@ def _taken(pairs: _Pairs, node: fx.Node) -> fx.Node:
     return pairs.g.call(node.target, pairs.of[source], dim, *node.args[2:], **named)
 
 
+@_rule(aten.stack, aten.cat)
+def _put_together(pairs: _Pairs, node: fx.Node) -> fx.Node:
+    values: Any = node.args[0]
+    if any(value not in pairs.of for value in values):
+        raise _Unknown
+    dim = int(argument(node, 1, 0)) % _rank(node)
+    return pairs.g.call(node.target, [pairs.of[value] for value in values], dim)
+
+
+@_rule(aten.squeeze)
+def _squeezed(pairs: _Pairs, node: fx.Node) -> fx.Node:
+    source: Any = node.args[0]
+    if not isinstance(argument(node, 1), int):
+        raise _Unknown
+    return pairs.g.call(node.target, pairs.of[source], int(node.args[1]) % _rank(source))  # type: ignore[arg-type]
+
+
 @_rule(aten.index)
 def _looked_up(pairs: _Pairs, node: fx.Node) -> fx.Node:
     return pairs.g.call(node.target, pairs.of[node.args[0]], node.args[1])  # type: ignore[index]

@@ -23,6 +23,7 @@ from ..fewer_tokens import reduce_along
 from .layout import CacheLayout, Group
 from .legality import Decoder, read_decoder
 from .positions import counts_padding, origins_of, placed
+from .whole_rows import refuse_whole_rows
 from .windowed import Windowed
 
 
@@ -61,6 +62,7 @@ class KvCache(Pass):
         tail = token_axis_to_outputs(work, stack.end, 0, 0)
         ids = work.find(decoder.ids)
         batch, count = ids.meta["val"].shape
+        refuse_whole_rows(work, decoder, tokens, count)
         positions = add_input(work, "positions", (batch, count), torch.int64)
         wanted = add_input(work, "wanted", (batch, new_dim(work, "wanted")), torch.int64)
         by_index = _place(work, decoder, tokens.axis, positions)

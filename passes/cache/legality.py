@@ -65,7 +65,15 @@ def read_decoder(program: Program) -> Decoder | Refusal:
     padding = _padding(program, attentions)
     if isinstance(padding, Refusal):
         return padding
+    for spec in program.inputs:
+        # What is computed from one that is read is refused where it meets the stream, by what it is.
+        if spec.name not in (ids.target, padding) and not _input(program, spec.name).users:
+            return Refusal(f"nothing reads its input {spec.name!r}: capture the model without it")
     return Decoder(ids.name, str(ids.target), start, padding, attentions)
+
+
+def _input(program: Program, name: str) -> fx.Node:
+    return next(n for n in program.graph.nodes if n.op == "placeholder" and n.target == name)
 
 
 def _why_not(node: fx.Node) -> str | None:

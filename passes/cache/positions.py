@@ -74,7 +74,10 @@ def _counts(program: Program, node: fx.Node, tokens: Size, padding: str | None) 
     if packet is aten.arange:
         value = node.meta["val"]
         start = 0 if node.target is aten.arange.default else node.args[0]
-        return start == 0 and same_size(value.shape[0], tokens) and not value.is_floating_point()
+        step = node.args[2] if node.target is aten.arange.start_step and len(node.args) > 2 else 1
+        return (
+            start == 0 and step == 1 and same_size(value.shape[0], tokens) and not value.is_floating_point()
+        )
     if packet is aten.slice:
         return _takes_first_rows(node, tokens)
     return packet is aten.cumsum and padding is not None and _sums_padding(program, node, padding)

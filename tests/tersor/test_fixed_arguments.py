@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,12 @@ def test_the_example_is_taken_again(model: nn.Module, target: str, tmp_path: Pat
     } <= set(fast.report.notes)
     want = model(**EXAMPLE)
     for called in (fast, loaded(fast, tmp_path / "out")):
-        for got in (called(**EXAMPLE), called(EXAMPLE), called(IDS, MASK), called(IDS, 2.0, MASK, True)):
+        for got in (
+            called(**EXAMPLE),
+            called(EXAMPLE),
+            called(IDS, MASK),
+            called(IDS, MASK, temperature=np.float64(2)),
+        ):
             torch.testing.assert_close(got, want)
     assert all(check.ok for check in tersor.load(tmp_path / "out").verify(against=model).checks)
 
@@ -72,7 +78,15 @@ def test_another_value_is_refused(
             called(**(EXAMPLE | given))
 
 
-def test_by_position_too(model: nn.Module) -> None:
+def test_by_name_alone(model: nn.Module) -> None:
     fast = tersor.optimize_model(model, [], "torch", example_inputs=EXAMPLE)
-    with pytest.raises(InputError, match=r"fixed at 2\.0"):
-        fast(IDS, 3.0, MASK)
+    for given in ((IDS, 2.0, MASK), (IDS, MASK, 2.0), (IDS, 3.0, MASK, True)):
+        with pytest.raises(InputError, match=r"give temperature, everything, .* by name"):
+            fast(*given)
+
+
+@pytest.mark.parametrize("value", [np.array([2.0, 1.0]), torch.tensor([2.0, 1.0]), [2.0]])
+def test_what_is_no_single_number_is_refused(model: nn.Module, value: Any) -> None:
+    fast = tersor.optimize_model(model, [], "torch", example_inputs=EXAMPLE)
+    with pytest.raises(InputError, match="'temperature'"):
+        fast(IDS, MASK, temperature=value)

@@ -77,6 +77,19 @@ class Documents(nn.Module):
         return self.head(first.unflatten(0, ids.shape[:2]).mean(1))
 
 
+class Entities(nn.Module):
+    """One layer reads the tokens of entities alone; a text may have none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(64, WIDTH), nn.Linear(WIDTH, 4)
+
+    def forward(self, ids: Tensor, entities: Tensor, mask: Tensor) -> Tensor:
+        x = self.table(ids)
+        x = x + attended(x, x, entities, -1e4)
+        return self.head(x + attended(x, x, mask, -1e4))
+
+
 def documents() -> tuple[Tensor, Tensor]:
     full = torch.randint(1, 64, (2, 3, 6))
     empty = full.clone()
@@ -88,10 +101,12 @@ FULL, EMPTY = documents()
 FRAMES = {"audio": torch.randn(2, 6, 10), "video": torch.randn(2, 6, 12)}
 PATCHES = {"ids": torch.randint(0, 64, (2, 5)), "patches": torch.randn(2, 6, 12)}
 PICTURE = {"ids": torch.randint(0, 64, (2, 6)), "picture": torch.randn(2, 12)}
+TEXT = {"ids": torch.randint(0, 64, (2, 6)), "mask": torch.ones(2, 6, dtype=torch.int64)}
 CASES: dict[str, tuple[type[nn.Module], Mapping[str, Tensor], Mapping[str, Tensor]]] = {
     "no video": (AudioAndVideo, {**FRAMES, "mask": MASK}, {**FRAMES, "mask": NOTHING}),
     "no picture": (TextAndPatches, {**PATCHES, "mask": MASK}, {**PATCHES, "mask": NOTHING}),
     "no text": (TextAndPicture, {**PICTURE, "mask": MASK}, {**PICTURE, "mask": NOTHING}),
+    "no entities": (Entities, {**TEXT, "entities": MASK}, {**TEXT, "entities": NOTHING}),
     "no words": (Documents, {"ids": FULL}, {"ids": EMPTY}),
 }
 

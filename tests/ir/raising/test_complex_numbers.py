@@ -88,6 +88,10 @@ DONE: dict[str, Function] = {
     "times real numbers": lambda z: torch.view_as_real(z * z.real * 0.5),
     "moved": lambda z: torch.view_as_real(z.transpose(0, -1).permute(2, -2, 0).unsqueeze(-1)),
     "taken": lambda z: torch.view_as_real(z[:, 1:, None].expand(-1, -1, 3, -1)[..., 1]),
+    "put together": lambda z: torch.view_as_real(
+        torch.cat([z[..., ::2], torch.stack([z, z], -1)[..., 0]], -1)
+    ),
+    "squeezed": lambda z: torch.view_as_real(z.unsqueeze(1).squeeze(1) * z.unsqueeze(-1).squeeze(-1)[:, :1]),
     "looked up": lambda z: torch.view_as_real(z[:, torch.tensor([1, 0])]),
 }
 
