@@ -78,6 +78,8 @@ class _Written(TorchDispatchMode):
             if id(value) not in self._known:
                 raise _Unknown
             return self._known[id(value)][1]
+        if isinstance(value, torch.SymFloat | torch.SymBool):
+            raise _Unknown
         if not isinstance(value, torch.SymInt):
             return value
         for size, node, dim in self._sizes:

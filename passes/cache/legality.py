@@ -62,6 +62,12 @@ def read_decoder(program: Program) -> Decoder | Refusal:
     ids, start = looked_up[0]
     if (refused := _read_elsewhere(ids, start)) is not None:
         return refused
+    if not isinstance(count := ids.meta["val"].shape[1], torch.SymInt):
+        return Refusal(
+            f"it takes rows of {count} tokens and no others, and a cache is fed a few: capture it with a length "
+            "that may vary",
+            ids.name,
+        )
     padding = _padding(program, attentions)
     if isinstance(padding, Refusal):
         return padding

@@ -76,6 +76,12 @@ def test_what_is_each_tokens_own_is_not(name: str) -> None:
     cached(TOKENWISE[name], masked=False)
 
 
+def test_rows_of_one_length_are_refused() -> None:
+    program = capture(Decoder(TOKENWISE["nothing"]).eval(), inputs(6, False), dynamic={"ids": {0: "batch"}})
+    with pytest.raises(RefusedError, match="rows of 6 tokens and no others"):
+        run(program, ["kv-cache"])
+
+
 def test_an_input_that_nothing_reads_is_named() -> None:
     with pytest.raises(RefusedError, match="nothing reads its input 'mask'"):
         cached(TOKENWISE["nothing"])
