@@ -175,7 +175,7 @@ def _raised(
     if str(whole) == str(short):
         return compared(short)
     # Where it matters whether padded rows count, trials have to show that nothing reads them.
-    if can_be_tried(short) and wrong_at_padding(short, model) is None:
+    if can_be_tried(short) and wrong_at_padding(short, model, without_tokens=True) is None:
         with suppress(CaptureError):  # Inputs that are none of the trials' may show it yet.
             return compared(short)
     found = compared(whole)

@@ -30,14 +30,17 @@ _COUNTS = 3
 _FILLERS = 6
 
 
-def wrong_at_padding(program: Program, model: Callable[..., Any]) -> str | None:
+def wrong_at_padding(program: Program, model: Callable[..., Any], without_tokens: bool = False) -> str | None:
     """What differs from the model where rows are padded on the right or on the left; None where nothing does.
 
     What a model computes at padding is nobody's result as long as no other result is made of it.  Nor is that of a row
     without tokens, if there is nothing else in it.
+
+    Args:
+        without_tokens: rows without tokens are tried too.
     """
     trials = ((inputs, None) for inputs in padded(program))
-    for inputs, rows in chain(trials, emptied(program)):
+    for inputs, rows in chain(trials, emptied(program) if without_tokens else ()):
         try:
             expected = model(**inputs)
         except (RuntimeError, ValueError, IndexError):

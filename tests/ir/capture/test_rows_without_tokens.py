@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import huggingface
 from torch import Tensor, nn
 
 import tersor
@@ -121,6 +122,16 @@ def test_they_are_what_the_model_makes_of_them(name: str, target: str) -> None:
         fast = tersor.optimize_model(model, [], target, example_inputs=dict(example))
         for inputs in (full, empty):
             torch.testing.assert_close(fast(**inputs), model(**inputs), atol=1e-5, rtol=1e-5)
+
+
+def test_two_texts_of_one_length_are_captured() -> None:
+    """Masks that Hugging Face's own code makes have one meaning, whatever is tried."""
+    sizes = dict(
+        vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    model = huggingface("T5Config", "T5ForConditionalGeneration", **sizes)()
+    example = {"input_ids": torch.randint(1, 50, (2, 6)), "attention_mask": MASK}
+    capture(model, {**example, "decoder_input_ids": torch.randint(1, 50, (2, 6))})
 
 
 class Encoder(nn.Module):

@@ -205,7 +205,7 @@ def test_samples_are_run_through_the_model_itself(monkeypatch: pytest.MonkeyPatc
 
 def test_a_sample_that_trials_overlooked_keeps_masks_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever reads padding, here a mean over the tokens, where no trial shows it."""
-    monkeypatch.setattr("tersor.ir.capture.frontend.wrong_at_padding", lambda *_: None)
+    monkeypatch.setattr("tersor.ir.capture.frontend.wrong_at_padding", lambda *_, **__: None)
     model = Attends(OF_PADDING["later and pads"], lambda x: x.mean(1)).eval()
     full = {"x": torch.randn(2, 8, CHANNELS), "mask": torch.ones(2, 8).long()}
     some = {"x": torch.randn(2, 8, CHANNELS), "mask": padded(2, 8, left=True)}
