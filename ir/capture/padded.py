@@ -100,8 +100,9 @@ def _sees_itself(program: Program) -> bool:
     """
     flow = content_flow(program)
     attentions = [node for node in program.graph.nodes if is_attention(node)]
-    telling = {n for told in _told(program) for n in sources_of([told]) if n.op == "placeholder"}
-    if len(telling) > 1 or not all(map(_operands, attentions)):
+    cones = [Cone.above(program, told) for told in _told(program)]
+    telling = {node for cone in cones if cone is not None for node in cone.inputs}
+    if None in cones or len(telling) > 1 or not all(map(_operands, attentions)):
         return False
 
     def inputs(node: fx.Node) -> set[fx.Node]:
