@@ -71,15 +71,11 @@ def read_decoder(program: Program) -> Decoder | Refusal:
     padding = _padding(program, attentions)
     if isinstance(padding, Refusal):
         return padding
-    for spec in program.inputs:
+    for node in program.graph.nodes:
         # What is computed from one that is read is refused where it meets the stream, by what it is.
-        if spec.name not in (ids.target, padding) and not _input(program, spec.name).users:
-            return Refusal(f"nothing reads its input {spec.name!r}: capture the model without it")
+        if node.op == "placeholder" and not node.users and node.target not in (ids.target, padding):
+            return Refusal(f"nothing reads its input {str(node.target)!r}: capture the model without it")
     return Decoder(ids.name, str(ids.target), start, padding, attentions)
-
-
-def _input(program: Program, name: str) -> fx.Node:
-    return next(n for n in program.graph.nodes if n.op == "placeholder" and n.target == name)
 
 
 def _why_not(node: fx.Node) -> str | None:
