@@ -13,25 +13,40 @@ from tersor.ir.program import Program, TensorSpec
 
 from .index_limits import index_limits
 
-Reason = Literal["embedding", "mask"]
+Reason = Literal["embedding", "mask", "no token"]
 
 _WHY: dict[Reason, str] = {
     "embedding": "rows of an embedding; give ids of the tokenizer that belongs to the model",
     "mask": "beyond that the model's own code makes no mask of it; give 0 and 1, for instance (mask != 0).long()",
+    "no token": "attention sees nothing of it, and the model's own code makes something else of it; leave the row out, "
+    "or let it have a token",
 }
 
 
 @dataclass(frozen=True)
 class InputDomain:
-    """The numbers that one input may hold, from ``low`` to ``high``; None where nothing bounds them."""
+    """What one input may hold.
+
+    Attributes:
+        low, high: smallest and largest number; None where nothing bounds them.
+        filler: of an input ``[batch, tokens]``, the number that no row may be made of alone.
+    """
 
     input: str
     low: int | None
     high: int | None
     reason: Reason
+    filler: int | None = None
 
     def check(self, value: Tensor) -> None:
-        """Raise InputError with input, number, place, reason and mend where ``value`` holds another number."""
+        """Raise InputError with input, number, place, reason and mend where ``value`` holds something else."""
+        if self.filler is not None:
+            empty = (value == self.filler).all(1)
+            if bool(empty.any()):
+                row = int(empty.nonzero()[0])
+                raise InputError(
+                    f"row {row} of input {self.input!r} holds nothing but {self.filler} ({_WHY[self.reason]})"
+                )
         low, high = (int(bound) for bound in value.aminmax())
         too_low = self.low is not None and low < self.low
         if not too_low and (self.high is None or high <= self.high):
@@ -49,10 +64,11 @@ class InputDomain:
 
 
 def input_domains(program: Program) -> tuple[InputDomain, ...]:
-    """Inputs that number rows of embeddings, and masks whose meaning is proved for some numbers only."""
+    """Inputs that number rows of embeddings, masks whose meaning is proved for some numbers, and rows of no token."""
     rows = (InputDomain(name, 0, limit - 1, "embedding") for name, limit in index_limits(program).items())
     masks = (InputDomain(name, low, high, "mask") for name, (low, high) in program.domains.items())
-    return (*rows, *masks)
+    fillers = (InputDomain(name, None, None, "no token", filler) for name, filler in program.fillers.items())
+    return (*rows, *masks, *fillers)
 
 
 def check_inputs(inputs: Mapping[str, Tensor], domains: Iterable[InputDomain]) -> None:
@@ -85,7 +101,8 @@ def decode_domains(data: Any, specs: Iterable[TensorSpec]) -> tuple[InputDomain,
     names = {spec.name for spec in specs}
     domains = []
     for item in data:
-        domain = InputDomain(str(item["input"]), _bound(item["low"]), _bound(item["high"]), item["reason"])
+        low, high, filler = map(_bound, (item["low"], item["high"], item["filler"]))
+        domain = InputDomain(str(item["input"]), low, high, item["reason"], filler)
         if domain.input not in names or domain.reason not in get_args(Reason):
             raise ValueError(f"domain of an unknown input or kind: {domain}")
         domains.append(domain)

@@ -113,6 +113,7 @@ def _header(program: Program, layouts: Mapping[str, list[int]], ties: Mapping[st
         "structure": program.structure.to_json(),
         "ranges": {name: list(bounds) for name, bounds in program.ranges.items()},
         "domains": {name: list(bounds) for name, bounds in program.domains.items()},
+        "fillers": program.fillers,
         "least": program.least,
         "stepping": None if program.stepping is None else program.stepping.to_json(),
         "facts": asdict(program.facts),
@@ -153,6 +154,7 @@ def _program(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Progra
         facts=ModelFacts(**{**facts, "unraised": tuple((name, why) for name, why in facts["unraised"])}),
         notes=dict(header["notes"]),
         domains=_decode_domains(header["domains"], inputs),
+        fillers=_decode_fillers(header["fillers"], inputs),
         least={str(name): str(why) for name, why in header["least"].items()},
         stepping=None if header["stepping"] is None else Stepping.from_json(header["stepping"]),
     )
@@ -249,9 +251,18 @@ def _replace(path: Path, write: Any) -> None:
 def _decode_domains(
     data: Mapping[str, Any], inputs: Iterable[TensorSpec]
 ) -> dict[str, tuple[int | None, int | None]]:
-    if unknown := data.keys() - {spec.name for spec in inputs}:
-        raise ValueError(f"domains of unknown inputs: {', '.join(sorted(unknown))}")
+    _check_names(data, inputs)
     domains = {}
     for name, (low, high) in data.items():
         domains[name] = (None if low is None else int(low), None if high is None else int(high))
     return domains
+
+
+def _decode_fillers(data: Mapping[str, Any], inputs: Iterable[TensorSpec]) -> dict[str, int]:
+    _check_names(data, inputs)
+    return {name: int(filler) for name, filler in data.items()}
+
+
+def _check_names(data: Mapping[str, Any], inputs: Iterable[TensorSpec]) -> None:
+    if unknown := data.keys() - {spec.name for spec in inputs}:
+        raise ValueError(f"what unknown inputs may hold: {', '.join(sorted(unknown))}")

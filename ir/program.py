@@ -90,7 +90,9 @@ class Program:
 
     ``symbols`` maps a symbol of the fake values to its dimension's name; ``ranges`` the name to its smallest and
     largest size (None where nothing bounds it).  ``domains`` maps an input of integers to the smallest and largest
-    number for which the graph means what the model does; an input that is not in it may hold any.
+    number for which the graph means what the model does; an input that is not in it may hold any.  ``fillers`` maps an
+    input ``[batch, tokens]`` to the number that no row of it may be made of alone, for the same reason: it stands for
+    no token there.
 
     ``least`` says why a dimension may be no smaller, where the model itself takes less.
 
@@ -111,6 +113,7 @@ class Program:
     facts: ModelFacts = field(default_factory=ModelFacts)
     notes: dict[str, Any] = field(default_factory=dict)
     domains: dict[str, tuple[int | None, int | None]] = field(default_factory=dict)
+    fillers: dict[str, int] = field(default_factory=dict)
     least: dict[str, str] = field(default_factory=dict)
     stepping: Stepping | None = None
     _analyses: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -230,7 +233,7 @@ class Program:
         Comparing which objects they are takes a tenth of a millisecond for 500 nodes; the list keeps them alive, so
         that no later one is taken for one of them.
         """
-        state: list[Any] = [self.inputs, self.outputs, self.symbols, self.ranges, self.domains]
+        state: list[Any] = [self.inputs, self.outputs, self.symbols, self.ranges, self.domains, self.fillers]
         state += self.weights.values()
         for node in self.graph.nodes:
             state += (node, node.target, node.args, node.kwargs, node.meta.get("val"))

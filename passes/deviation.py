@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tersor.ir.analyses.real_tokens import real_tokens, take_real
+from tersor.ir.analyses.real_tokens import padding_inputs, real_tokens, take_real
 from tersor.ir.analyses.rounding import rounding_allowances
 from tersor.ir.program import Program
 
@@ -126,6 +126,21 @@ class Reference:
                 logits = is_logits(self.program, spec.name)
                 compared.append(_compare(spec.name, known, logits, allowances[spec.name]))
         return Deviation(tuple(compared), len(self.samples), tuple(missing))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is not compared, as it is taken for padding: a line for all outputs that one input tells it of."""
+        lines: dict[str, None] = {}
+        for name, inputs in padding_inputs(self.program).items():
+            masks = [real[name] for real in self._real]
+            hidden = 1 - sum(int(mask.sum()) for mask in masks) / max(1, sum(mask.numel() for mask in masks))
+            if hidden:
+                told = " and ".join(map(repr, inputs)) or "the model"
+                lines[
+                    f"outputs are compared at the tokens that {told} lets attention see: the others ({hidden:.1%}) "
+                    "are taken for padding"
+                ] = None
+        return tuple(lines)
 
     @property
     def finite(self) -> bool:

@@ -104,6 +104,7 @@ class _Pipeline:
         notes = (
             *map(str, program.notes.get("capture", ())),
             *(f"{name}: {why}" for name, why in program.least.items()),
+            *self.original.notes,
         )
         return program, Report(tuple(steps), self.sizes, len(self.original.samples), final, notes)
 

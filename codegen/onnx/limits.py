@@ -22,12 +22,12 @@ _INT64 = int(ir.DataType.INT64)
 
 
 def limits_text(program: Program) -> str:
-    """JSON of what is bounded: sizes of dimensions and numbers in inputs, smallest and largest, by name."""
+    """JSON of what is bounded, by name: sizes of dimensions, numbers in inputs, and what rows are not made of."""
     sizes = {
         n: list(bounds) for n, bounds in program.ranges.items() if bounds[0] > 1 or bounds[1] is not None
     }
-    numbers = {domain.input: [domain.low, domain.high] for domain in input_domains(program)}
-    return json.dumps({"dimensions": sizes, "inputs": numbers})
+    numbers = {d.input: [d.low, d.high] for d in input_domains(program) if d.filler is None}
+    return json.dumps({"dimensions": sizes, "inputs": numbers, "rows_are_not_all": program.fillers})
 
 
 def refusing(e: Emitter, program: Program, name: str, value: ir.Value) -> ir.Value:
@@ -55,6 +55,11 @@ def refusing(e: Emitter, program: Program, name: str, value: ir.Value) -> ir.Val
         low = 0
     if low is not None or high is not None:
         result = bounded(e, result, e.op("Cast", value, to=_INT64), low, high, f"{name} out of its domain")
+    if name in program.fillers:
+        given = e.op("Cast", value, to=_INT64)
+        real = e.op("Cast", e.op("Not", e.op("Equal", given, e.const(program.fillers[name]))), to=_INT64)
+        counts = e.op("ReduceSum", real, e.ints([1]), keepdims=0)
+        result = bounded(e, result, counts, 1, None, f"a row of {name} without a token")
     if result is not value:
         e.annotate(result, e.fake(value))
     return result

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from ..dialect import Role, traits_of
-from ..evaluate import evaluate
+from ..evaluate import evaluate, sources_of
 from ..operands import arguments
 from ..program import Program
 from ..shapes import same_size
@@ -61,6 +61,17 @@ def real_tokens(program: Program, inputs: Mapping[str, Tensor]) -> dict[str, Ten
             mask = mask.expand(values[index].shape[0], -1).gather(1, values[index])
         real[name] = mask
     return real
+
+
+def padding_inputs(program: Program) -> dict[str, tuple[str, ...]]:
+    """Names of the inputs that say which tokens of an output are real, by output name."""
+    found = program.analysis(_paddings)
+    return {
+        name: tuple(
+            str(node.target) for node in program.graph.nodes if node.op == "placeholder" and node in above
+        )
+        for name, above in ((name, sources_of(padding.sources)) for name, padding in found.items())
+    }
 
 
 def take_real(value: Tensor, real: Tensor | None) -> Tensor:

@@ -64,6 +64,9 @@ def compare_on(
 ) -> float:
     """Largest absolute difference from what the model returned for ``inputs``, padding left out.
 
+    Args:
+        rows: those that count; all of them if None.
+
     Raises:
         CaptureError: as :func:`compare_with_model`.
     """
@@ -77,10 +80,12 @@ class Rows:
     Attributes:
         size: the dim that numbers them, as the Program's inputs and outputs state it.
         count: bool, one for each.
+        padding: whether their padding counts too.
     """
 
     size: int | str
     count: Tensor
+    padding: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class Computed:
         ):
             # The model's own result may have another shape, which no mask fits.
             if want.shape == got.shape:
-                real = self.real.get(spec.name)
+                real = self.real.get(spec.name) if rows is None or not rows.padding else None
                 if rows is not None and spec.shape[:1] == (rows.size,):
                     want, got = want[rows.count], got[rows.count]
                     real = None if real is None else real.expand(len(rows.count), -1)[rows.count]

@@ -175,7 +175,10 @@ def _resize(tensor: Tensor, sizes: list[int | None]) -> Tensor:
             continue
         tensor = tensor.index_select(dim, index % old)
         if dim == 1 and tensor.dim() == 2 and _is_mask(tensor):
-            tensor = tensor.to(torch.uint8).sort(dim=1, descending=True).values.to(tensor.dtype)
+            real = tensor.to(torch.uint8).sort(dim=1, descending=True).values
+            # Of a row that is padded in front, only the padding may be left.
+            real[:, 0] |= line.any(1)
+            tensor = real.to(tensor.dtype)
     return tensor
 
 

@@ -19,6 +19,7 @@ from .attributes import explain_attributes
 from .check import Samples, compare_on, compare_with_model
 from .dim_names import named_by_attention
 from .dims import check_dynamic, dynamic_dims
+from .empty_rows import can_be_tried, refusing_empty_rows, wrong_in_empty_rows
 from .experts import dense_experts
 from .export import Request, call_model, export_program, run_model
 from .fused_layers import explain_fused_layers, zeros_at_padding
@@ -32,7 +33,7 @@ from .inputs import (
     tokens_first,
 )
 from .keywords import spelled_out
-from .padded import can_be_tried, hides, wrong_at_padding
+from .padded import hides, wrong_at_padding
 from .single_sizes import refuse_wrong_single_sizes
 from .sources import Source, find_source
 from .state import Snapshot, inference_state
@@ -166,18 +167,23 @@ def _raised(
         found = raise_attention(program, padded_rows)
         return found if rename is None else rename(found)
 
-    def compared(found: Program) -> Program:
+    def compared(found: Program, own_masks: bool = False) -> Program:
         found = found.with_facts(deviation=compare_with_model(found, expected, model))
-        return _as_on_samples(refuse_wrong_single_sizes(found, model), model, samples)
+        found = refusing_empty_rows(refuse_wrong_single_sizes(found, model), model, own_masks)
+        return _as_on_samples(found, model, samples)
 
     short = raised(False)
     whole = raised(True) if any(map(hides, short.graph.nodes)) else short
     if str(whole) == str(short):
         return compared(short)
+
     # Where it matters whether padded rows count, trials have to show that nothing reads them.
-    if can_be_tried(short) and wrong_at_padding(short, model, without_tokens=True) is None:
+    def wrong_somewhere() -> str | None:
+        return wrong_at_padding(short, model) or wrong_in_empty_rows(short, model, whole)
+
+    if can_be_tried(short) and wrong_somewhere() is None:
         with suppress(CaptureError):  # Inputs that are none of the trials' may show it yet.
-            return compared(short)
+            return compared(short, own_masks=True)
     found = compared(whole)
     wrong = wrong_at_padding(found, model)
     if wrong is not None:

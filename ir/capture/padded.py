@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, product
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import product
 from typing import Any
 
-import networkx as nx
 import torch
 from torch import Tensor, fx
 
 from ..analyses.attention_facts import operand
-from ..analyses.layers import content_flow, is_attention
+from ..analyses.layers import is_attention
 from ..errors import CaptureError
 from ..evaluate import evaluate, sources_of
 from ..program import Program
@@ -19,7 +18,7 @@ from ..raising._cone import Cone
 from ..raising._scores import LOW
 from ..raising.mask_meaning import is_mask_input
 from ..structure import Structure
-from .check import Rows, compare_on
+from .check import compare_on
 from .dims import example_at
 
 # Tokens of a trial at most, for the sake of wide windows.
@@ -30,28 +29,29 @@ _COUNTS = 3
 _FILLERS = 6
 
 
-def wrong_at_padding(program: Program, model: Callable[..., Any], without_tokens: bool = False) -> str | None:
+def wrong_at_padding(program: Program, model: Callable[..., Any]) -> str | None:
     """What differs from the model where rows are padded on the right or on the left; None where nothing does.
 
-    What a model computes at padding is nobody's result as long as no other result is made of it.  Nor is that of a row
-    without tokens, if there is nothing else in it.
-
-    Args:
-        without_tokens: rows without tokens are tried too.
+    What a model computes at padding is nobody's result as long as no other result is made of it.
     """
-    trials = ((inputs, None) for inputs in padded(program))
-    for inputs, rows in chain(trials, emptied(program) if without_tokens else ()):
-        try:
-            expected = model(**inputs)
-        except (RuntimeError, ValueError, IndexError):
-            continue  # A model that takes no such padding is not asked for it.
-        if any(bool(value.isnan().any()) for value in Structure.flatten(expected)):
+    for inputs in padded(program):
+        expected = run_on(model, inputs)
+        if expected is None:
             continue
         try:
-            compare_on(program, inputs, expected, rows)
+            compare_on(program, inputs, expected)
         except CaptureError as error:
             return str(error)
     return None
+
+
+def run_on(model: Callable[..., Any], inputs: Mapping[str, Tensor]) -> Any | None:
+    """What the model makes of padded inputs; None where it takes no such padding, or makes no numbers of it."""
+    try:
+        result = model(**inputs)
+    except (RuntimeError, ValueError, IndexError):
+        return None
+    return None if any(bool(value.isnan().any()) for value in Structure.flatten(result)) else result
 
 
 def hides(node: fx.Node) -> bool:
@@ -59,89 +59,12 @@ def hides(node: fx.Node) -> bool:
     if not is_attention(node):
         return False
     told = node.kwargs.get("causal", False) or node.kwargs.get("window", 0) > 0
-    return bool(told) or bool(_operands(node))
-
-
-def can_be_tried(program: Program) -> bool:
-    """Whether padded rows of the example show what masks do.
-
-    They do where all masks are of zeros and ones, ``[batch, tokens]``.  Of what is computed of ids, rows without tokens
-    are all that is not proved.
-    """
-    # Inputs that are read, and not their sizes alone.
-    cones = [Cone.above(program, node) for node in _told(program)]
-    if any(cone is None for cone in cones):
-        return False
-    read = {node for cone in cones if cone is not None for node in cone.inputs}
-    masks = set(_masks(program))
-    shown = not masks or next(padded(program), None) is not None
-    return shown and (
-        read == masks or {name for name, _ in _emptied(program)} == {str(n.target) for n in read}
-    )
-
-
-def emptied(program: Program) -> Iterator[tuple[dict[str, Tensor], Rows | None]]:
-    """The example with a row in which attention sees nothing, and which rows count then, if not all."""
-    specs = {spec.name: spec for spec in program.called_with}
-    example = program.example_inputs
-    sees_itself = _sees_itself(program)
-    for name, changed in _emptied(program):
-        shape = specs[name].shape
-        # What is of the same rows and tokens is padding with them.
-        alone = len(shape) == 2 and all(spec.shape[:2] == shape for spec in specs.values()) and sees_itself
-        rows = Rows(shape[0], torch.arange(len(changed)) < len(changed) - 1) if alone else None
-        yield dict(example) | {name: changed}, rows
-
-
-def _sees_itself(program: Program) -> bool:
-    """Whether one input tells all attention what to hide, and nothing is in its queries but what is in its keys.
-
-    A mask that some layers hide keys by and others do not tells no padding: what it hides is read there.
-    """
-    flow = content_flow(program)
-    attentions = [node for node in program.graph.nodes if is_attention(node)]
-    cones = [Cone.above(program, told) for told in _told(program)]
-    telling = {node for cone in cones if cone is not None for node in cone.inputs}
-    if None in cones or len(telling) > 1 or not all(map(_operands, attentions)):
-        return False
-
-    def inputs(node: fx.Node) -> set[fx.Node]:
-        return {n for n in nx.ancestors(flow, node) | {node} if n.op == "placeholder"}
-
-    return all(inputs(node.args[0]) <= inputs(node.args[1]) for node in attentions)
-
-
-def _emptied(program: Program) -> Iterator[tuple[str, Tensor]]:
-    """Inputs of integers by which attention sees nothing in the last row of the example, and such a row."""
-    told = _told(program)
-    example = program.example_inputs
-    numbers = _literals(program, told)
-    above = sources_of(told)
-    for node in program.graph.nodes:
-        given = example.get(str(node.target)) if node in above and node.op == "placeholder" else None
-        if given is None or given.is_floating_point() or given.dim() < 2 or len(given.flatten(0, -2)) < 2:
-            continue
-        for filler in numbers:
-            changed = given.clone()
-            changed.flatten(0, -2)[-1] = filler
-            try:
-                now = evaluate(program, told, program.bind(**(dict(example) | {str(node.target): changed})))
-            except (RuntimeError, IndexError):
-                continue  # Such as an id that is none of the table's.
-            if any(_sees_nothing(value) for value in now.values()):
-                yield str(node.target), changed
-                break
-
-
-def _sees_nothing(told: Tensor) -> bool:
-    """Whether a row of padding, or of a mask that is added, hides every key."""
-    hidden = told <= LOW if told.is_floating_point() else told == 0
-    return bool(hidden.all(-1).any())
+    return bool(told) or bool(told_by(node))
 
 
 def padded(program: Program) -> Iterator[dict[str, Tensor]]:
     """The example with some tokens of each row padded, other numbers of them in each; nothing where none shows it."""
-    masks = _masks(program)
+    masks = mask_inputs(program)
     if not masks:
         return
     inputs = program.example_inputs
@@ -171,8 +94,8 @@ def hiding(program: Program) -> Iterator[dict[str, Tensor]]:
     Ids, masks and whatever else is ``[batch, tokens]`` get a number that may stand for padding in some places, lengths
     ``[batch]`` become others.
     """
-    told = _told(program)
-    fillers = _literals(program, told)
+    told = telling(program)
+    fillers = likely_fillers(program, told)
     example = program.example_inputs
     before = evaluate(program, told, program.bind(**example))
     above = sources_of(told)
@@ -190,7 +113,7 @@ def hiding(program: Program) -> Iterator[dict[str, Tensor]]:
                 yield inputs
 
 
-def _literals(program: Program, told: Iterable[fx.Node]) -> list[int]:
+def likely_fillers(program: Program, told: Iterable[fx.Node]) -> list[int]:
     """Numbers that may stand for padding: those that masks are made with."""
     cones = [Cone.above(program, node) for node in told]
     literals = {int(n) for cone in cones if cone is not None for n in cone.literals if float(n).is_integer()}
@@ -223,20 +146,20 @@ def _may_be(program: Program, length: int | str, needed: int) -> bool:
     return most is None or most >= needed
 
 
-def _told(program: Program) -> list[fx.Node]:
+def telling(program: Program) -> list[fx.Node]:
     """What tells attention what to see, each once: layers share it."""
-    told = (told for node in program.graph.nodes if is_attention(node) for told in _operands(node))
+    told = (told for node in program.graph.nodes if is_attention(node) for told in told_by(node))
     return list(dict.fromkeys(told))
 
 
-def _operands(attention: fx.Node) -> list[fx.Node]:
+def told_by(attention: fx.Node) -> list[fx.Node]:
     mask, padding = operand(attention, "mask"), operand(attention, "padding")
     return [node for node in (mask, padding) if node is not None]
 
 
-def _masks(program: Program) -> list[fx.Node]:
+def mask_inputs(program: Program) -> list[fx.Node]:
     """Inputs ``[batch, tokens]`` of zeros and ones by which attention is told what to see."""
-    above = sources_of(_told(program))
+    above = sources_of(telling(program))
     return [
         node
         for node in program.graph.nodes

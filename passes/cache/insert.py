@@ -71,6 +71,8 @@ class KvCache(Pass):
         work.stepping = Stepping(
             decoder.ids_name, decoder.padding, str(positions.target), str(wanted.target), by_index, slots
         )
+        # A step may hold nothing but padding.
+        work.fillers = {}
         infer_shapes(work)
         describe_outputs(work)
         return work

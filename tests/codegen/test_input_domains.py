@@ -51,10 +51,11 @@ def program(model: nn.Module) -> Program:
 
 
 MASK = InputDomain("mask", None, 1, "mask")
+TOKENS = InputDomain("mask", None, None, "no token", 0)
 
 
 def test_domains_are_read_off_the_program_and_survive_saving(program: Program, tmp_path: Path) -> None:
-    expected = (InputDomain("ids", 0, 8, "embedding"), MASK)
+    expected = (InputDomain("ids", 0, 8, "embedding"), MASK, TOKENS)
     assert input_domains(program) == expected
     assert input_domains(program.edit()) == expected
     save(program, tmp_path / "whole")

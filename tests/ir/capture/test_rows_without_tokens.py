@@ -6,6 +6,7 @@ Where nothing else is, they are padding as a whole; else what the model computes
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from architectures import huggingface
 from torch import Tensor, nn
 
 import tersor
+from tersor.codegen.onnx.session import runtime
 from tersor.ir.capture import capture
+from tersor.ir.errors import InputError
 from tersor.ir.program import Program
 
 WIDTH = 16
@@ -23,7 +26,7 @@ NOTHING = torch.tensor([[1] * 6, [0] * 6])
 
 
 def attended(query: Tensor, memory: Tensor, mask: Tensor, number: float) -> Tensor:
-    scores = query @ memory.transpose(1, 2) / 4 + (1.0 - mask[:, None].float()) * number
+    scores = query @ memory.transpose(1, 2) / 4 + (1.0 - mask[:, None].to(query.dtype)) * number
     return scores.softmax(-1) @ memory
 
 
@@ -36,7 +39,7 @@ class AudioAndVideo(nn.Module):
 
     def forward(self, audio: Tensor, video: Tensor, mask: Tensor) -> Tensor:
         a, v = self.audio(audio), self.video(video)
-        return self.head(a + attended(a, v, mask, -1e9) + v * mask[..., None])
+        return self.head(a + attended(a, v, mask, -1e9) + v * mask[..., None].to(v.dtype))
 
 
 class TextAndPatches(nn.Module):
@@ -158,3 +161,64 @@ def test_where_nothing_else_is_in_them_they_are_padding(by_mask: bool) -> None:
     if by_mask:
         example["mask"] = MASK
     assert has_padding(capture(Encoder(by_mask).eval(), example))
+
+
+@pytest.mark.parametrize("target", ["torch", "onnx"])
+@pytest.mark.parametrize("by_mask", [True, False])
+def test_where_they_are_padding_they_are_refused_and_other_rows_are_not(
+    by_mask: bool, target: str, tmp_path: Path
+) -> None:
+    """What tells a row of no token from one of no entity is nowhere in the graph."""
+    torch.manual_seed(0)
+    model = Encoder(by_mask).eval()
+    example = {"ids": torch.randint(1, 64, (2, 6)), **({"mask": MASK} if by_mask else {})}
+    fast = tersor.optimize_model(model, [], target, example_inputs=example)
+    name = "mask" if by_mask else "ids"
+    assert fast.program.fillers == {name: 0}
+    # Two of its twelve tokens are padding.
+    told = f"outputs are compared at the tokens that '{name}' lets attention see: the others (16.7%)"
+    assert any(note.startswith(told) for note in fast.report.notes) == by_mask
+    fast.save(tmp_path / "out")
+    for built in (fast, tersor.load(tmp_path / "out")):
+        torch.testing.assert_close(built(**example)[1], model(**example)[1], atol=1e-5, rtol=1e-5)
+        empty = example[name].clone()
+        empty[1] = 0
+        with pytest.raises(InputError, match=f"row 1 of input '{name}' holds nothing but 0"):
+            built(**example | {name: empty})
+
+
+def test_a_file_refuses_them_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    example = {"ids": torch.randint(1, 64, (2, 6)), "mask": MASK}
+    model = Encoder(True).eval()
+    fast = tersor.optimize_model(model, [], "onnx", example_inputs=example)
+    (file,) = fast.export_onnx(tmp_path / "model.onnx")
+    session = runtime().InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    found = session.run(None, {name: value.numpy() for name, value in example.items()})[1]
+    torch.testing.assert_close(torch.from_numpy(found), model(**example)[1], atol=1e-5, rtol=1e-5)
+    with pytest.raises(Exception, match="a row of mask without a token"):
+        session.run(None, {"ids": example["ids"].numpy(), "mask": NOTHING.numpy()})
+
+
+def test_a_text_of_nothing_is_refused_where_another_text_is_made_of_it() -> None:
+    sizes = dict(
+        vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    model = huggingface("T5Config", "T5ForConditionalGeneration", **sizes)()
+    example = {"input_ids": torch.randint(1, 50, (2, 7)), "attention_mask": torch.ones(2, 7).long()}
+    example["decoder_input_ids"] = torch.randint(1, 50, (2, 5))
+    fast = tersor.optimize_model(model, [], "torch", example_inputs=example)
+    example["attention_mask"][1] = 0
+    with pytest.raises(InputError, match="row 1 of input 'attention_mask' holds nothing but 0"):
+        fast(**example)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_of_a_coarse_model_too(seed: int) -> None:
+    """Its results are rounded so far that zeros may pass for a mean."""
+    torch.manual_seed(seed)
+    model = AudioAndVideo().to(torch.bfloat16).eval()
+    example = {name: value.bfloat16() for name, value in FRAMES.items()}
+    fast = tersor.optimize_model(model, [], "torch", example_inputs={**example, "mask": MASK})
+    inputs = {**example, "mask": NOTHING}
+    torch.testing.assert_close(fast(**inputs), model(**inputs), atol=2e-2, rtol=2e-2)
