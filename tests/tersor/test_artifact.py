@@ -43,7 +43,7 @@ def test_what_capture_settled_is_told_after_loading_too(
 ) -> None:
     noted = replace(program, notes={**program.notes, "capture": ["dim 1 of 'x' is fixed at 1"]})
     fast = optimize_model(noted, target="torch", calibration=batches)
-    assert fast.report.notes == ("dim 1 of 'x' is fixed at 1",)
+    assert fast.report.notes[0] == "dim 1 of 'x' is fixed at 1"
     fast.save(tmp_path / "out")
     assert tersor.load(tmp_path / "out").report.notes == fast.report.notes
 

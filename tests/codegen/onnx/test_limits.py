@@ -43,7 +43,11 @@ def test_a_file_refuses_sizes_that_the_program_refuses(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="tokens out of its range"):
         session.run(None, {"x": torch.randn(3, 33, 4).numpy()})
     told = {p.key: p.value for p in onnx.load(tmp_path / "model.onnx").metadata_props}
-    assert json.loads(told[LIMITS]) == {"dimensions": {"tokens": [1, 32]}, "inputs": {}, "rows_are_not_all": {}}
+    assert json.loads(told[LIMITS]) == {
+        "dimensions": {"tokens": [1, 32]},
+        "inputs": {},
+        "rows_are_not_all": {},
+    }
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32], ids=str)
