@@ -11,19 +11,26 @@ from torch.export import ExportedProgram
 
 from ..errors import CaptureError
 from .dims import BATCH, Dims
-from .guards import Guard, Place, UnreadableGuard, at, guards_of, holds_throughout, interval
+from .guards import Guard, Place, UnreadableGuard, at, guards_of, holds_throughout, interval, left_out_alone
 
 Range = tuple[int, int | None]
 
+# No larger size is tried: a model of long texts takes its time for one.
+_LONGEST = 1024
 _SAMPLES = (1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 31, 32, 33, 64, 65, 100, 127, 197, 256, 511, 1000, 2049)
 
 
 @dataclass
 class Conditions:
-    """Dims that may vary, the ranges of their names, and a line for every dim that was fixed."""
+    """Dims that may vary, the ranges of their names, and a line for every dim that was fixed.
+
+    ``untraced`` holds sizes beyond a range that a guard leaves out alone, to be tried; ``wider`` the ranges with them.
+    """
 
     dynamic: Dims
     ranges: dict[str, Range] = field(default_factory=dict)
+    wider: dict[str, Range] = field(default_factory=dict)
+    untraced: dict[str, set[int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -121,7 +128,7 @@ def _ranges(
     guards: list[Guard], inputs: Mapping[str, Tensor], sizes: Mapping[Place, int | str], found: Conditions
 ) -> tuple[Guard, str] | None:
     """Fill ``found.ranges``; the first guard that is no range comes back with the name of the dim to fix."""
-    found.ranges = {}
+    found.ranges, found.wider, found.untraced = {}, {}, {}
     together = []
     for guard in guards:
         names = list(dict.fromkeys(s for place in guard.places if isinstance(s := sizes[place], str)))
@@ -132,10 +139,20 @@ def _ranges(
         label = names[0]
         place = next(place for place in guard.places if sizes[place] == label)
         example = inputs[place[0]].shape[place[1]]
-        limits = interval(partial(_holds, guard, sizes, label), example)
+        holds = partial(_holds, guard, sizes, label)
+        limits = interval(holds, example)
         if limits is None:
             return guard, label
         found.ranges[label] = intersect(limits, found.ranges.get(label, (1, None)))
+        limits = interval(holds, example)
+        if limits is None:
+            return guard, label
+        found.ranges[label] = intersect(limits, found.ranges.get(label, (1, None)))
+        alone = left_out_alone(holds, example)
+        if alone is not None and example < alone <= _LONGEST and label != BATCH:
+            found.untraced.setdefault(label, set()).add(alone)
+        else:
+            found.wider[label] = intersect(limits, found.wider.get(label, (1, None)))
     for guard, names in together:
         allowed = {name: _samples(found.ranges.get(name, (1, None)), len(names)) for name in names}
         if not holds_throughout(guard, sizes, allowed):

@@ -30,6 +30,9 @@ from .writes import constants_guarded, explain_writes
 
 aten = torch.ops.aten
 
+# The note of a wider range, by symbol, and of the sizes to be tried for it: ``untraced_sizes.py`` takes it away.
+UNTRACED = "untraced"
+
 
 @dataclass(frozen=True)
 class Request:
@@ -251,6 +254,12 @@ def program_of(
             f"the model returns {len(spec_names)} tensors and the exported graph {len(outputs)}: some output is "
             "not a tensor computed from the inputs; return tensors only"
         )
+    notes = [*left_out, *numbers, *conditions.notes]
+    untraced = {
+        symbol: (conditions.wider.get(name, (1, None)), sorted(conditions.untraced[name]))
+        for symbol, name in symbols.items()
+        if name in conditions.untraced
+    }
     return Program(
         graph=graph,
         weights=weights,
@@ -261,7 +270,7 @@ def program_of(
         ranges=ranges,
         example_inputs=dict(example_inputs),
         facts=facts,
-        notes={"capture": notes} if (notes := [*left_out, *numbers, *conditions.notes]) else {},
+        notes={name: lines for name, lines in (("capture", notes), (UNTRACED, untraced)) if lines},
     )
 
 

@@ -21,7 +21,7 @@ from .dim_names import named_by_attention
 from .dims import check_dynamic, dynamic_dims
 from .empty_rows import can_be_tried, refusing_empty_rows, wrong_in_empty_rows
 from .experts import dense_experts
-from .export import Request, call_model, export_program, run_model
+from .export import Request, call_model, run_model
 from .fused_layers import explain_fused_layers, zeros_at_padding
 from .host import on_the_host
 from .huggingface import cache_free, is_huggingface, packed_as_called, semantic_attention
@@ -34,9 +34,10 @@ from .inputs import (
 )
 from .keywords import spelled_out
 from .padded import hides, wrong_at_padding
-from .single_sizes import refuse_wrong_single_sizes
 from .sources import Source, find_source
 from .state import Snapshot, inference_state
+from .untraced_sizes import with_untraced_sizes
+from .whole_tables import exported
 
 Dynamic = Literal["auto"] | Mapping[str, Mapping[int, str]]
 
@@ -110,10 +111,12 @@ def _from_module(
                 dialect.enter_context(dense_experts(model))
             facts = replace(source.facts, fixed=fixed)
             request = Request(model, inputs, structure, dims, fixed, facts, may_fix=dynamic == "auto")
-            program = export_program(request)
+            program = exported(request, expected)
         if dynamic != "auto":
             check_dynamic(program, dims)
         call = partial(call_model, model, fixed)
+        if any(program.example_inputs[name].shape != given.shape for name, given in inputs.items()):
+            expected = call(**program.example_inputs)
         rename = named_by_attention if dynamic == "auto" else None
         program = _raised(program, expected, call, rename, samples)
         notes += tuple(explain_fused_layers(program, model, call, fused, samples))
@@ -169,7 +172,7 @@ def _raised(
 
     def compared(found: Program, own_masks: bool = False) -> Program:
         found = found.with_facts(deviation=compare_with_model(found, expected, model))
-        found = refusing_empty_rows(refuse_wrong_single_sizes(found, model), model, own_masks)
+        found = refusing_empty_rows(with_untraced_sizes(found, model), model, own_masks)
         return _as_on_samples(found, model, samples)
 
     short = raised(False)

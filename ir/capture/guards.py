@@ -211,6 +211,13 @@ def interval(holds: Callable[[int], bool], example: int) -> tuple[int, int | Non
     return None if low == high else (low, high)
 
 
+def left_out_alone(holds: Callable[[int], bool], example: int) -> int | None:
+    """The one size for which a condition does not hold; None where there are more of them, or none."""
+    limit = max(8192, 2 * example)
+    wrong = [size for size in range(1, limit + 1) if not holds(size)]
+    return wrong[0] if len(wrong) == 1 and _last(holds, limit) is None else None
+
+
 def _last(holds: Callable[[int], bool], known: int) -> int | None:
     """The last size that holds above ``known``; None where all do."""
     while known < 2**31:

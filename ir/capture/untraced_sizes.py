@@ -1,0 +1,66 @@
+"""Sizes within a range that no trace stands for: one, and those that a guard leaves out alone.
+
+The exporter takes every size that varies for two or more and writes no guard against less.  And it takes ``table[:n]``
+of a table of 64 rows for the table itself at 64, and for a part of it at any other size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+from ..errors import CaptureError
+from ..program import Program
+from .check import compare_with_model
+from .conditions import intersect
+from .dims import BATCH, example_at
+from .export import UNTRACED
+from .padded import run_on
+
+
+def with_untraced_sizes(program: Program, model: Callable[..., Any]) -> Program:
+    """``program`` with the untraced sizes at which it is what the model is, and without the others.
+
+    A model that branches on such a size (``if n == 1``) was traced on the other side.  A wrong batch of one is an error
+    of :func:`compare_with_model`, which asks for one.  A size of one that the model itself rejects shows nothing.
+    """
+    notes = {name: value for name, value in program.notes.items() if name != UNTRACED}
+    told = list(notes.get("capture", ()))
+    ranges, example = dict(program.ranges), program.sizes()
+    for name in dict.fromkeys(program.symbols.values()):
+        low, high = ranges.get(name, (1, None))
+        if name != BATCH and name in example and low == 1 and _as_model(program, model, name, 1) is False:
+            ranges[name] = (2, high)
+            told.append(
+                f"{name} is 2 or more: the model does something else at 1, which was not traced; capture it with "
+                f"dynamic={{}} at 1 for that"
+            )
+    for symbol, (wider, sizes) in program.notes.get(UNTRACED, {}).items():
+        name = program.symbols[symbol]
+        for size, following in pairwise([*sizes, None]):
+            low, high = ranges[name]
+            whole = replace(program, ranges=ranges | {name: (low, size)})
+            if high != size - 1 or intersect((size, size), wider) != (size, size):
+                break
+            if not _as_model(whole, model, name, size):
+                break
+            ranges[name] = intersect((low, None if following is None else following - 1), wider)
+    if told:
+        notes["capture"] = told
+    return replace(program, ranges=ranges, notes=notes)
+
+
+def _as_model(program: Program, model: Callable[..., Any], name: str, size: int) -> bool | None:
+    """Whether ``program`` computes what the model does where ``name`` is ``size``; None where the model rejects it."""
+    inputs = example_at(program, program.sizes() | {name: size})
+    expected = run_on(model, inputs)
+    if expected is None:
+        return None
+    try:
+        # Without symbols no other size is asked for.
+        compare_with_model(replace(program, example_inputs=inputs, symbols={}), expected, lambda: None)
+    except CaptureError:
+        return False
+    return True

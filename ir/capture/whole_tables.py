@@ -1,0 +1,66 @@
+"""Examples as long as a table of the model, at which the exporter takes ``table[:n]`` for the table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import CaptureError, InputError
+from ..program import Program
+from .check import compare_on
+from .dims import BATCH
+from .export import Request, export_program, run_model
+
+
+def exported(request: Request, expected: Any) -> Program:
+    """The Program of ``request``, or of an example that is one shorter in the sizes that vary for that alone.
+
+    Args:
+        expected: what the model returns for the inputs of ``request``.
+
+    Raises:
+        CaptureError: as :func:`export_program`.
+    """
+    program = export_program(request)
+    fixed = _fixed(request, program)
+    shorter = _shorter(request, fixed)
+    if shorter is None:
+        return program
+    try:
+        run_model(request.model, shorter, request.fixed)
+        other = export_program(replace(request, inputs=shorter))
+        freed = fixed - _fixed(request, other)
+        if not freed:
+            return program
+        # Its sizes are out of the range that the guards leave.
+        compare_on(replace(other, ranges={}), request.inputs, expected)
+    except (CaptureError, InputError):
+        return program
+    note = f"the example is cut by one in {' and '.join(sorted(freed))}: at its size a table of the model is read whole"
+    return replace(other, notes={**other.notes, "capture": [*other.notes.get("capture", ()), note]})
+
+
+def _fixed(request: Request, program: Program) -> set[str]:
+    """Names of dims that were to vary and are numbers."""
+    return {
+        name
+        for spec in program.inputs
+        for dim, name in request.dynamic.get(spec.name, {}).items()
+        if isinstance(spec.shape[dim], int)
+    }
+
+
+def _shorter(request: Request, names: set[str]) -> dict[str, Tensor] | None:
+    """The inputs with one entry less along the dims of these names; None where that shows nothing."""
+    inputs = dict(request.inputs)
+    changed = False
+    for name, dims in request.dynamic.items():
+        for dim, label in dims.items():
+            size = inputs[name].shape[dim]
+            # A size of two would become one, which is fixed too.
+            if label in names and label != BATCH and size > 2:
+                inputs[name] = inputs[name].narrow(dim, 0, size - 1).clone()
+                changed = True
+    return inputs if changed else None
