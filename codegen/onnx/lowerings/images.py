@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import onnx_ir as ir
 import torch
+
+from tersor.ir.shapes import expression
 
 from ..emitter import Emitter
 from ..registry import lowers
@@ -23,3 +28,44 @@ def grid_sampler(
         "GridSample", x, grid,
         mode=_MODES[mode], padding_mode=_PADDINGS[padding_mode], align_corners=int(align_corners),
     )  # fmt: skip
+
+
+@lowers(aten.upsample_linear1d.vec)
+def upsample_linear1d(
+    e: Emitter, x: ir.Value, output_size: Any, align_corners: bool, scale_factors: Sequence[float] | None
+) -> ir.Value:
+    corners = "align_corners" if align_corners else "half_pixel"
+    how: dict[str, Any] = {"axes": [2], "mode": "linear", "coordinate_transformation_mode": corners}
+    if scale_factors is not None and not align_corners:
+        # PyTorch steps by the factor, not by the ratio of the sizes.
+        return e.op("Resize", x, None, e.const(list(scale_factors), torch.float32), **how)
+    return e.op("Resize", x, None, None, e.shape([e.result.shape[2]]), **how)
+
+
+def _antialiased(target: Any) -> Callable[..., Any]:
+    """By a product with each dim's weights: what ONNX Runtime makes of ``antialias`` is something else."""
+
+    def lower(
+        e: Emitter, x: ir.Value, output_size: Any, align_corners: bool, scale_factors: Any = None
+    ) -> Any:
+        sizes = [expression(size) for size in (*e.fake(x).shape[2:], *e.result.shape[2:])]
+        if not all(size.is_Integer for size in sizes):
+            return NotImplemented
+        weights = []
+        for dim, (before, after) in enumerate(zip(map(int, sizes[:2]), map(int, sizes[2:]), strict=True)):
+            one = torch.eye(before)[None, None]
+            if scale_factors is None:
+                found = target(one, [after, before], align_corners, None)
+            else:
+                found = target(one, None, align_corners, [scale_factors[dim], 1.0])
+            weights.append(found[0, 0].T)
+        rows, columns = (e.const(weight, e.result.dtype) for weight in weights)
+        wide = e.op("MatMul", x, columns)
+        turned = e.op("MatMul", e.op("Transpose", wide, perm=[0, 1, 3, 2]), rows)
+        return e.op("Transpose", turned, perm=[0, 1, 3, 2])
+
+    return lower
+
+
+for _target in (aten._upsample_bilinear2d_aa.vec, aten._upsample_bicubic2d_aa.vec):
+    lowers(_target)(_antialiased(_target))
