@@ -122,13 +122,14 @@ def _check_sizes(
             raise InputError(f"input {spec.name!r} has shape {shape}, the program takes {_shape_text(spec)}")
         for size, want in zip(shape, spec.shape, strict=True):
             if isinstance(want, int):
-                fits, known = size == want, f"{want}"
+                fits, known, hint = size == want, f"{want}", ""
             else:
                 first, where = sizes.setdefault(want, (size, spec.name))
                 fits, known = size == first, f"{want} = {first} as in {where!r}"
+                hint = "; if the two may differ, capture the model with an example in which they do"
             if not fits:
                 raise InputError(
-                    f"input {spec.name!r} has shape {shape}: size {size} where the program takes {known}"
+                    f"input {spec.name!r} has shape {shape}: size {size} where the program takes {known}{hint}"
                 )
     for name, (size, where) in sizes.items():
         low, high = ranges.get(name, (0, None))

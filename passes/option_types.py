@@ -47,9 +47,11 @@ def value_of(hint: Any, text: str) -> Any:
         return float(text)
     else:
         named = {}
-    if text not in named:
+    # True and False, as Python writes them, too.
+    read = text if text in named else text.lower()
+    if read not in named:
         raise ValueError(type_text(hint))
-    return named[text]
+    return named[read]
 
 
 def value_text(value: Any) -> str:

@@ -58,6 +58,7 @@ class Emitter:
         self._shared: dict[Hashable, ir.Value] = {}
         self._counter = 0
         self._names: dict[str, ir.Value | None] = dict.fromkeys(weights)
+        self._given: set[str] = set()
 
     # -- nodes
 
@@ -145,7 +146,10 @@ class Emitter:
         return stored.read(self, under, weight, view)
 
     def initializer(self, name: str, tensor: Tensor) -> ir.Value:
-        """The initializer called ``name``, which is ``tensor`` where there is none yet."""
+        """The initializer for ``name``, which is ``tensor`` where there is none yet.
+
+        It is called so too, unless an input is: those are names that a caller knows, as are outputs' (``named``).
+        """
         if name in self.initializers:
             return self.initializers[name]
         held = TorchTensor(tensor, name=name)
@@ -153,6 +157,10 @@ class Emitter:
             name=name, shape=ir.Shape(held.shape), type=ir.TensorType(held.dtype), const_value=held
         )
         value.meta["val"] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        if name in self._given:
+            self.rename(value, name)
+        else:
+            self._names[name] = value
         self.initializers[name] = value
         return value
 
@@ -169,8 +177,9 @@ class Emitter:
         value.shape = ir.Shape(dims)
 
     def reserve(self, name: str) -> None:
-        """Keep a name from being given to a value."""
+        """Keep the name of an input from being given to a value."""
         self._names[name] = None
+        self._given.add(name)
 
     def rename(self, value: ir.Value, name: str) -> None:
         """Give a value a readable name, with a suffix where it is taken."""

@@ -12,6 +12,9 @@ from tersor.ir.errors import ExecutionError
 
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)\(\d+\) node with name '([^']*)'")
+_NO_TYPE = re.compile(
+    r"Type '(?:tensor)\((\w+)\)' of input parameter \(.*?\) of operator \((\w+)\) in node \(([^)]*)\)"
+)
 _AT_NODE = re.compile(r"while running (\w+) node\. Name:'([^']*)' Status Message: (.*)", re.DOTALL)
 # In these ONNX Runtime's CPU provider lacks most kernels; float16 it computes in float32 where it has none.
 _RARE = (ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
@@ -20,11 +23,13 @@ _RARE = (ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 def load_failure(error: Exception, model: ir.Model | None, providers: list[str]) -> str:
     """The message for an error that ONNX Runtime raised while it loaded a model (None: known as a file only)."""
     text = _PREFIX.sub("", str(error))
-    found = _NO_KERNEL.search(text)
-    if found is None:
+    if typed := _NO_TYPE.search(text):
+        dtype, kind, name = typed.groups()
+    elif found := _NO_KERNEL.search(text):
+        kind, name = found.groups()
+        dtype = (_dtype(model, name) or "") if model is not None else ""
+    else:
         return text
-    kind, name = found.groups()
-    dtype = _dtype(model, name) if model is not None else None
     where = "/".join(p.removesuffix("ExecutionProvider") for p in providers)
     return (
         f"ONNX Runtime has no {where} kernel for {kind}{f' in {dtype}' if dtype else ''}"

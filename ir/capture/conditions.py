@@ -154,11 +154,26 @@ def _ranges(
         else:
             found.wider[label] = intersect(limits, found.wider.get(label, (1, None)))
     for guard, names in together:
-        allowed = {name: _samples(found.ranges.get(name, (1, None)), len(names)) for name in names}
-        if not holds_throughout(guard, sizes, allowed):
-            # A batch is the size most often asked to vary.
-            return guard, next((name for name in reversed(names) if name != BATCH), names[0])
+        # A batch is the size most often asked to vary.
+        order = [*(n for n in reversed(names) if n != BATCH), *(n for n in names if n == BATCH)]
+        if _throughout(guard, names, sizes, found.ranges):
+            continue
+        for name in order:
+            longer = found.ranges | {name: intersect((2, None), found.ranges.get(name, (1, None)))}
+            # Layouts in memory of one entry are all alike, which is a branch of PyTorch's own.
+            if name != BATCH and _throughout(guard, names, sizes, longer):
+                found.ranges = longer
+                break
+        else:
+            return guard, order[0]
     return None
+
+
+def _throughout(
+    guard: Guard, names: list[str], sizes: Mapping[Place, int | str], ranges: Mapping[str, Range]
+) -> bool:
+    allowed = {name: _samples(ranges.get(name, (1, None)), len(names)) for name in names}
+    return holds_throughout(guard, sizes, allowed)
 
 
 def _holds(guard: Guard, sizes: Mapping[Place, int | str], label: str, size: int) -> bool:

@@ -31,7 +31,12 @@ def with_untraced_sizes(program: Program, model: Callable[..., Any]) -> Program:
     ranges, example = dict(program.ranges), program.sizes()
     for name in dict.fromkeys(program.symbols.values()):
         low, high = ranges.get(name, (1, None))
-        if name != BATCH and name in example and low == 1 and _as_model(program, model, name, 1) is False:
+        if name == BATCH or name not in example or low > 2:
+            continue
+        as_model = _as_model(replace(program, ranges=ranges | {name: (1, high)}), model, name, 1)
+        if low == 2 and as_model:
+            ranges[name] = (1, high)
+        elif low == 1 and as_model is False:
             ranges[name] = (2, high)
             told.append(
                 f"{name} is 2 or more: the model does something else at 1, which was not traced; capture it with "

@@ -15,6 +15,7 @@ from torch import fx
 
 from ..builder import Builder
 from ..program import Program
+from ..shapes import expression
 from ._cone import Cone, Sizes
 from ._pattern import calls, sizes
 from ._scores import LOW, Bias
@@ -95,8 +96,10 @@ def may_hide(program: Program, node: fx.Node) -> bool:
     if cone.inputs:
         return True
     most = min((high for _, high in program.ranges.values() if high is not None), default=_FAR)
+    # Of queries and keys alone: rows of a batch would take gigabytes.
+    spanned = {symbol for size in sizes(node)[-2:] for symbol in expression(size).free_symbols}
     for length in (3, min(_FAR, most)):
-        value = cone.run(Sizes(program, length, others=length), {})
+        value = cone.run(Sizes(program, length, spanned, others=1), {})
         if not isinstance(value, torch.Tensor) or value.is_complex() or bool((value <= LOW).any()):
             return True
     return False

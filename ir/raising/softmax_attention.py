@@ -158,6 +158,12 @@ def _resembles(program: Program, node: fx.Node) -> WhyNot | None:
             if not calls(found, aten.matmul.default, aten.bmm.default, aten.einsum.default):
                 continue
             one, two = sizes(found), sizes(node)
+            if len(one) == len(two) > 4:
+                return WhyNot(
+                    found,
+                    f"its scores have {len(one)} dims, attention's are [batch, heads, queries, keys]: join what stands "
+                    "for the heads into one dim before the product",
+                )
             if len(one) == len(two) and all(same_size(a, b) for a, b in zip(one, two, strict=True)):
                 blocker = _blocker(program, found, node, reader)
                 return WhyNot(

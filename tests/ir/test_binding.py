@@ -58,7 +58,7 @@ def test_tensors_arrays_and_lists_are_taken(program: Program, args: Any, kwargs:
         ((X.long(), X), {}, r"'x' is torch.int64, the program takes torch.float32"),
         ((X[0], X), {}, r"'x' has shape \[3\]"),
         ((X[:, :2], X), {}, "size 2 where the program takes 3"),
-        ((X, X[:2]), {}, "batch = 4 as in 'x'"),
+        ((X, X[:2]), {}, "batch = 4 as in 'x'; if the two may differ, capture"),
     ],
 )
 def test_what_does_not_fit_is_named(program: Program, args: Any, kwargs: Any, message: str) -> None:

@@ -10,7 +10,9 @@ import onnx
 import pytest
 import torch
 from onnx_difference import difference
+from torch import Tensor, nn
 
+import tersor
 from tersor.codegen.onnx import OnnxExecutable, assert_dynamic, build, export
 from tersor.codegen.onnx.checks import check_model
 from tersor.codegen.onnx.limits import LIMITS
@@ -181,3 +183,33 @@ def test_the_comparison_sees_a_changed_weight(bert: Program) -> None:
     name = next(n for n in changed.weights if n.endswith("word_embeddings.weight"))
     changed.weights[name] = torch.randn_like(changed.weights[name])
     assert difference(changed, executable, padded(2, 6)) > 1e-2
+
+
+class Names(nn.Module):
+    """Its weights are called as its inputs and outputs are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.cls, self.mul = (nn.Parameter(torch.randn(1, 1, 8)) for _ in range(3))
+        self.register_buffer("mask", torch.randn(8))
+        self.logits = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        x = torch.cat(
+            [self.cls.expand(len(x), -1, -1), x * mask[..., None] * self.x * self.mul + self.mask], 1
+        )
+        return {"cls": x[:, 0], "mul": x * 2, "logits.weight": self.logits(x)}
+
+
+@pytest.mark.parametrize("ops", ["portable", "ort"])
+def test_weights_leave_their_names_to_inputs_and_outputs(ops: str, tmp_path: Path) -> None:
+    model = Names().eval()
+    example = {"x": torch.randn(2, 5, 8), "mask": torch.rand(2, 5)}
+    fast = tersor.optimize_model(model, [], "onnx", example_inputs=example, ops=ops)
+    fast.save(tmp_path / "out")
+    want = model(**example)
+    for built in (fast, tersor.load(tmp_path / "out")):
+        found = built(**example)
+        assert list(found) == list(want)
+        for name, value in want.items():
+            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5)

@@ -24,6 +24,10 @@ def product(b: Any, x: Any) -> Any:
     return b.call(aten.matmul.default, x, x)
 
 
+def summed(b: Any, x: Any) -> Any:
+    return b.call(aten.einsum.default, "ab,bc->ac", [x, x])
+
+
 def rows(b: Any, x: Any, index: Any) -> Any:
     return b.call(aten.index_select.default, x, 0, index)
 
@@ -32,9 +36,10 @@ def rows(b: Any, x: Any, index: Any) -> Any:
     ("build", "dtype", "lacking"),
     [
         (product, torch.bfloat16, r"no CPU kernel for MatMul in bfloat16 \(node 'MatMul_\d+'\)"),
+        (summed, torch.bfloat16, r"no CPU kernel for Einsum in bfloat16 \(node 'Einsum_\d+'\)"),
         (erf, torch.float64, r"no CPU kernel for Erf in float64 \(node 'Erf_\d+'\)"),
     ],
-    ids=["bfloat16", "float64"],
+    ids=["bfloat16", "a type that is refused", "float64"],
 )
 def test_a_dtype_without_a_kernel_is_named_with_the_way_out(
     build: Any, dtype: torch.dtype, lacking: str, capfd: pytest.CaptureFixture[str]

@@ -234,3 +234,26 @@ def test_an_input_in_capitals_varies():
     assert program.inputs[0].shape == ("batch", "tokens", 4)
     assert program.ranges["tokens"] == (1, 29)
     assert not program.notes
+
+
+class Reads(nn.Module):
+    """One stream reads another; PyTorch asks whether their memory lies alike, which it does for one token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.project = nn.Embedding(50, 32), nn.Linear(32, 32)
+        self.reads, self.norm = nn.MultiheadAttention(32, 4, batch_first=True), nn.LayerNorm(32)
+
+    def forward(self, image: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        text, image = self.table(ids), self.project(image)
+        return self.norm(image + self.reads(image, text, text)[0]), text.mean(1)
+
+
+def test_a_size_of_one_alone_fixes_none_of_two() -> None:
+    model = Reads().eval()
+    program = capture(model, {"image": torch.randn(2, 6, 32), "ids": torch.randint(0, 50, (2, 5))})
+    assert "capture" not in program.notes
+    for tokens in (1, 2, 11):
+        inputs = {"image": torch.randn(3, tokens, 32), "ids": torch.randint(0, 50, (3, 7))}
+        for found, want in zip(program(**inputs), model(**inputs), strict=True):
+            torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)

@@ -13,6 +13,7 @@ from torch import Tensor
 import tersor
 from tersor.codegen.onnx import OnnxExecutable
 from tersor.ir.capture import capture
+from tersor.ir.raising._cone import Cone
 
 LOWEST = torch.finfo(torch.float32).min
 Read = Callable[[Tensor], Tensor]
@@ -213,3 +214,27 @@ def test_a_sample_that_trials_overlooked_keeps_masks_apart(monkeypatch: pytest.M
     with pytest.raises(AssertionError, match="not close"):
         assert_is(overlooked, model, **some)
     assert_is(capture(model, full, samples=lambda _: [full, some]), model, **some)
+
+
+def test_whether_a_bias_hides_is_asked_of_queries_and_keys_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bias of its own for every row would take gigabytes for as many rows as there are tokens."""
+    largest = 0
+    plain = Cone.values
+
+    def values(self: Cone, *arguments: Any) -> Any:
+        nonlocal largest
+        found = plain(self, *arguments)
+        largest = max(largest, *(v.numel() for v in found.values() if isinstance(v, Tensor)))
+        return found
+
+    monkeypatch.setattr(Cone, "values", values)
+
+    def bias(scores: Tensor, mask: Tensor) -> Tensor:
+        places = torch.arange(scores.shape[-1])[None].expand(len(scores), -1)
+        far = (places[:, :, None] - places[:, None]).abs()[:, None]
+        return (scores - far * 0.5).masked_fill(later(scores), -1e9)
+
+    torch.manual_seed(0)
+    model = Attends(bias).eval()
+    capture(model, {"x": torch.randn(2, 8, CHANNELS), "mask": torch.ones(2, 8).long()})
+    assert 1025**2 <= largest <= 3 * 1025**2
