@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -18,14 +20,14 @@ class Divergence:
 
     Attributes:
         place: how many new tokens agree before it.
-        tokens: the two that follow there, the reference's first.
+        tokens: the two that follow there, the reference's first; None where one of them ends, which is no tie.
         margin: by how much the reference's logits prefer its own token.
         rounding: by how much the reference's logits differ from themselves, computed together with others.
         difference: by how much ours differ from them; None where we have none.
     """
 
     place: int
-    tokens: tuple[int, int]
+    tokens: tuple[int | None, int | None]
     margin: float
     rounding: float
     difference: float | None = None
@@ -36,9 +38,16 @@ class Divergence:
 
         Where the reference prefers the other token by more, what it chose is not what its logits say.
         """
-        return abs(self.margin) <= 2 * self.rounding
+        return None not in self.tokens and abs(self.margin) <= 2 * self.rounding
 
     def __str__(self) -> str:
+        if None in self.tokens:
+            goes_on, ends = (
+                ("the model", "what is compared")
+                if self.tokens[1] is None
+                else ("what is compared", "the model")
+            )
+            return f"token {self.place}: {ends} ends there, {goes_on} goes on: no tie"
         what = "a tie" if self.is_tie else "no tie"
         told = "" if self.difference is None else f"; ours differ by up to {self.difference:.3g}"
         return (
@@ -55,7 +64,7 @@ def first_divergence(
     again: Logits,
     ours: Logits | None = None,
 ) -> Divergence | None:
-    """Where ``found`` leaves ``expected``; None where it does not.
+    """Where ``found`` leaves ``expected``, or one of them ends before the other; None where they are the same.
 
     Args:
         expected, found: new tokens behind ``prompt``, of the reference and of what is compared with it.
@@ -64,9 +73,11 @@ def first_divergence(
             in this: what it does wrong must not pass for rounding.
         ours: the logits of what is compared, where it has any.
     """
-    for place, (want, got) in enumerate(zip(expected, found, strict=False)):
+    for place, (want, got) in enumerate(zip_longest(expected, found)):
         if want == got:
             continue
+        if want is None or got is None:
+            return Divergence(place, (want, got), math.inf, 0.0)
         before = [*prompt, *expected[:place]]
         theirs, same = (side(before).float() for side in (reference, again))
         difference = None if ours is None else float((theirs - ours(before).float()).abs().max())

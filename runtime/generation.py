@@ -29,10 +29,10 @@ class Stopping:
     """When a sequence has ended.
 
     Attributes:
-        most: new tokens at most; None where ``longest`` says it.
+        most: new tokens at most; None where ``longest`` alone says it.
         ends: token ids behind which nothing follows; the id itself is part of the result.
         stops: whether the tokens so far, the prompt's before the new ones, end it with the last; asked after each.
-        longest: tokens at most, the prompt's among them, where ``most`` is None.
+        longest: tokens at most, the prompt's among them; None where ``most`` alone says it.
     """
 
     most: int | None
@@ -50,10 +50,12 @@ class Stopping:
 
     def left(self, prompt: Sequence[int], new: Sequence[int] = ()) -> int:
         """How many tokens may follow."""
-        if self.most is not None:
-            return self.most - len(new)
-        assert self.longest is not None
-        return self.longest - len(prompt) - len(new)
+        most = None if self.most is None else self.most - len(new)
+        if self.longest is None:
+            assert most is not None
+            return most
+        room = self.longest - len(prompt) - len(new)
+        return room if most is None else min(most, room)
 
     def over(self, prompt: Sequence[int], new: Sequence[int]) -> bool:
         if self.left(prompt, new) < 1 or new[-1] in self.ends:

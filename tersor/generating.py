@@ -131,7 +131,8 @@ class Generator:
         most, longest = settings.most, settings.longest
         if longest is not None and isinstance(inputs, Tensor | np.ndarray):
             # Padding counts, as the row is so long with it.
-            most, longest = _left(longest, inputs.shape[1]), None
+            left = _left(longest, inputs.shape[1])
+            most, longest = left if most is None else min(most, left), None
         ends_text = stops_at(tokenizer, stops) if stops else None
         stopping = Stopping(most, settings.ends, ends_text, longest)
         written = [Written(tokenizer) for _ in prompts] if is_text else []

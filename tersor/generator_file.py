@@ -130,9 +130,9 @@ def _compare(session: Any, generator: Generator, prompts: Sequence[list[int]], e
         if found == expected:
             continue
         parted = first_divergence(prompt, expected, found, reference, again)
-        if parted is None or not parted.is_tie:
-            what = f"{len(found)} tokens for {len(expected)}" if parted is None else str(parted)
+        assert parted is not None
+        if not parted.is_tie:
             raise LoweringError(
-                f"the file does not generate what the Program generates behind {len(prompt)} tokens: {what}. This is "
+                f"the file does not generate what the Program generates behind {len(prompt)} tokens: {parted}. This is "
                 "a defect of the lowering: please report it with the model's configuration and the passes"
             )

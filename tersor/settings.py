@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .ir.capture.huggingface import CONTEXT
 from .ir.errors import InputError
 from .ir.program import Program
 from .passes.spec import nearest
@@ -37,7 +38,8 @@ class Settings:
     """Of one call.
 
     Attributes:
-        most, longest: new tokens at most, or tokens of the whole: the other is None.
+        most, longest: new tokens at most, or tokens of the whole, and the other is None; where nothing says either,
+            some new ones, within what the model reads.
         ends: token ids behind which nothing follows.
         fill: the id behind rows that ended before others.
         padding: the id that is no text in a tensor of ids; None where every id is.
@@ -68,7 +70,7 @@ class Settings:
         both = {n: v for n, v in {**own, **given}.items() if n in NAMES}
         direct = {n: both.pop(n) for n in _DIRECT if n in both and (n in given or both[n] is not None)}
         temperature = _temperature(both, given)
-        most, longest = _lengths(both, given)
+        most, longest = _lengths(both, own.get(CONTEXT))
         ends, padding = _ends(both, program.facts.config), _padding(both, program.facts.config)
         others = {n: v for n, v in both.items() if n in OPTIONS and n != "temperature" and v is not None}
         return cls(
@@ -132,14 +134,13 @@ def _temperature(both: dict[str, Any], given: Mapping[str, Any]) -> Any:
     return 1.0 if temperature is None else temperature
 
 
-def _lengths(both: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """New tokens at most, or tokens at most; of what is said by the same, new tokens count."""
-    for said in (given, both):
-        if said.get("max_new_tokens") is not None:
-            return said["max_new_tokens"], None
-        if said.get("max_length") is not None:
-            return None, said["max_length"]
-    return _MOST, None
+def _lengths(both: Mapping[str, Any], context: int | None) -> tuple[int | None, int | None]:
+    """New tokens at most, and tokens at most; where both are said, new tokens count."""
+    if both.get("max_new_tokens") is not None:
+        return both["max_new_tokens"], None
+    if both.get("max_length") is not None:
+        return None, both["max_length"]
+    return _MOST, context
 
 
 def _ends(both: Mapping[str, Any], config: Mapping[str, Any]) -> list[int]:

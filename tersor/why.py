@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,14 @@ class Comparison:
     Attributes:
         tokens: how many were compared.
         divergence: the first at which the model prefers another; None where there is none.
-        texts: of the two tokens there, the model's first; empty where the artifact has no tokenizer.
+        texts: of the two tokens there, the model's first; empty where the artifact has no tokenizer, or one ends.
+        stored: the kind that the artifact's weights are rounded to; empty where they are the model's.
     """
 
     tokens: int
     divergence: Divergence | None
     texts: tuple[str, ...] = ()
+    stored: str = ""
 
     @property
     def ok(self) -> bool:
@@ -41,13 +43,26 @@ class Comparison:
         parted = None
         if self.divergence is not None:
             parted = {**asdict(self.divergence), "tie": self.divergence.is_tie, "texts": list(self.texts)}
-        return {"ok": self.ok, "tokens": self.tokens, "divergence": parted}
+            if None in self.divergence.tokens:
+                parted["margin"] = None
+        return {
+            "ok": self.ok,
+            "tokens": self.tokens,
+            "divergence": parted,
+            "weights": self.stored or "as they are",
+        }
 
     def __str__(self) -> str:
         if self.divergence is None:
             return f"all {self.tokens} tokens are the model's own"
         told = f"; the model says {self.texts[0]!r}, the artifact {self.texts[1]!r}" if self.texts else ""
-        return f"{self.divergence}{told}"
+        rounded = (
+            f". The artifact's weights are {self.stored}, which moves logits by more than rounding: its report says "
+            "what that costs; with weights='fp32' the tokens are to be the model's"
+            if self.stored and not self.ok
+            else ""
+        )
+        return f"{self.divergence}{told}{rounded}"
 
 
 def compare_with_model(
@@ -66,7 +81,7 @@ def compare_with_model(
     row = [*tokens, *new]
     stepping = generator.decoder.stepping
     source = capture_like(against, model.program)
-    behind = _logits(source, stepping, row)[len(tokens) - 1 : -1]
+    behind = _logits(source, stepping, row)[len(tokens) - 1 :]
 
     def theirs(before: Sequence[int]) -> Tensor:
         return behind[len(before) - len(tokens)]
@@ -77,11 +92,19 @@ def compare_with_model(
     def ours(before: Sequence[int]) -> Tensor:
         return generator.decoder.prefill(generator.decoder.new_cache(1), 0, before)
 
-    parted = first_divergence(tokens, behind.argmax(-1).tolist(), new, theirs, alone, ours)
+    expected = _until(behind.argmax(-1).tolist(), most, generator.ends)
+    parted = first_divergence(tokens, expected, new, theirs, alone, ours)
     texts: tuple[str, ...] = ()
-    if parted is not None and isinstance(prompt, str):
+    if parted is not None and None not in parted.tokens and isinstance(prompt, str):
         texts = tuple(generator.tokenizer.decode([token]) for token in parted.tokens)
-    return Comparison(len(new), parted, texts)
+    storage = model.report.storage
+    return Comparison(len(new), parted, texts, "" if storage is None else storage.kept.kind)
+
+
+def _until(tokens: list[int], most: int, ends: Collection[int]) -> list[int]:
+    """At most so many, and none behind one that ends a text."""
+    last = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[: min(most, last + 1)]
 
 
 def _logits(source: Program, stepping: Stepping, row: list[int]) -> Tensor:

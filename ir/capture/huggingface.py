@@ -31,6 +31,10 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     return dict(json.loads(config.to_json_string(use_diff=False)))
 
 
+# How many tokens a model reads, as its configuration says it.
+CONTEXT = "max_position_embeddings"
+
+
 def generation_of(model: nn.Module) -> dict[str, Any]:
     """What the model's ``generate`` goes by where its caller says nothing, as plain JSON data."""
     settings: Any = getattr(model, "generation_config", None)
@@ -40,7 +44,9 @@ def generation_of(model: nn.Module) -> dict[str, Any]:
     found = {n: v for n, v in json.loads(settings.to_json_string()).items() if n[:1] != "_" and v is not None}
     if isinstance(settings.sequence_bias, dict):
         found["sequence_bias"] = [[list(tokens), bias] for tokens, bias in settings.sequence_bias.items()]
-    return found
+    # Where nothing says how many tokens there are to be, it counts.
+    context = getattr(getattr(model, "config", None), CONTEXT, None)
+    return found if context is None else {**found, CONTEXT: int(context)}
 
 
 @contextmanager

@@ -48,7 +48,16 @@ def test_runs_that_happen_to_agree_leave_the_last_bit() -> None:
 
 def test_sequences_that_agree_do_not_part() -> None:
     nobody = torch.tensor
-    assert first_divergence([1], [2, 3], [2, 3, 4], nobody, nobody, nobody) is None
+    assert first_divergence([1], [2, 3], [2, 3], nobody, nobody, nobody) is None
+
+
+@pytest.mark.parametrize(("expected", "found"), [([2, 3], [2, 3, 4]), ([2, 3, 4], [2, 3]), ([2], [])])
+def test_one_that_ends_before_the_other_parts_from_it(expected: list[int], found: list[int]) -> None:
+    parted = first_divergence([1], expected, found, torch.tensor, torch.tensor, torch.tensor)
+    assert parted is not None
+    assert not parted.is_tie
+    assert parted.place == min(len(expected), len(found))
+    assert ("what is compared ends" in str(parted)) == (len(found) < len(expected))
 
 
 def test_what_the_reference_does_not_prefer_itself_is_no_tie() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import huggingface
 from text_folder import save_text_model
 
 import tersor
@@ -26,6 +27,7 @@ CHANGES: list[dict[str, Any]] = [
     {"encoder_no_repeat_ngram_size": 1, "repetition_penalty": 0.5},
     {"max_new_tokens": 5},
     {"max_length": len(PROMPT) + 4},
+    {"max_length": len(PROMPT) + 4, "max_new_tokens": 6},
     {"min_new_tokens": 12, "eos_token_id": "the third"},
     {"min_length": len(PROMPT) + 9, "eos_token_id": "the third"},
     {"eos_token_id": "the third"},
@@ -93,6 +95,31 @@ def test_settings_that_a_model_came_with_and_options_of_a_call_are_transformers_
     # What a call says counts more.
     said = made.generate([PROMPT], max_new_tokens=2, temperature=0, forced_eos_token_id=None)
     assert said[0][len(PROMPT) :] == expected[:2]
+
+
+@pytest.mark.parametrize("kind", ["Llama", "GPT2"])
+def test_where_nothing_says_how_many_there_are_twenty_within_the_context(kind: str) -> None:
+    sizes = dict(vocab_size=90, eos_token_id=None, bos_token_id=None)
+    if kind == "GPT2":
+        sizes |= dict(n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    else:
+        sizes |= dict(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
+            max_position_embeddings=64,
+        )  # fmt: skip
+    torch.manual_seed(0)
+    model = huggingface(
+        f"{kind}Config", "GPT2LMHeadModel" if kind == "GPT2" else "LlamaForCausalLM", **sizes
+    )()
+    fast = optimize_model(model, ["kv-cache"], "torch", example_inputs={"input_ids": torch.ones(2, 8).long()})
+    for length in (5, 55, 63):
+        ids = torch.randint(0, 90, (2, length))
+        expected = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False)
+        assert expected.shape[1] == min(length + 20, 64)
+        assert torch.equal(fast.generate(ids), expected)
+        assert fast.generate(ids.tolist()) == expected.tolist()
+    with pytest.raises(InputError, match="max_length=64"):
+        fast.generate(torch.randint(0, 90, (2, 64)))
 
 
 def test_processors_are_those_of_transformers_in_its_order() -> None:
