@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 from torch import Tensor
 
@@ -45,7 +46,7 @@ class Stopping:
         name, count = "max_new_tokens", self.most
         if self.most is None and self.longest is not None:
             name, count = "max_length", self.longest
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
             raise InputError(f"{name}={count!r} is no number of tokens: give an integer from 1 up")
 
     def left(self, prompt: Sequence[int], new: Sequence[int] = ()) -> int:

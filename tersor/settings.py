@@ -23,6 +23,8 @@ _DIRECT = ("top_k", "top_p", "repetition_penalty")
 NAMES: Sequence[str] = (*_LENGTHS, *_TOKENS, "do_sample", *OPTIONS)
 # Options of a call that are none of transformers'.
 _OF_CALLS = ("attention_mask", "stop", "seed", "stream", "tokenizer", "batch_size")
+# Options of transformers that change nothing, with the value at which they do not.
+_ASKS_NOTHING = {"use_cache": True, "num_beams": 1, "return_dict_in_generate": False}
 # What would give other tokens, and has no form here, with the value that asks for nothing.
 _WITHOUT_FORM = {
     "guidance_scale": 1,
@@ -62,13 +64,16 @@ class Settings:
             InputError: one of them is unknown or makes no sense; or the model came with settings that have no form
                 here.
         """
+        given = {n: v for n, v in given.items() if n not in _ASKS_NOTHING or v != _ASKS_NOTHING[n]}
         for name in given:
+            if name == "generation_config":
+                raise InputError("generate takes settings by name: **generation_config.to_diff_dict()")
             if name not in NAMES:
                 raise InputError(f"generate has no option {name!r}{nearest(name, [*NAMES, *_OF_CALLS])}")
         own = dict(program.facts.generation)
         _check_own({**own, **given})
         both = {n: v for n, v in {**own, **given}.items() if n in NAMES}
-        direct = {n: both.pop(n) for n in _DIRECT if n in both and (n in given or both[n] is not None)}
+        direct = {n: value for n in _DIRECT if (value := both.pop(n, None)) is not None}
         temperature = _temperature(both, given)
         most, longest = _lengths(both, own.get(CONTEXT))
         ends, padding = _ends(both, program.facts.config), _padding(both, program.facts.config)

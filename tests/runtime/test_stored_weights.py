@@ -1,4 +1,4 @@
-"""Guesses change nothing of what a model with rounded weights says: its rows do not depend on those beside them."""
+"""Guesses change nothing of what a model with rounded weights says, of a row alone or of a short one beside others."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from text_folder import save_text_model
@@ -221,8 +222,6 @@ def test_a_model_without_a_tokenizer_takes_ids_only(folder: Path) -> None:
         (PROMPT, {"seed": "x"}, "seed='x'"),
         (PROMPT, {"temperature": "0.8"}, "temperature='0.8'"),
         (PROMPT, {"temperature": 1e-45}, "give a number from 1e-06 up"),
-        (PROMPT, {"top_p": None}, "top_p=None"),
-        (PROMPT, {"repetition_penalty": None}, "repetition_penalty=None"),
     ],
 )
 def test_what_makes_no_sense_is_one_clear_error(fast: Any, given: Any, options: Any, reason: str) -> None:
@@ -239,3 +238,16 @@ def test_a_stream_that_is_interrupted_leaves_the_model_as_it_was(fast: Any) -> N
     with pytest.raises(KeyboardInterrupt):
         fast.generate(PROMPT, max_new_tokens=10, stream=interrupt)
     assert fast.generate(PROMPT, max_new_tokens=10) == before
+
+
+def test_options_that_change_nothing_are_taken_as_transformers_takes_them(fast: Any) -> None:
+    ids = torch.tensor([[5, 6, 7]])
+    expected = fast.generate(ids, max_new_tokens=4)
+    count = np.int64(4)
+    assert torch.equal(
+        fast.generate(ids, max_new_tokens=count, use_cache=True, num_beams=1, top_k=None), expected
+    )
+    with pytest.raises(InputError, match="num_beams"):
+        fast.generate(ids, num_beams=2)
+    with pytest.raises(InputError, match=r"settings by name: \*\*generation_config"):
+        fast.generate(ids, generation_config=object())
