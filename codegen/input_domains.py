@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from tersor.ir.errors import InputError
@@ -29,23 +30,24 @@ class InputDomain:
 
     Attributes:
         low, high: smallest and largest number; None where nothing bounds them.
-        filler: of an input ``[batch, tokens]``, the number that no row may be made of alone.
+        fillers: of an input ``[batch, ..., tokens]``, the numbers that no row may be made of alone.
     """
 
     input: str
     low: int | None
     high: int | None
     reason: Reason
-    filler: int | None = None
+    fillers: tuple[int, ...] = ()
 
     def check(self, value: Tensor) -> None:
         """Raise InputError with input, number, place, reason and mend where ``value`` holds something else."""
-        if self.filler is not None:
-            empty = (value == self.filler).all(1)
+        if self.fillers:
+            empty = torch.stack([value == filler for filler in self.fillers]).any(0).all(-1)
             if bool(empty.any()):
-                row = int(empty.nonzero()[0])
+                row = "[" + ", ".join(map(str, empty.nonzero()[0].tolist())) + "]"
+                told = " and ".join(map(str, self.fillers))
                 raise InputError(
-                    f"row {row} of input {self.input!r} holds nothing but {self.filler} ({_WHY[self.reason]})"
+                    f"row {row} of input {self.input!r} holds nothing but {told} ({_WHY[self.reason]})"
                 )
         low, high = (int(bound) for bound in value.aminmax())
         too_low = self.low is not None and low < self.low
@@ -67,7 +69,7 @@ def input_domains(program: Program) -> tuple[InputDomain, ...]:
     """Inputs that number rows of embeddings, masks whose meaning is proved for some numbers, and rows of no token."""
     rows = (InputDomain(name, 0, limit - 1, "embedding") for name, limit in index_limits(program).items())
     masks = (InputDomain(name, low, high, "mask") for name, (low, high) in program.domains.items())
-    fillers = (InputDomain(name, None, None, "no token", filler) for name, filler in program.fillers.items())
+    fillers = (InputDomain(name, None, None, "no token", found) for name, found in program.fillers.items())
     return (*rows, *masks, *fillers)
 
 
@@ -101,8 +103,8 @@ def decode_domains(data: Any, specs: Iterable[TensorSpec]) -> tuple[InputDomain,
     names = {spec.name for spec in specs}
     domains = []
     for item in data:
-        low, high, filler = map(_bound, (item["low"], item["high"], item["filler"]))
-        domain = InputDomain(str(item["input"]), low, high, item["reason"], filler)
+        low, high = _bound(item["low"]), _bound(item["high"])
+        domain = InputDomain(str(item["input"]), low, high, item["reason"], tuple(map(int, item["fillers"])))
         if domain.input not in names or domain.reason not in get_args(Reason):
             raise ValueError(f"domain of an unknown input or kind: {domain}")
         domains.append(domain)

@@ -258,9 +258,9 @@ def _decode_domains(
     return domains
 
 
-def _decode_fillers(data: Mapping[str, Any], inputs: Iterable[TensorSpec]) -> dict[str, int]:
+def _decode_fillers(data: Mapping[str, Any], inputs: Iterable[TensorSpec]) -> dict[str, tuple[int, ...]]:
     _check_names(data, inputs)
-    return {name: int(filler) for name, filler in data.items()}
+    return {name: tuple(map(int, numbers)) for name, numbers in data.items()}
 
 
 def _check_names(data: Mapping[str, Any], inputs: Iterable[TensorSpec]) -> None:

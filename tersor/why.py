@@ -81,7 +81,9 @@ def compare_with_model(
     row = [*tokens, *new]
     stepping = generator.decoder.stepping
     source = capture_like(against, model.program)
-    behind = _logits(source, stepping, row)[len(tokens) - 1 :]
+    # What follows the last one is asked for only where the model might have gone on: it may be past its positions.
+    read = row[:-1] if len(new) == most else row
+    behind = _logits(source, stepping, read)[len(tokens) - 1 :]
 
     def theirs(before: Sequence[int]) -> Tensor:
         return behind[len(before) - len(tokens)]

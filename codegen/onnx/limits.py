@@ -26,7 +26,7 @@ def limits_text(program: Program) -> str:
     sizes = {
         n: list(bounds) for n, bounds in program.ranges.items() if bounds[0] > 1 or bounds[1] is not None
     }
-    numbers = {d.input: [d.low, d.high] for d in input_domains(program) if d.filler is None}
+    numbers = {d.input: [d.low, d.high] for d in input_domains(program) if not d.fillers}
     return json.dumps({"dimensions": sizes, "inputs": numbers, "rows_are_not_all": program.fillers})
 
 
@@ -57,8 +57,11 @@ def refusing(e: Emitter, program: Program, name: str, value: ir.Value) -> ir.Val
         result = bounded(e, result, e.op("Cast", value, to=_INT64), low, high, f"{name} out of its domain")
     if name in program.fillers:
         given = e.op("Cast", value, to=_INT64)
-        real = e.op("Cast", e.op("Not", e.op("Equal", given, e.const(program.fillers[name]))), to=_INT64)
-        counts = e.op("ReduceSum", real, e.ints([1]), keepdims=0)
+        counts = None
+        for filler in program.fillers[name]:
+            real = e.op("Cast", e.op("Not", e.op("Equal", given, e.const(filler))), to=_INT64)
+            counts = real if counts is None else e.op("Mul", counts, real)
+        counts = e.op("ReduceSum", counts, e.ints([-1]), keepdims=0)
         result = bounded(e, result, counts, 1, None, f"a row of {name} without a token")
     if result is not value:
         e.annotate(result, e.fake(value))

@@ -144,10 +144,6 @@ def _ranges(
         if limits is None:
             return guard, label
         found.ranges[label] = intersect(limits, found.ranges.get(label, (1, None)))
-        limits = interval(holds, example)
-        if limits is None:
-            return guard, label
-        found.ranges[label] = intersect(limits, found.ranges.get(label, (1, None)))
         alone = left_out_alone(holds, example)
         if alone is not None and example < alone <= _LONGEST and label != BATCH:
             found.untraced.setdefault(label, set()).add(alone)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import networkx as nx
@@ -38,6 +39,7 @@ class EmptyRow:
         inputs: the example so changed.
         row: it alone, padding and all.
         others: the rows that count, where there is nothing but hidden tokens in this one; None where it counts too.
+        across: it is the last of dim 1, as in ``[tokens, batch]``.
     """
 
     input: str
@@ -45,13 +47,14 @@ class EmptyRow:
     inputs: Mapping[str, Tensor]
     row: Rows
     others: Rows | None
+    across: bool = False
 
 
 def can_be_tried(program: Program) -> bool:
     """Whether padded rows of the example show what masks do.
 
-    They do where all masks are of zeros and ones, ``[batch, tokens]``.  Of what is computed of ids, rows without tokens
-    are all that is not proved.
+    They do where every mask is told by one input, and where those are all of zeros and ones, ``[batch, tokens]``.  Of
+    what is computed of ids, rows without tokens are all that is not proved.
     """
     # Inputs that are read, and not their sizes alone.
     read = _read_by_masks(program)
@@ -59,8 +62,14 @@ def can_be_tried(program: Program) -> bool:
         return False
     masks = set(mask_inputs(program))
     shown = not masks or next(padded(program), None) is not None
-    return shown and (
-        read == masks or {row.input for row in program.analysis(_empty_rows)} == {str(n.target) for n in read}
+    told = set().union(*read)
+    return (
+        shown
+        and all(len(inputs) <= 1 for inputs in read)
+        and (
+            told == masks
+            or {row.input for row in program.analysis(_empty_rows)} == {str(n.target) for n in told}
+        )
     )
 
 
@@ -89,9 +98,9 @@ def refusing_empty_rows(program: Program, model: Callable[..., Any], all_rows: b
     Args:
         all_rows: also where nothing but hidden tokens is in it, which are padding where the model says so.
     """
-    fillers = {}
+    fillers: dict[str, set[int]] = {}
     for row in program.analysis(_empty_rows):
-        if row.others is not None and not all_rows:
+        if (row.others is not None and not all_rows) or row.across:
             continue
         expected = run_on(model, row.inputs)
         if expected is None:
@@ -102,8 +111,9 @@ def refusing_empty_rows(program: Program, model: Callable[..., Any], all_rows: b
         except CaptureError:
             same = False
         if not same:
-            fillers[row.input] = row.filler
-    return program if not fillers else replace(program, fillers=program.fillers | fillers)
+            fillers.setdefault(row.input, set()).add(row.filler)
+    known = {name: tuple(sorted(numbers)) for name, numbers in fillers.items()}
+    return program if not known else replace(program, fillers=program.fillers | known)
 
 
 def _noise(result: Any) -> float:
@@ -122,11 +132,11 @@ def _empty_rows(program: Program) -> list[EmptyRow]:
     for node in program.graph.nodes:
         name = str(node.target)
         given = example.get(name) if node in above and node.op == "placeholder" else None
-        if given is None or given.is_floating_point() or given.dim() < 2 or len(given.flatten(0, -2)) < 2:
+        if given is None or given.is_floating_point() or given.dim() < 2 or not given.numel():
             continue
-        for filler in numbers:
+        for filler, across in product(numbers, (False, True) if given.dim() == 2 else (False,)):
             changed = given.clone()
-            changed.flatten(0, -2)[-1] = filler
+            (changed.T if across else changed.flatten(0, -2))[-1] = filler
             inputs = dict(example) | {name: changed}
             try:
                 now = evaluate(program, told, program.bind(**inputs))
@@ -138,8 +148,8 @@ def _empty_rows(program: Program) -> list[EmptyRow]:
                 hidden = alone and len(shape) == 2 and all(s.shape[:2] == shape for s in specs.values())
                 last = torch.arange(len(changed)) == len(changed) - 1
                 row, others = Rows(shape[0], last, padding=True), Rows(shape[0], ~last)
-                found.append(EmptyRow(name, filler, inputs, row, others if hidden else None))
-                break
+                counts = None if not hidden or across else others
+                found.append(EmptyRow(name, filler, inputs, row, counts, across))
     return found
 
 
@@ -149,12 +159,10 @@ def _sees_nothing(told: Tensor) -> bool:
     return bool(hidden.all(-1).any())
 
 
-def _read_by_masks(program: Program) -> set[fx.Node] | None:
-    """Inputs whose numbers tell attention what to see; None where not all of what makes masks is known."""
+def _read_by_masks(program: Program) -> list[frozenset[fx.Node]] | None:
+    """Inputs whose numbers tell attention what to see, of each mask; None where not all of what makes them is known."""
     cones = [Cone.above(program, node) for node in telling(program)]
-    if None in cones:
-        return None
-    return {node for cone in cones if cone is not None for node in cone.inputs}
+    return None if None in cones else [cone.inputs for cone in cones if cone is not None]
 
 
 def _sees_itself(program: Program) -> bool:
@@ -165,7 +173,7 @@ def _sees_itself(program: Program) -> bool:
     flow = content_flow(program)
     attentions = [node for node in program.graph.nodes if is_attention(node)]
     read = _read_by_masks(program)
-    if read is None or len(read) > 1 or not all(map(told_by, attentions)):
+    if read is None or len(set().union(*read)) > 1 or not all(map(told_by, attentions)):
         return False
 
     def inputs(node: fx.Node) -> set[fx.Node]:

@@ -111,18 +111,34 @@ def _from_module(
                 dialect.enter_context(dense_experts(model))
             facts = replace(source.facts, fixed=fixed)
             request = Request(model, inputs, structure, dims, fixed, facts, may_fix=dynamic == "auto")
-            program = exported(request, expected)
-        if dynamic != "auto":
-            check_dynamic(program, dims)
+            candidates = list(exported(request))
         call = partial(call_model, model, fixed)
-        if any(program.example_inputs[name].shape != given.shape for name, given in inputs.items()):
-            expected = call(**program.example_inputs)
         rename = named_by_attention if dynamic == "auto" else None
-        program = _raised(program, expected, call, rename, samples)
+        for program in candidates:
+            if dynamic != "auto":
+                check_dynamic(program, dims)
+            own = program is candidates[-1]
+            result = expected if own else call(**program.example_inputs)
+            try:
+                program = _raised(program, result, call, rename, samples)
+            except CaptureError:
+                if own:
+                    raise
+                continue
+            if own or _takes(program, inputs):
+                break
         notes += tuple(explain_fused_layers(program, model, call, fused, samples))
         if notes:
             program.notes["capture"] = [*notes, *program.notes.get("capture", ())]
         return program
+
+
+def _takes(program: Program, inputs: Mapping[str, torch.Tensor]) -> bool:
+    try:
+        program.bind(**inputs)
+    except InputError:
+        return False
+    return True
 
 
 def _runs(model: nn.Module, fixed: Mapping[str, Any], inputs: Mapping[str, torch.Tensor]) -> bool:

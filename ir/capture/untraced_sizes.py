@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 from ..errors import CaptureError
@@ -17,7 +17,10 @@ from .check import compare_with_model
 from .conditions import intersect
 from .dims import BATCH, example_at
 from .export import UNTRACED
-from .padded import run_on
+from .padded import padded, run_on
+
+# Up to such a size other batches are tried too.
+_SMALL = 128
 
 
 def with_untraced_sizes(program: Program, model: Callable[..., Any]) -> Program:
@@ -42,12 +45,14 @@ def with_untraced_sizes(program: Program, model: Callable[..., Any]) -> Program:
                 f"{name} is 2 or more: the model does something else at 1, which was not traced; capture it with "
                 f"dynamic={{}} at 1 for that"
             )
+    several = len(program.notes.get(UNTRACED, {})) > 1
     for symbol, (wider, sizes) in program.notes.get(UNTRACED, {}).items():
+        # What a model does where two tables are read whole is in no trial.
         name = program.symbols[symbol]
         for size, following in pairwise([*sizes, None]):
             low, high = ranges[name]
             whole = replace(program, ranges=ranges | {name: (low, size)})
-            if high != size - 1 or intersect((size, size), wider) != (size, size):
+            if several or high != size - 1 or intersect((size, size), wider) != (size, size):
                 break
             if not _as_model(whole, model, name, size):
                 break
@@ -58,14 +63,35 @@ def with_untraced_sizes(program: Program, model: Callable[..., Any]) -> Program:
 
 
 def _as_model(program: Program, model: Callable[..., Any], name: str, size: int) -> bool | None:
-    """Whether ``program`` computes what the model does where ``name`` is ``size``; None where the model rejects it."""
-    inputs = example_at(program, program.sizes() | {name: size})
-    expected = run_on(model, inputs)
-    if expected is None:
-        return None
-    try:
-        # Without symbols no other size is asked for.
-        compare_with_model(replace(program, example_inputs=inputs, symbols={}), expected, lambda: None)
-    except CaptureError:
-        return False
-    return True
+    """Whether ``program`` computes what the model does where ``name`` is ``size``; None where the model rejects it.
+
+    With other batches, and with masks that hide something: a model may do without them at just this size.
+    """
+    sizes = program.sizes() | {name: size}
+    trials = [
+        replace(program, example_inputs=example_at(program, sizes | more)) for more in _batches(program, size)
+    ]
+    shown = False
+    for inputs in chain((trial.example_inputs for trial in trials), *map(padded, trials)):
+        expected = run_on(model, inputs)
+        if expected is None:
+            continue
+        try:
+            # Without symbols no other size is asked for.
+            compare_with_model(
+                replace(program, example_inputs=dict(inputs), symbols={}), expected, lambda: None
+            )
+        except CaptureError:
+            return False
+        shown = True
+    return shown or None
+
+
+def _batches(program: Program, size: int) -> list[dict[str, int]]:
+    """The example's rows, one row, and more rows than the example has, as far as batches may vary."""
+    rows = program.sizes().get(BATCH)
+    if rows is None:
+        return [{}]
+    low, high = program.ranges.get(BATCH, (1, None))
+    counts = dict.fromkeys((rows, 1, 2 * rows + 1) if size <= _SMALL else (rows,))
+    return [{BATCH: count} for count in counts if low <= count and (high is None or count <= high)]

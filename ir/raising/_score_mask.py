@@ -36,8 +36,10 @@ _PRODUCTS = (
     aten.convolution,
     aten.softmax,
 )
-# Biases of distance are read up to such a length.
-_FAR = 1025
+# Biases of distance are read up to such a length, those of rows for as many; or past larger numbers in their code.
+_FAR, _FARTHEST = 1025, 4100
+# As many tokens as rows are told apart at.
+_SHORT = 9
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,22 @@ def may_hide(program: Program, node: fx.Node) -> bool:
         return False
     if cone.inputs:
         return True
-    most = min((high for _, high in program.ranges.values() if high is not None), default=_FAR)
-    # Of queries and keys alone: rows of a batch would take gigabytes.
-    spanned = {symbol for size in sizes(node)[-2:] for symbol in expression(size).free_symbols}
-    for length in (3, min(_FAR, most)):
-        value = cone.run(Sizes(program, length, spanned, others=1), {})
+    symbols = {symbol for size in sizes(node)[-2:] for symbol in expression(size).free_symbols}
+    numbers = [abs(n) for n in cone.literals if _FAR // 2 < abs(n) < -LOW]
+    far = max([_FAR, *(2 * n + 3 for n in numbers)])
+    if far > _FARTHEST:
+        return True
+    names = {program.symbols.get(str(symbol), "") for symbol in symbols}
+    highs = [program.ranges.get(name, (1, None))[1] for name in names]
+    longest = min([far, *(high for high in highs if high is not None)])
+    # Many rows and many tokens at once would take gigabytes.
+    trials = [
+        Sizes(program, 3, symbols, others=3),
+        Sizes(program, min(longest, _SHORT), symbols, others=_FAR),
+        Sizes(program, longest, symbols, others=1),
+    ]
+    for trial in trials:
+        value = cone.run(trial, {})
         if not isinstance(value, torch.Tensor) or value.is_complex() or bool((value <= LOW).any()):
             return True
     return False

@@ -51,7 +51,7 @@ def program(model: nn.Module) -> Program:
 
 
 MASK = InputDomain("mask", None, 1, "mask")
-TOKENS = InputDomain("mask", None, None, "no token", 0)
+TOKENS = InputDomain("mask", None, None, "no token", (0,))
 
 
 def test_domains_are_read_off_the_program_and_survive_saving(program: Program, tmp_path: Path) -> None:

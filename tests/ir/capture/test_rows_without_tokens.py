@@ -5,7 +5,7 @@ Where nothing else is, they are padding as a whole; else what the model computes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,7 @@ def test_where_they_are_padding_they_are_refused_and_other_rows_are_not(
     example = {"ids": torch.randint(1, 64, (2, 6)), **({"mask": MASK} if by_mask else {})}
     fast = tersor.optimize_model(model, [], target, example_inputs=example)
     name = "mask" if by_mask else "ids"
-    assert fast.program.fillers == {name: 0}
+    assert fast.program.fillers == {name: (0,)}
     # Two of its twelve tokens are padding.
     told = f"outputs are compared at the tokens that '{name}' lets attention see: the others (16.7%)"
     assert any(note.startswith(told) for note in fast.report.notes) == by_mask
@@ -183,7 +183,7 @@ def test_where_they_are_padding_they_are_refused_and_other_rows_are_not(
         torch.testing.assert_close(built(**example)[1], model(**example)[1], atol=1e-5, rtol=1e-5)
         empty = example[name].clone()
         empty[1] = 0
-        with pytest.raises(InputError, match=f"row 1 of input '{name}' holds nothing but 0"):
+        with pytest.raises(InputError, match=rf"row \[1\] of input '{name}' holds nothing but 0"):
             built(**example | {name: empty})
 
 
@@ -209,7 +209,7 @@ def test_a_text_of_nothing_is_refused_where_another_text_is_made_of_it() -> None
     example["decoder_input_ids"] = torch.randint(1, 50, (2, 5))
     fast = tersor.optimize_model(model, [], "torch", example_inputs=example)
     example["attention_mask"][1] = 0
-    with pytest.raises(InputError, match="row 1 of input 'attention_mask' holds nothing but 0"):
+    with pytest.raises(InputError, match=r"row \[1\] of input 'attention_mask' holds nothing but 0"):
         fast(**example)
 
 
@@ -222,3 +222,78 @@ def test_of_a_coarse_model_too(seed: int) -> None:
     fast = tersor.optimize_model(model, [], "torch", example_inputs={**example, "mask": MASK})
     inputs = {**example, "mask": NOTHING}
     torch.testing.assert_close(fast(**inputs), model(**inputs), atol=2e-2, rtol=2e-2)
+
+
+class Paddings(nn.Module):
+    """Keys that ``real`` tells, of ids and two masks."""
+
+    def __init__(self, real: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.real, self.table = real, nn.Embedding(64, WIDTH)
+
+    def forward(self, ids: Tensor, mask: Tensor, other: Tensor) -> Tensor:
+        x = self.table(ids)
+        return x + attended(x, x, self.real(ids, mask, other), -1e9) + 0 * (mask + other)[..., None]
+
+
+MEETINGS: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], Mapping[str, Tensor]]] = {
+    "two ids of one number": (lambda i, m, o: (i != 0) & (i != 1), {"ids": torch.tensor([[5] * 6, [1] * 6])}),
+    "two ids in turns": (lambda i, m, o: (i != 0) & (i != 1), {"ids": torch.tensor([[5] * 6, [0, 1] * 3])}),
+    "two masks": (
+        lambda i, m, o: (m != 0) & (o != 0),
+        {"mask": torch.tensor([[1] * 6, [1, 0] * 3]), "other": torch.tensor([[1] * 6, [0, 1] * 3])},
+    ),
+    "a mask and ids": (
+        lambda i, m, o: (m != 0) & (i != 0),
+        {"ids": torch.tensor([[5] * 6, [5, 0] * 3]), "mask": torch.tensor([[1] * 6, [0, 1] * 3])},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MEETINGS)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_rows_that_several_leave_nothing_of(name: str, rows: int) -> None:
+    torch.manual_seed(0)
+    real, changed = MEETINGS[name]
+    model = Paddings(real).eval()
+    example = {
+        "ids": torch.randint(2, 64, (rows, 6)),
+        "mask": torch.ones(rows, 6).long(),
+        "other": torch.ones(rows, 6).long(),
+    }
+    fast = tersor.optimize_model(model, [], "torch", example_inputs=example)
+    assert_right_or_refused(
+        fast, model, {"ids": torch.full((2, 6), 7), "mask": MASK, "other": MASK, **changed}
+    )
+
+
+def assert_right_or_refused(fast: Any, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+    if fast.program.fillers:
+        with pytest.raises(InputError, match="nothing but"):
+            fast(**inputs)
+    else:
+        torch.testing.assert_close(fast(**inputs), model(**inputs), atol=1e-5, rtol=1e-5)
+
+
+class TokensFirst(Encoder):
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        assert mask is not None
+        return super().forward(ids, mask.T)[0]
+
+
+def test_a_mask_that_is_turned_is_tried_both_ways() -> None:
+    torch.manual_seed(0)
+    model = TokensFirst(True).eval()
+    example = {"ids": torch.randint(1, 64, (3, 6)), "mask": torch.ones(6, 3).long()}
+    fast = tersor.optimize_model(model, [], "torch", example_inputs=example)
+    example["mask"][:, 1] = 0
+    assert_right_or_refused(fast, model, example)
+
+
+def test_an_example_of_one_row_of_fixed_sizes() -> None:
+    torch.manual_seed(0)
+    model = Encoder(True).eval()
+    example = {"ids": torch.randint(1, 64, (1, 6)), "mask": torch.ones(1, 6).long()}
+    fast = tersor.optimize_model(model, [], "torch", example_inputs=example, dynamic={})
+    with pytest.raises(InputError, match="nothing but 0"):
+        fast(ids=example["ids"], mask=torch.zeros(1, 6).long())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 import tersor
 from tersor.ir.capture import capture
-from tersor.ir.errors import InputError
+from tersor.ir.errors import CaptureError, InputError
 
 LENGTH, WIDTH = 24, 16
 
@@ -97,3 +98,116 @@ def test_the_cut_of_the_example_is_told() -> None:
 def test_a_size_that_the_model_fixes_stays_fixed() -> None:
     program = capture(Static().eval(), {"x": torch.randn(2, LENGTH, WIDTH)})
     assert program.inputs[0].shape[1] == LENGTH
+
+
+class Masked(Decoder):
+    """Without its mask where a text is as long as the table, or for the last steps of one."""
+
+    def __init__(self, unmasked: Callable[[int, int], bool]) -> None:
+        super().__init__()
+        self.unmasked = unmasked
+        self.places = nn.Parameter(torch.randn(LENGTH, WIDTH))
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        x = self.tokens(ids) + self.places[: ids.shape[1]]
+        scores = x @ x.transpose(1, 2)
+        if not self.unmasked(*ids.shape):
+            scores = scores + (1.0 - mask[:, None].float()) * -1e9
+        return x + scores.softmax(-1) @ x
+
+
+@pytest.mark.parametrize(
+    "unmasked",
+    [
+        lambda rows, tokens: tokens == LENGTH,
+        lambda rows, tokens: tokens == LENGTH and rows > 4,
+        lambda rows, tokens: tokens == LENGTH and rows == 1,
+    ],
+    ids=["always", "of many rows", "of one row"],
+)
+@pytest.mark.parametrize("given", [7, LENGTH])
+def test_what_a_model_hides_there_is_tried_too(unmasked: Callable[[int, int], bool], given: int) -> None:
+    torch.manual_seed(0)
+    model = Masked(unmasked).eval()
+    example = {"ids": ids(given), "mask": torch.ones(2, given).long()}
+    if given == LENGTH and unmasked(1, LENGTH) and not unmasked(2, LENGTH):
+        # All of it was traced for more rows.
+        with pytest.raises(CaptureError, match=rf"on inputs ids \[1, {LENGTH}\]"):
+            capture(model, example)
+        return
+    program = capture(model, example)
+    for rows in (1, 2, 6):
+        mask = torch.ones(rows, LENGTH).long()
+        mask[:, 10:] = 0
+        text = ids(LENGTH, rows)
+        try:
+            found = program(ids=text, mask=mask)
+        except InputError:
+            continue
+        torch.testing.assert_close(found[:, :10], model(text, mask)[:, :10], atol=1e-5, rtol=1e-5)
+
+
+class Steps(nn.Module):
+    """A text that reads a memory, without its mask for one token; and what is done to one token of one row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(50, WIDTH)
+
+    def forward(self, ids: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        x = self.tokens(ids)
+        scores = x @ memory.transpose(1, 2)
+        if ids.shape[1] > 1:
+            scores = scores.masked_fill(mask[:, None] == 0, -1e9)
+        return x + scores.softmax(-1) @ memory
+
+
+def test_a_step_of_one_token_without_a_mask_is_left_out() -> None:
+    torch.manual_seed(0)
+    model = Steps().eval()
+    example = {"ids": ids(5), "memory": torch.randn(2, 6, WIDTH), "mask": torch.ones(2, 6).long()}
+    program = capture(model, example)
+    example["mask"][1, 2:] = 0
+    with pytest.raises(InputError, match="2 to any"):
+        program(**{**example, "ids": ids(1)})
+
+
+class Doubled(Decoder):
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids) * (2 if ids.numel() == 1 else 1)
+
+
+def test_one_token_of_one_row_is_tried() -> None:
+    program = capture(Doubled().eval(), {"ids": ids(7)})
+    with pytest.raises(InputError, match="2 to"):
+        program(ids=ids(1, 1))
+
+
+class Sliced(nn.Module):
+    """Causal by a table of numbers that are added."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(50, WIDTH)
+        hidden = torch.ones(length, length).triu(1).bool()
+        self.register_buffer("bias", torch.zeros(length, length).masked_fill(hidden, -torch.inf))
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.tokens(ids)
+        bias = self.bias[: ids.shape[1], : ids.shape[1]]
+        if mask is not None:
+            bias = bias.masked_fill(mask[:, None] == 0, -torch.inf)
+        return x + (x @ x.transpose(1, 2) + bias).softmax(-1) @ x
+
+
+def test_an_example_is_taken_whatever_is_tried() -> None:
+    """Past the lengths that are tried, and where what is left of it shows nothing."""
+    text = ids(1030, 1)
+    model = Sliced(1030).eval()
+    torch.testing.assert_close(capture(model, {"ids": text})(ids=text), model(text), atol=1e-5, rtol=1e-5)
+    inputs = {"ids": ids(LENGTH), "mask": torch.ones(2, LENGTH).long()}
+    inputs["mask"][1, :-1] = 0
+    model = Sliced(LENGTH).eval()
+    found, want = capture(model, inputs)(**inputs), model(**inputs)
+    torch.testing.assert_close(found[0], want[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[1, -1], want[1, -1], atol=1e-5, rtol=1e-5)

@@ -238,3 +238,46 @@ def test_whether_a_bias_hides_is_asked_of_queries_and_keys_alone(monkeypatch: py
     model = Attends(bias).eval()
     capture(model, {"x": torch.randn(2, 8, CHANNELS), "mask": torch.ones(2, 8).long()})
     assert 1025**2 <= largest <= 3 * 1025**2
+
+
+def by_rows(scores: Tensor, hidden: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+    """-1e9 where ``hidden(row, query, key)``."""
+    rows, queries, keys = scores.shape[0], *scores.shape[-2:]
+    places = torch.arange(rows)[:, None, None, None], torch.arange(queries)[:, None], torch.arange(keys)
+    return torch.where(hidden(*places), -1e9, 0.0)
+
+
+HIDDEN_BESIDE: dict[str, Hide] = {
+    "later, and some of the fifth row's": lambda s, m: (
+        s + by_rows(s, lambda b, q, k: k > q) + by_rows(s, lambda b, q, k: (b >= 4) & (k + 0 * q < 4))
+    ),
+    "later, and some of all rows' but the first": lambda s, m: (
+        s + by_rows(s, lambda b, q, k: k > q) + by_rows(s, lambda b, q, k: (b > 0) & (k < 4))
+    ),
+    "pads, and some of the fifth row's": lambda s, m: (
+        s + pads(m) + by_rows(s, lambda b, q, k: (b >= 4) & (k + 0 * q >= 4))
+    ),
+    "pads, and some of late queries": lambda s, m: (
+        s + pads(m) + by_rows(s, lambda b, q, k: (q >= 12) & (k >= 4))
+    ),
+}
+
+
+@pytest.mark.parametrize("rows", [6, 4])
+@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize("name", HIDDEN_BESIDE)
+def test_what_hides_in_some_rows_or_far_off_hides_there(name: str, bounded: bool, rows: int) -> None:
+    class Last(Attends):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            assert not bounded or x.shape[0] <= 4
+            return super().forward(x, mask)[:, -1]
+
+    torch.manual_seed(0)
+    model = Last(HIDDEN_BESIDE[name]).eval()
+    program = capture(model, {"x": torch.randn(2, 7, CHANNELS), "mask": torch.ones(2, 7).long()})
+    mask = torch.zeros(rows, 30).long()
+    mask[:, -4:] = 1
+    inputs = {"x": torch.randn(rows, 30, CHANNELS), "mask": mask}
+    if bounded and rows > 4:
+        return
+    torch.testing.assert_close(program(**inputs), model(**inputs), atol=1e-5, rtol=1e-4)
