@@ -69,7 +69,11 @@ def input_domains(program: Program) -> tuple[InputDomain, ...]:
     """Inputs that number rows of embeddings, masks whose meaning is proved for some numbers, and rows of no token."""
     rows = (InputDomain(name, 0, limit - 1, "embedding") for name, limit in index_limits(program).items())
     masks = (InputDomain(name, low, high, "mask") for name, (low, high) in program.domains.items())
-    fillers = (InputDomain(name, None, None, "no token", found) for name, found in program.fillers.items())
+    fillers = (
+        InputDomain(name, None, None, "no token", found)
+        for name, sets in program.fillers.items()
+        for found in sets
+    )
     return (*rows, *masks, *fillers)
 
 

@@ -258,9 +258,11 @@ def _decode_domains(
     return domains
 
 
-def _decode_fillers(data: Mapping[str, Any], inputs: Iterable[TensorSpec]) -> dict[str, tuple[int, ...]]:
+def _decode_fillers(
+    data: Mapping[str, Any], inputs: Iterable[TensorSpec]
+) -> dict[str, tuple[tuple[int, ...], ...]]:
     _check_names(data, inputs)
-    return {name: tuple(map(int, numbers)) for name, numbers in data.items()}
+    return {name: tuple(tuple(map(int, numbers)) for numbers in sets) for name, sets in data.items()}
 
 
 def _check_names(data: Mapping[str, Any], inputs: Iterable[TensorSpec]) -> None:

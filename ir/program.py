@@ -91,7 +91,7 @@ class Program:
     ``symbols`` maps a symbol of the fake values to its dimension's name; ``ranges`` the name to its smallest and
     largest size (None where nothing bounds it).  ``domains`` maps an input of integers to the smallest and largest
     number for which the graph means what the model does; an input that is not in it may hold any.  ``fillers`` maps an
-    input ``[batch, ..., tokens]`` to the numbers that no row of it may be made of alone, for the same reason: they
+    input ``[batch, ..., tokens]`` to sets of numbers that no row of it may be made of alone, for the same reason: they
     stand for no token there.
 
     ``least`` says why a dimension may be no smaller, where the model itself takes less.
@@ -113,7 +113,7 @@ class Program:
     facts: ModelFacts = field(default_factory=ModelFacts)
     notes: dict[str, Any] = field(default_factory=dict)
     domains: dict[str, tuple[int | None, int | None]] = field(default_factory=dict)
-    fillers: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    fillers: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     least: dict[str, str] = field(default_factory=dict)
     stepping: Stepping | None = None
     _analyses: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)

@@ -55,13 +55,11 @@ def refusing(e: Emitter, program: Program, name: str, value: ir.Value) -> ir.Val
         low = 0
     if low is not None or high is not None:
         result = bounded(e, result, e.op("Cast", value, to=_INT64), low, high, f"{name} out of its domain")
-    if name in program.fillers:
+    for fillers in program.fillers.get(name, ()):
         given = e.op("Cast", value, to=_INT64)
-        counts = None
-        for filler in program.fillers[name]:
-            real = e.op("Cast", e.op("Not", e.op("Equal", given, e.const(filler))), to=_INT64)
-            counts = real if counts is None else e.op("Mul", counts, real)
-        counts = e.op("ReduceSum", counts, e.ints([-1]), keepdims=0)
+        real = [e.op("Cast", e.op("Not", e.op("Equal", given, e.const(n))), to=_INT64) for n in fillers]
+        all_real = real[0] if len(real) == 1 else e.op("Min", *real)
+        counts = e.op("ReduceSum", all_real, e.ints([-1]), keepdims=0)
         result = bounded(e, result, counts, 1, None, f"a row of {name} without a token")
     if result is not value:
         e.annotate(result, e.fake(value))

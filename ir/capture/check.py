@@ -39,7 +39,7 @@ def compare_with_model(program: Program, expected: Any, model: Callable[..., Any
             expected = model(**inputs)
         except (RuntimeError, ValueError, IndexError):
             continue  # A size that the model itself rejects says nothing about the capture.
-        if not _nests_as(program.structure, expected):
+        if not nests_as(program.structure, expected):
             raise CaptureError(
                 f"on inputs {_sizes(inputs)} the model returns its tensors in another nest than for the example: make "
                 "its output one for all sizes, or pass dynamic={} to fix them"
@@ -48,7 +48,8 @@ def compare_with_model(program: Program, expected: Any, model: Callable[..., Any
     return worst
 
 
-def _nests_as(structure: Structure, result: Any) -> bool:
+def nests_as(structure: Structure, result: Any) -> bool:
+    """Whether a model's result nests as ``structure`` says."""
     try:
         return Structure.of(result) == structure
     except TypeError:

@@ -112,8 +112,33 @@ def refusing_empty_rows(program: Program, model: Callable[..., Any], all_rows: b
             same = False
         if not same:
             fillers.setdefault(row.input, set()).add(row.filler)
-    known = {name: tuple(sorted(numbers)) for name, numbers in fillers.items()}
+    known = {name: _sets(program, name, sorted(numbers)) for name, numbers in fillers.items()}
+    for name, sets in list(known.items()):
+        if any(_made_of(program.example_inputs[name], numbers) for numbers in sets):
+            if all_rows:
+                raise CaptureError(
+                    f"the example holds a row of {name!r} without tokens, which is something else here"
+                )
+            del known[name]
     return program if not known else replace(program, fillers=program.fillers | known)
+
+
+def _sets(program: Program, name: str, numbers: list[int]) -> tuple[tuple[int, ...], ...]:
+    """All of the numbers together where rows of several of them are without tokens too, else each by itself."""
+    mixed = program.example_inputs[name].clone()
+    line = mixed.flatten(0, -2)[-1]
+    line.copy_(torch.tensor(numbers, dtype=line.dtype)[torch.arange(len(line)) % len(numbers)])
+    told = telling(program)
+    try:
+        now = evaluate(program, told, program.bind(**(dict(program.example_inputs) | {name: mixed})))
+    except (RuntimeError, IndexError):
+        return tuple((number,) for number in numbers)
+    together = any(map(_sees_nothing, now.values()))
+    return (tuple(numbers),) if together else tuple((number,) for number in numbers)
+
+
+def _made_of(value: Tensor, numbers: tuple[int, ...]) -> bool:
+    return bool(torch.stack([value == number for number in numbers]).any(0).all(-1).any())
 
 
 def _noise(result: Any) -> float:

@@ -53,7 +53,7 @@ def run_on(model: Callable[..., Any], inputs: Mapping[str, Tensor]) -> Any | Non
     """What the model makes of padded inputs; None where it takes no such padding, or makes no numbers of it."""
     try:
         result = model(**inputs)
-    except (RuntimeError, ValueError, IndexError):
+    except Exception:  # Whatever its code raises there.
         return None
     return None if any(bool(value.isnan().any()) for value in Structure.flatten(result)) else result
 

@@ -6,7 +6,7 @@ of a table of 64 rows for the table itself at 64, and for a part of it at any ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, pairwise
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import CaptureError
 from ..program import Program
-from .check import compare_with_model
+from .check import compare_with_model, nests_as
 from .conditions import intersect
 from .dims import BATCH, example_at
 from .export import UNTRACED
@@ -48,9 +48,9 @@ def with_untraced_sizes(program: Program, model: Callable[..., Any]) -> Program:
                 f"{name} is 2 or more: the model does something else at 1, which was not traced; capture it with "
                 f"dynamic={{}} at 1 for that"
             )
-    several = len(program.notes.get(UNTRACED, {})) > 1
+    # What a model does there with another input, or where two tables are read whole, is in no trial.
+    several = len(program.notes.get(UNTRACED, {})) > 1 or len(program.called_with) > 1
     for symbol, (wider, sizes) in program.notes.get(UNTRACED, {}).items():
-        # What a model does where two tables are read whole is in no trial.
         name = program.symbols[symbol]
         for size, following in pairwise([*sizes, None]):
             low, high = ranges[name]
@@ -76,7 +76,8 @@ def _as_model(program: Program, model: Callable[..., Any], name: str, size: int)
     ]
     shown = False
     tried: list[Mapping[str, Tensor]] = []
-    for inputs in chain((trial.example_inputs for trial in trials), *map(padded, trials)):
+    given = [trial.example_inputs for trial in trials]
+    for inputs in chain(given, *map(padded, trials), *map(_varied, given)):
         # One token is not padded in six ways.
         if any(_same(inputs, other) for other in tried):
             continue
@@ -84,6 +85,8 @@ def _as_model(program: Program, model: Callable[..., Any], name: str, size: int)
         expected = run_on(model, inputs)
         if expected is None:
             continue
+        if not nests_as(program.structure, expected):
+            return False
         try:
             # Without symbols no other size is asked for.
             compare_with_model(
@@ -93,6 +96,21 @@ def _as_model(program: Program, model: Callable[..., Any], name: str, size: int)
             return False
         shown = True
     return shown or None
+
+
+def _varied(inputs: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """A single input with other numbers in it: ids that may stand for padding, on either side and anywhere."""
+    if len(inputs) > 1:
+        return
+    ((name, value),) = inputs.items()
+    if value.is_floating_point() or value.dim() != 2:
+        return
+    half = value.shape[1] // 2
+    for filler in (0, 1):
+        for place in (slice(None, half), slice(half, None), slice(None, None, 2)):
+            changed = value.clone()
+            changed[:, place] = filler
+            yield {name: changed}
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -109,6 +109,7 @@ def may_hide(program: Program, node: fx.Node) -> bool:
     trials = [
         Sizes(program, 3, symbols, others=3),
         Sizes(program, min(longest, _SHORT), symbols, others=_FAR),
+        Sizes(program, min(longest, 16 * _SHORT), symbols, others=_SHORT),
         Sizes(program, longest, symbols, others=1),
     ]
     for trial in trials:

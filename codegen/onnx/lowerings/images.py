@@ -33,13 +33,22 @@ def grid_sampler(
 @lowers(aten.upsample_linear1d.vec)
 def upsample_linear1d(
     e: Emitter, x: ir.Value, output_size: Any, align_corners: bool, scale_factors: Sequence[float] | None
-) -> ir.Value:
+) -> Any:
+    before, after = (expression(value.shape[2]) for value in (e.fake(x), e.result))
+    if scale_factors is not None and before.is_Integer and after.is_Integer:
+        # PyTorch steps by the factor, and ONNX by the ratio of the sizes.
+        one = torch.eye(int(before), dtype=torch.float64)[None]
+        found = aten.upsample_linear1d.vec(one, None, align_corners, scale_factors)
+        return e.op("MatMul", x, e.const(found[0], e.result.dtype))
     corners = "align_corners" if align_corners else "half_pixel"
     how: dict[str, Any] = {"axes": [2], "mode": "linear", "coordinate_transformation_mode": corners}
-    if scale_factors is not None and not align_corners:
-        # PyTorch steps by the factor, not by the ratio of the sizes.
-        return e.op("Resize", x, None, e.const(list(scale_factors), torch.float32), **how)
-    return e.op("Resize", x, None, None, e.shape([e.result.shape[2]]), **how)
+    if scale_factors is None:
+        return e.op("Resize", x, None, None, e.shape([e.result.shape[2]]), **how)
+    if not float(scale_factors[0]).is_integer() or align_corners:
+        raise e.fail(
+            f"ONNX Runtime rounds a length that varies times {scale_factors[0]} otherwise than PyTorch: give the size"
+        )
+    return e.op("Resize", x, None, e.const(list(scale_factors), torch.float32), **how)
 
 
 def _antialiased(target: Any) -> Callable[..., Any]:
@@ -53,7 +62,7 @@ def _antialiased(target: Any) -> Callable[..., Any]:
             return NotImplemented
         weights = []
         for dim, (before, after) in enumerate(zip(map(int, sizes[:2]), map(int, sizes[2:]), strict=True)):
-            one = torch.eye(before)[None, None]
+            one = torch.eye(before, dtype=torch.float64)[None, None]
             if scale_factors is None:
                 found = target(one, [after, before], align_corners, None)
             else:

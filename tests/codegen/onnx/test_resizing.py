@@ -75,3 +75,21 @@ def test_lines_are_stretched(agree: Any, corners: bool, how: tuple[Any, Any]) ->
 def test_images_are_resized_without_aliases(agree: Any, target: Any, how: tuple[Any, Any]) -> None:
     size, factors = how
     agree(lambda b, x: b.call(target, x, size, False, factors), IMAGES, *IMAGE)
+
+
+def test_a_factor_of_a_length_that_varies_is_a_whole_number(agree: Any) -> None:
+    dims = {"x": {0: "batch", 2: "tokens"}}
+    cases = [{"x": torch.randn(2, 3, tokens)} for tokens in (5, 9)]
+    agree(lambda b, x: b.call(aten.upsample_linear1d.vec, x, None, False, [3.0]), dims, *cases)
+    program = small_program(
+        lambda b, x: b.call(aten.upsample_linear1d.vec, x, None, False, [0.29]),
+        {"x": {2: "tokens"}},
+        {"x": torch.randn(2, 3, 99)},
+    )
+    with pytest.raises(LoweringError, match="upsample_linear1d"):
+        build(program)
+
+
+def test_a_factor_is_rounded_as_pytorch_rounds_it(agree: Any) -> None:
+    case = {"x": torch.randn(2, 3, 100)}
+    agree(lambda b, x: b.call(aten.upsample_linear1d.vec, x, None, False, [0.29]), IMAGES, case)

@@ -174,7 +174,7 @@ def test_where_they_are_padding_they_are_refused_and_other_rows_are_not(
     example = {"ids": torch.randint(1, 64, (2, 6)), **({"mask": MASK} if by_mask else {})}
     fast = tersor.optimize_model(model, [], target, example_inputs=example)
     name = "mask" if by_mask else "ids"
-    assert fast.program.fillers == {name: (0,)}
+    assert fast.program.fillers == {name: ((0,),)}
     # Two of its twelve tokens are padding.
     told = f"outputs are compared at the tokens that '{name}' lets attention see: the others (16.7%)"
     assert any(note.startswith(told) for note in fast.report.notes) == by_mask
@@ -297,3 +297,28 @@ def test_an_example_of_one_row_of_fixed_sizes() -> None:
     fast = tersor.optimize_model(model, [], "torch", example_inputs=example, dynamic={})
     with pytest.raises(InputError, match="nothing but 0"):
         fast(ids=example["ids"], mask=torch.zeros(1, 6).long())
+
+
+class TwoSegments(nn.Module):
+    """One layer reads the question and the next the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.types = nn.Embedding(64, WIDTH), nn.Embedding(2, WIDTH)
+
+    def forward(self, ids: Tensor, types: Tensor) -> Tensor:
+        x = self.table(ids) + self.types(types)
+        x = x + attended(x, x, types == 0, -1e9)
+        return x + attended(x, x, types == 1, -1e9)
+
+
+@pytest.mark.parametrize("target", ["torch", "onnx"])
+def test_rows_of_both_segments_are_taken_where_rows_of_one_are_not(target: str) -> None:
+    torch.manual_seed(0)
+    model = TwoSegments().eval()
+    example = {"ids": torch.randint(0, 64, (2, 6)), "types": torch.tensor([[0, 0, 1, 1, 1, 1], [0, 1] * 3])}
+    fast = tersor.optimize_model(model, [], target, example_inputs=example)
+    torch.testing.assert_close(fast(**example), model(**example), atol=1e-5, rtol=1e-5)
+    for segment in (0, 1):
+        example["types"][1] = segment
+        assert_right_or_refused(fast, model, example)

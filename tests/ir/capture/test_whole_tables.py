@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -211,3 +212,48 @@ def test_an_example_is_taken_whatever_is_tried() -> None:
     found, want = capture(model, inputs)(**inputs), model(**inputs)
     torch.testing.assert_close(found[0], want[0], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found[1, -1], want[1, -1], atol=1e-5, rtol=1e-5)
+
+
+class Nests(Decoder):
+    """It returns something else, or fails in its own way, at a size."""
+
+    def __init__(self, size: int, otherwise: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.size, self.otherwise = size, otherwise
+
+    def forward(self, ids: Tensor) -> Any:
+        result = super().forward(ids)
+        return self.otherwise(result) if ids.shape[1] == self.size else result
+
+
+def fails(result: Tensor) -> Tensor:
+    raise KeyError("a size")
+
+
+@pytest.mark.parametrize("size", [1, LENGTH])
+@pytest.mark.parametrize(
+    "otherwise", [lambda x: (x, x), lambda x: {"x": x}, fails], ids=["two", "named", "fails"]
+)
+def test_what_a_model_returns_otherwise_is_left_out(size: int, otherwise: Callable[[Tensor], Any]) -> None:
+    program = capture(Nests(size, otherwise).eval(), {"ids": ids(7)})
+    low, high = program.ranges["tokens"]
+    assert high == (LENGTH - 1 if size == LENGTH else LENGTH)
+    assert low == (2 if size == 1 and otherwise is not fails else 1)
+
+
+class Counted(Masked):
+    def forward(self, ids: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(ids, ids != 0)
+
+
+def test_ids_that_stand_for_padding_are_tried() -> None:
+    model = Counted(lambda rows, tokens: tokens == LENGTH).eval()
+    for given in (7, LENGTH):
+        program = capture(model, {"ids": ids(given) % 49 + 1})
+        text = ids(LENGTH) % 49 + 1
+        text[:, 9:] = 0
+        try:
+            found = program(ids=text)
+        except InputError:
+            continue
+        torch.testing.assert_close(found[:, :9], model(text)[:, :9], atol=1e-5, rtol=1e-5)

@@ -257,6 +257,9 @@ HIDDEN_BESIDE: dict[str, Hide] = {
     "pads, and some of the fifth row's": lambda s, m: (
         s + pads(m) + by_rows(s, lambda b, q, k: (b >= 4) & (k + 0 * q >= 4))
     ),
+    "pads, and what is far in all rows but the first": lambda s, m: (
+        s + pads(m) + by_rows(s, lambda b, q, k: (b > 0) & ((q - k).abs() > 20))
+    ),
     "pads, and some of late queries": lambda s, m: (
         s + pads(m) + by_rows(s, lambda b, q, k: (q >= 12) & (k >= 4))
     ),
