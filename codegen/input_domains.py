@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from tersor.ir.errors import InputError
+from tersor.ir.fillers import rows_of_fillers
 from tersor.ir.program import Program, TensorSpec
 
 from .index_limits import index_limits
@@ -42,7 +42,7 @@ class InputDomain:
     def check(self, value: Tensor) -> None:
         """Raise InputError with input, number, place, reason and mend where ``value`` holds something else."""
         if self.fillers:
-            empty = torch.stack([value == filler for filler in self.fillers]).any(0).all(-1)
+            empty = rows_of_fillers(value, self.fillers)
             if bool(empty.any()):
                 row = "[" + ", ".join(map(str, empty.nonzero()[0].tolist())) + "]"
                 told = " and ".join(map(str, self.fillers))

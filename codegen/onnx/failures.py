@@ -13,7 +13,7 @@ from tersor.ir.errors import ExecutionError
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)\(\d+\) node with name '([^']*)'")
 _NO_TYPE = re.compile(
-    r"Type '(?:tensor)\((\w+)\)' of input parameter \(.*?\) of operator \((\w+)\) in node \(([^)]*)\)"
+    r"Type 'tensor\((\w+)\)' of input parameter \(.*?\) of operator \((\w+)\) in node \(([^)]*)\)"
 )
 _AT_NODE = re.compile(r"while running (\w+) node\. Name:'([^']*)' Status Message: (.*)", re.DOTALL)
 # In these ONNX Runtime's CPU provider lacks most kernels; float16 it computes in float32 where it has none.

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from ..analyses.layers import content_flow, is_attention
 from ..errors import CaptureError
 from ..evaluate import evaluate, sources_of
+from ..fillers import rows_of_fillers
 from ..program import Program
 from ..raising._cone import Cone
 from ..raising._scores import LOW
@@ -114,7 +115,7 @@ def refusing_empty_rows(program: Program, model: Callable[..., Any], all_rows: b
             fillers.setdefault(row.input, set()).add(row.filler)
     known = {name: _sets(program, name, sorted(numbers)) for name, numbers in fillers.items()}
     for name, sets in list(known.items()):
-        if any(_made_of(program.example_inputs[name], numbers) for numbers in sets):
+        if any(bool(rows_of_fillers(program.example_inputs[name], s).any()) for s in sets):
             if all_rows:
                 raise CaptureError(
                     f"the example holds a row of {name!r} without tokens, which is something else here"
@@ -135,10 +136,6 @@ def _sets(program: Program, name: str, numbers: list[int]) -> tuple[tuple[int, .
         return tuple((number,) for number in numbers)
     together = any(map(_sees_nothing, now.values()))
     return (tuple(numbers),) if together else tuple((number,) for number in numbers)
-
-
-def _made_of(value: Tensor, numbers: tuple[int, ...]) -> bool:
-    return bool(torch.stack([value == number for number in numbers]).any(0).all(-1).any())
 
 
 def _noise(result: Any) -> float:

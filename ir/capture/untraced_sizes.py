@@ -49,13 +49,14 @@ def with_untraced_sizes(program: Program, model: Callable[..., Any]) -> Program:
                 f"dynamic={{}} at 1 for that"
             )
     # What a model does there with another input, or where two tables are read whole, is in no trial.
-    several = len(program.notes.get(UNTRACED, {})) > 1 or len(program.called_with) > 1
-    for symbol, (wider, sizes) in program.notes.get(UNTRACED, {}).items():
+    untraced = program.notes.get(UNTRACED, {})
+    alone = len(untraced) == len(program.called_with) == 1
+    for symbol, (wider, sizes) in untraced.items() if alone else ():
         name = program.symbols[symbol]
         for size, following in pairwise([*sizes, None]):
             low, high = ranges[name]
             whole = replace(program, ranges=ranges | {name: (low, size)})
-            if several or high != size - 1 or intersect((size, size), wider) != (size, size):
+            if high != size - 1 or intersect((size, size), wider) != (size, size):
                 break
             if not _as_model(whole, model, name, size):
                 break
