@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -15,12 +15,10 @@ from tersor.ir.analyses.rounding import rounding_allowances
 from tersor.ir.program import Program
 
 from .contract import KEPT_INDEX
+from .deviation_sums import Sums, summed, within
 
-# Elements compared at a time: what is computed of them in float64 stays in cache, where all logits are gigabytes.
-_CHUNK = 1 << 18
-# What is the same on both sides and as large was written in for "none", as in masked logits: it would hide that the
-# rest differs.
-_FILLER = 1e4
+# Bytes of outputs that a reference holds on to: logits of a large vocabulary are a gigabyte for a thousand tokens.
+_MOST_HELD = 2 << 30
 
 Inputs = Mapping[str, Tensor]
 Outputs = Mapping[str, Tensor]
@@ -95,37 +93,38 @@ class Reference:
     def __init__(self, program: Program, samples: Sequence[Inputs]) -> None:
         self.program = program
         self.samples = [program.bind(**sample) for sample in samples]
-        self.outputs = [_named_outputs(program, sample) for sample in self.samples]
+        self.outputs: Sequence[Outputs] = _Returned(program, self.samples)
         self._real = [real_tokens(program, sample) for sample in self.samples]
-        self._last: tuple[Sequence[Outputs], Deviation] | None = None
+        self._last: tuple[Iterable[Outputs], Deviation] | None = None
 
     def compare(self, program: Program) -> Deviation:
         """Deviation of ``program``, whose inputs are the same, from this reference."""
-        return self.compare_outputs([_named_outputs(program, sample) for sample in self.samples])
+        return self.compare_outputs(_named_outputs(program, sample) for sample in self.samples)
 
-    def compare_outputs(self, outputs: Sequence[Outputs]) -> Deviation:
-        """Deviation of outputs by name, one mapping a sample, that were computed elsewhere."""
+    def compare_outputs(self, outputs: Iterable[Outputs]) -> Deviation:
+        """Deviation of outputs by name, one mapping a sample, that were computed elsewhere.
+
+        They are asked for one after another, and none is held on to: together they may be larger than memory.
+        """
         # The last pass and the whole pipeline are asked about the same outputs.
         if self._last is None or self._last[0] is not outputs:
             self._last = outputs, self._compared(outputs)
         return self._last[1]
 
-    def _compared(self, outputs: Sequence[Outputs]) -> Deviation:
-        compared: list[OutputDeviation] = []
-        missing: list[str] = []
+    def _compared(self, outputs: Iterable[Outputs]) -> Deviation:
+        logits = {spec.name: is_logits(self.program, spec.name) for spec in self.program.returned}
+        sums: dict[str, list[Sums]] = {name: [] for name in logits}
+        for want, got, real in zip(self.outputs, outputs, self._real, strict=True):
+            for name in list(sums):
+                pair = _lined_up(name, want, got, real.get(name))
+                if pair is None:
+                    del sums[name]
+                else:
+                    sums[name] += summed(*pair, logits[name])
         allowances = rounding_allowances(self.program)
-        for spec in self.program.returned:
-            rows = [
-                _lined_up(spec.name, want, got, real.get(spec.name))
-                for want, got, real in zip(self.outputs, outputs, self._real, strict=True)
-            ]
-            known = [pair for pair in rows if pair is not None]
-            if len(known) < len(rows):
-                missing.append(spec.name)
-            else:
-                logits = is_logits(self.program, spec.name)
-                compared.append(_compare(spec.name, known, logits, allowances[spec.name]))
-        return Deviation(tuple(compared), len(self.samples), tuple(missing))
+        compared = [_total(name, parts, logits[name], allowances[name]) for name, parts in sums.items()]
+        missing = tuple(name for name in logits if name not in sums)
+        return Deviation(tuple(compared), len(self.samples), missing)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -146,10 +145,39 @@ class Reference:
     def finite(self) -> bool:
         """Whether the reference itself is finite; without that nothing can be compared with it."""
         return all(
-            _within(_rows(value, real.get(name)), math.inf)
+            within(_rows(value, real.get(name)), math.inf)
             for sample, real in zip(self.outputs, self._real, strict=True)
             for name, value in sample.items()
         )
+
+
+class _Returned(Sequence[Outputs]):
+    """What a Program returns for every sample: held as far as there is room, else computed whenever it is asked for."""
+
+    def __init__(self, program: Program, samples: Sequence[Inputs]) -> None:
+        """Raises what the Program raises on any of them."""
+        self._program, self._samples = program, samples
+        self._held: dict[int, Outputs] = {}
+        room = _MOST_HELD
+        for number, sample in enumerate(samples):
+            outputs = _named_outputs(program, sample)
+            room -= sum(value.nbytes for value in outputs.values())
+            if room >= 0:
+                self._held[number] = outputs
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @overload
+    def __getitem__(self, place: int) -> Outputs: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Outputs]: ...
+    def __getitem__(self, place: int | slice) -> Outputs | Sequence[Outputs]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        number = range(len(self))[place]
+        held = self._held.get(number)
+        return _named_outputs(self._program, self._samples[number]) if held is None else held
 
 
 def is_logits(program: Program, output: str) -> bool:
@@ -212,26 +240,7 @@ def _rows(value: Tensor, real: Tensor | None) -> Tensor:
     return value.reshape(-1, features)
 
 
-def _within(value: Tensor, bound: float) -> bool:
-    """Whether every magnitude is below ``bound``; takes no second tensor of that size, too large for logits."""
-    if not value.numel() or not value.is_floating_point():
-        return True
-    low, high = value.aminmax()
-    return bool((low > -bound) & (high < bound))
-
-
-def _chunks(rows: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(rows, max(1, _CHUNK // max(1, rows.shape[-1])))
-
-
-def _compare(
-    name: str, rows: Iterable[tuple[Tensor, Tensor]], logits: bool, allowance: float
-) -> OutputDeviation:
-    parts = [
-        _Sums.of(*chunk, logits)
-        for want, got in rows
-        for chunk in zip(_chunks(want), _chunks(got), strict=True)
-    ]
+def _total(name: str, parts: Sequence[Sums], logits: bool, allowance: float) -> OutputDeviation:
     count = sum(p.rows for p in parts) or 1
     scale = max((p.scale for p in parts), default=0.0)
     max_abs = max((p.max_abs for p in parts), default=0.0)
@@ -253,117 +262,3 @@ def _ratio(part: float, whole: float) -> float:
     if math.isnan(part):
         return math.inf
     return part / whole if whole else (math.inf if part else 0.0)
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """Sums over some rows of one sample; ``cosine_distance``, ``kl`` and ``agreeing`` are not yet divided by rows."""
-
-    rows: int
-    cosine_distance: float
-    norm_squared: float
-    gap_squared: float
-    max_abs: float
-    scale: float
-    kl: float
-    agreeing: float
-    finite: bool
-
-    @staticmethod
-    def of(want: Tensor, got: Tensor, logits: bool) -> _Sums:
-        # Logits are hundreds of megabytes: every sweep over them that is left out here is seen in the compile time.
-        if torch.equal(want, got):
-            return _Sums._of_equal(want, logits)
-        exact = not want.is_floating_point()
-        agreeing = float(_same_top(want, got).sum()) if logits else 0.0
-        plain = _within(want, _FILLER) and _within(got, _FILLER)
-        want, got = want.double(), got.double()
-        gap, finite = got - want, True
-        kept_want, kept_got = want, got
-        if not plain:
-            # Infinities that agree differ by nothing; their difference would be NaN.
-            same = want == got
-            gap.masked_fill_(same, 0.0)
-            filler = same & ~(want.abs() < _FILLER)
-            kept_want, kept_got = (
-                want.masked_fill(filler | ~want.isfinite(), 0.0),
-                got.masked_fill(filler, 0.0),
-            )
-            finite = bool((got.isfinite() | same).all())
-        squares = torch.linalg.vecdot(kept_want, kept_want)
-        if exact:
-            distance = (gap != 0).double().mean(-1) if want.numel() else want.new_zeros(0)
-        else:
-            distance = _cosine_distance(
-                torch.linalg.vecdot(kept_want, kept_got), squares, torch.linalg.vecdot(kept_got, kept_got)
-            )
-        kl = 0.0
-        if logits:
-            # A class that the reference excludes adds nothing to its row, and a row of no numbers nothing at all.
-            counted = gap if plain else gap.masked_fill(want == -math.inf, 0.0)
-            kl = float(_divergence(want, got, counted).nan_to_num(nan=0.0, posinf=math.inf).sum())
-        return _Sums(
-            rows=want.shape[0],
-            cosine_distance=float(distance.sum()),
-            norm_squared=float(squares.sum()),
-            gap_squared=float(torch.linalg.vecdot(gap, gap).sum()),
-            max_abs=_magnitude(gap),
-            scale=_magnitude(kept_want),
-            kl=kl,
-            agreeing=agreeing,
-            finite=finite,
-        )
-
-    @staticmethod
-    def _of_equal(values: Tensor, logits: bool) -> _Sums:
-        # The common case of exact passes, without the dozen sweeps that a difference takes.
-        known = values.double()
-        if not _within(values, _FILLER):
-            known = known.masked_fill(~(known.abs() < _FILLER), 0.0)
-        return _Sums(
-            rows=values.shape[0],
-            cosine_distance=0.0,
-            norm_squared=float(torch.linalg.vecdot(known, known).sum()),
-            gap_squared=0.0,
-            max_abs=0.0,
-            scale=_magnitude(known),
-            kl=0.0,
-            agreeing=float(values.shape[0]) if logits else 0.0,
-            finite=True,
-        )
-
-
-def _magnitude(value: Tensor) -> float:
-    """The largest magnitude; NaN where a value is."""
-    if not value.numel():
-        return 0.0
-    low, high = value.aminmax()
-    return max(-float(low), float(high)) if not low.isnan() else math.nan
-
-
-def _cosine_distance(product: Tensor, want: Tensor, got: Tensor) -> Tensor:
-    """``1 - cos`` of every row; 0 between two zero vectors, 1 between a zero vector and another.
-
-    Args:
-        product: the two vectors' products; and each one's with itself.
-    """
-    cosine: Tensor = product / (want.sqrt() * got.sqrt()).clamp(min=torch.finfo(torch.float64).tiny)
-    return torch.where((want == 0) & (got == 0), 0.0, (1.0 - cosine).clamp(min=0.0))
-
-
-def _same_top(want: Tensor, got: Tensor) -> Tensor:
-    """Whether the reference's most likely class is one of the most likely, of every row."""
-    return got.take_along_dim(want.argmax(-1, keepdim=True), -1).squeeze(-1) == got.amax(-1)
-
-
-def _divergence(want: Tensor, got: Tensor, gap: Tensor) -> Tensor:
-    """KL of the distributions that rows of logits predict, from the reference's; ``gap`` is ``got - want``.
-
-    The difference of two log-probabilities is that of the logits and of the rows' normalisers.
-    """
-    high = want.amax(-1, keepdim=True)
-    weight = (want - high).exp_()
-    total = weight.sum(-1)
-    shift = torch.linalg.vecdot(weight, gap) / total
-    divergence: Tensor = got.logsumexp(-1) - (total.log() + high.squeeze(-1)) - shift
-    return divergence

@@ -65,7 +65,11 @@ class Storage:
     def __str__(self) -> str:
         told = [self._trial(trial) for trial in self.trials]
         before = f"; tried before: {'; '.join(told[:-1])}" if len(told) > 1 else ""
-        return f"weights {told[-1]} over {self.positions} positions, at most {self.most_loss:.0%}{before}"
+        # Two standard errors to either side hold the truth nineteen times of twenty.
+        few = ", too few to tell: calibrate on more text" if 2 * self.kept.error > self.most_loss else ""
+        return (
+            f"weights {told[-1]} over {self.positions} positions{few}, at most {self.most_loss:.0%}{before}"
+        )
 
     def _trial(self, trial: Trial) -> str:
         spread = f" ± {trial.error:.2%}" if trial.error else ""

@@ -29,8 +29,9 @@ _LEAST = 3
 def measure(executable: Executable, reference: Reference) -> Deviation:
     """How far the executable's outputs are from the reference's, over the reference's samples."""
     names = [spec.name for spec in executable.outputs]
-    outputs = [dict(zip(names, executable.run(sample), strict=True)) for sample in reference.samples]
-    return reference.compare_outputs(outputs)
+    return reference.compare_outputs(
+        dict(zip(names, executable.run(sample), strict=True)) for sample in reference.samples
+    )
 
 
 def check_agreement(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tersor.ir.capture import capture
 from tersor.ir.program import Program
+from tersor.passes import deviation
 from tersor.passes.deviation import Deviation, Reference, is_logits
 
 
@@ -28,6 +29,26 @@ def measured(
     want = [sample[name] for sample in reference.outputs]
     got = [value + change for value in want]
     return reference.compare_outputs([{name: value} for value in got]), want, got
+
+
+@pytest.mark.parametrize("room", [0, 2000])
+def test_outputs_that_there_is_no_room_for_are_computed_again(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three samples there is room for none, or for two."""
+    config = Config(padding=True, output="logits")
+    program = build(config)
+    other = replace(program, weights={name: w * 1.01 for name, w in program.weights.items()})
+    samples = [inputs_of(program, config, batch=2, tokens=7, seed=seed) for seed in range(3)]
+    held = Reference(program, samples)
+    monkeypatch.setattr(deviation, "_MOST_HELD", room)
+    again = Reference(program, samples)
+    assert again.compare(other) == held.compare(other)
+    assert not again.compare(other).is_rounding
+    assert again.finite
+    assert [sample.keys() for sample in again.outputs[1:]] == [sample.keys() for sample in held.outputs[1:]]
+    with pytest.raises(ValueError, match="shorter"):
+        again.compare_outputs(list(held.outputs)[:2])
 
 
 def test_a_program_does_not_deviate_from_itself() -> None:
