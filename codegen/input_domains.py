@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from tersor.ir.errors import InputError
-from tersor.ir.fillers import rows_of_fillers
+from tersor.ir.fillers import rows_of_fillers, runs_of
 from tersor.ir.program import Program, TensorSpec
 
 from .index_limits import index_limits
@@ -45,7 +45,10 @@ class InputDomain:
             empty = rows_of_fillers(value, self.fillers)
             if bool(empty.any()):
                 row = "[" + ", ".join(map(str, empty.nonzero()[0].tolist())) + "]"
-                told = " and ".join(map(str, self.fillers))
+                runs = runs_of(self.fillers)
+                told = " and ".join(
+                    f"{a} to {b}" if b > a + 1 else " and ".join(map(str, sorted({a, b}))) for a, b in runs
+                )
                 raise InputError(
                     f"row {row} of input {self.input!r} holds nothing but {told} ({_WHY[self.reason]})"
                 )

@@ -11,3 +11,14 @@ from torch import Tensor
 def rows_of_fillers(value: Tensor, fillers: Sequence[int]) -> Tensor:
     """Bool ``[batch, ...]`` for ``value [batch, ..., tokens]``: whether a row is made of ``fillers`` alone."""
     return torch.stack([value == filler for filler in fillers]).any(0).all(-1)
+
+
+def runs_of(fillers: Sequence[int]) -> list[tuple[int, int]]:
+    """The first and the last of all numbers that follow one another, ascending: 0, 1, 2, 7 are two runs."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(fillers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = runs[-1][0], number
+        else:
+            runs.append((number, number))
+    return runs

@@ -112,8 +112,10 @@ def _items(hint: Any, item: Any, text: str) -> Sequence[Any]:
         except ValueError:
             raise ValueError(type_text(hint)) from None
     first, last = int(span[1]), int(span[2])
-    if not first <= last < first + _LONGEST_RANGE:
+    if not first <= last:
         raise ValueError(f"{type_text(hint)} (a range goes upwards)")
+    if last >= first + _LONGEST_RANGE:
+        raise ValueError(f"{type_text(hint)} (a range holds {_LONGEST_RANGE} numbers at most)")
     return range(first, last + 1)
 
 

@@ -145,13 +145,14 @@ class OptimizedModel:
         """Write the artifact folder, whole or not at all, with its certificate; see ``tersor.artifact``.
 
         Raises:
-            InputError: ``out`` holds files that are no part of an artifact, or cannot be written.
+            InputError: ``out`` is no path, or holds files that are no part of an artifact, or cannot be written.
         """
+        place = check_output(out)
         if self._source is None:
-            self._copy(check_output(out))
+            self._copy(place)
             return
         artifact.write(
-            Path(out),
+            place,
             source=self._source,
             program=self.program,
             executable=self.session.executable,
@@ -250,6 +251,8 @@ def load(folder: str | os.PathLike[str], *, check: bool = True, **options: Any) 
         raise InputError(
             f"{folder!r} names no folder: give the path that save() or `tersor convert` wrote to"
         )
+    if not os.fspath(folder):
+        raise InputError("the folder's name is empty: give the path that save() or `tersor convert` wrote to")
     path = Path(folder).resolve()
     manifest = read_manifest(path)
     if check:

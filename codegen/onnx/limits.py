@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from tersor.codegen.index_limits import index_limits
 from tersor.codegen.input_domains import input_domains
+from tersor.ir.fillers import runs_of
 from tersor.ir.program import Program
 
 from .emitter import Emitter
@@ -55,15 +56,22 @@ def refusing(e: Emitter, program: Program, name: str, value: ir.Value) -> ir.Val
         low = 0
     if low is not None or high is not None:
         result = bounded(e, result, e.op("Cast", value, to=_INT64), low, high, f"{name} out of its domain")
-    for fillers in program.fillers.get(name, ()):
-        given = e.op("Cast", value, to=_INT64)
-        real = [e.op("Cast", e.op("Not", e.op("Equal", given, e.const(n))), to=_INT64) for n in fillers]
+    sets = program.fillers.get(name, ())
+    numbers = e.op("Cast", value, to=_INT64) if sets else value
+    for fillers in sets:
+        real = [e.op("Cast", _outside(e, numbers, *run), to=_INT64) for run in runs_of(fillers)]
         all_real = real[0] if len(real) == 1 else e.op("Min", *real)
         counts = e.op("ReduceSum", all_real, e.ints([-1]), keepdims=0)
         result = bounded(e, result, counts, 1, None, f"a row of {name} without a token")
     if result is not value:
         e.annotate(result, e.fake(value))
     return result
+
+
+def _outside(e: Emitter, numbers: ir.Value, low: int, high: int) -> ir.Value:
+    if low == high:
+        return e.op("Not", e.op("Equal", numbers, e.const(low)))
+    return e.op("Or", e.op("Less", numbers, e.const(low)), e.op("Greater", numbers, e.const(high)))
 
 
 def bounded(

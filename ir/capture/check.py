@@ -106,10 +106,11 @@ class Computed:
         try:
             outputs = program.run(bound)
         except (RuntimeError, ValueError, IndexError) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = " ".join(str(error).split("While executing")[0].split())[:300]
             raise CaptureError(
                 f"the captured graph rejects inputs {sizes}, which the model takes ({reason}): a size was fixed while "
-                "tracing. Take it from the tensor's shape in the model, or pass dynamic={} to fix all sizes"
+                "tracing. Take it from the tensor's shape in the model; name it in dynamic for every input that has "
+                "it; or pass dynamic={} to fix all sizes"
             ) from error
         # What a model computes at padding is nobody's result: a row that sees nothing is a mean in one kernel and zero
         # in another.

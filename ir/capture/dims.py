@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -96,7 +97,13 @@ def _explicit(inputs: Mapping[str, Tensor], dynamic: Any) -> Dims:
                 raise InputError(
                     f"dynamic names dim {dim} of {name!r}, which has shape {list(inputs[name].shape)}"
                 )
-    return {name: {int(d): str(label) for d, label in dynamic.get(name, {}).items()} for name in inputs}
+            label = dims[dim]
+            if not isinstance(label, str) or not label.isidentifier() or iskeyword(label):
+                raise InputError(
+                    f"dynamic calls dim {dim} of {name!r} {label!r}: give it a name of letters, digits and _, as in "
+                    '{0: "batch"}'
+                )
+    return {name: {int(d): label for d, label in dynamic.get(name, {}).items()} for name in inputs}
 
 
 def check_dynamic(program: Program, dims: Dims) -> None:

@@ -5,9 +5,10 @@ A query that sees no key gives zeros in a Program.  Where finite numbers hide ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from functools import partial
+from itertools import combinations
 from typing import Any
 
 import networkx as nx
@@ -23,12 +24,14 @@ from ..raising._cone import Cone
 from ..raising._scores import LOW
 from ..structure import Structure
 from .check import Rows, compare_on
-from .padded import likely_fillers, mask_inputs, padded, run_on, telling, told_by
+from .padded import holds, likely_fillers, mask_inputs, padded, run_on, telling, told_by
 
 # Differences that are less than this share of an output's largest number are none, and rounding may be so many times
 # what it is where the Program is known to be right.
 _NOTHING = 1e-5
 _AS_FAR = 4
+# Numbers that may lie between two that stand for no token, and do so too.
+_SPAN = 256
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class EmptyRow:
     """The example with a last row that attention sees nothing in.
 
     Attributes:
-        input: what hides it, by holding nothing but ``filler`` there.
+        input: what hides it, by holding nothing but ``fillers`` there.
         inputs: the example so changed.
         row: it alone, padding and all.
         others: the rows that count, where there is nothing but hidden tokens in this one; None where it counts too.
@@ -44,7 +47,7 @@ class EmptyRow:
     """
 
     input: str
-    filler: int
+    fillers: tuple[int, ...]
     inputs: Mapping[str, Tensor]
     row: Rows
     others: Rows | None
@@ -99,7 +102,7 @@ def refusing_empty_rows(program: Program, model: Callable[..., Any], all_rows: b
     Args:
         all_rows: also where nothing but hidden tokens is in it, which are padding where the model says so.
     """
-    fillers: dict[str, set[int]] = {}
+    wrong: dict[str, list[tuple[int, ...]]] = {}
     for row in program.analysis(_empty_rows):
         if (row.others is not None and not all_rows) or row.across:
             continue
@@ -112,8 +115,8 @@ def refusing_empty_rows(program: Program, model: Callable[..., Any], all_rows: b
         except CaptureError:
             same = False
         if not same:
-            fillers.setdefault(row.input, set()).add(row.filler)
-    known = {name: _sets(program, name, sorted(numbers)) for name, numbers in fillers.items()}
+            wrong.setdefault(row.input, []).append(row.fillers)
+    known = {name: _widest(sets) for name, sets in wrong.items()}
     for name, sets in list(known.items()):
         if any(bool(rows_of_fillers(program.example_inputs[name], s).any()) for s in sets):
             if all_rows:
@@ -124,18 +127,9 @@ def refusing_empty_rows(program: Program, model: Callable[..., Any], all_rows: b
     return program if not known else replace(program, fillers=program.fillers | known)
 
 
-def _sets(program: Program, name: str, numbers: list[int]) -> tuple[tuple[int, ...], ...]:
-    """All of the numbers together where rows of several of them are without tokens too, else each by itself."""
-    mixed = program.example_inputs[name].clone()
-    line = mixed.flatten(0, -2)[-1]
-    line.copy_(torch.tensor(numbers, dtype=line.dtype)[torch.arange(len(line)) % len(numbers)])
-    told = telling(program)
-    try:
-        now = evaluate(program, told, program.bind(**(dict(program.example_inputs) | {name: mixed})))
-    except (RuntimeError, IndexError):
-        return tuple((number,) for number in numbers)
-    together = any(map(_sees_nothing, now.values()))
-    return (tuple(numbers),) if together else tuple((number,) for number in numbers)
+def _widest(sets: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    """Those that are no part of another."""
+    return tuple(one for one in sorted(set(sets)) if not any(set(one) < set(other) for other in sets))
 
 
 def _noise(result: Any) -> float:
@@ -156,23 +150,56 @@ def _empty_rows(program: Program) -> list[EmptyRow]:
         given = example.get(name) if node in above and node.op == "placeholder" else None
         if given is None or given.is_floating_point() or given.dim() < 2 or not given.numel():
             continue
-        for filler, across in product(numbers, (False, True) if given.dim() == 2 else (False,)):
-            changed = given.clone()
-            (changed.T if across else changed.flatten(0, -2))[-1] = filler
-            inputs = dict(example) | {name: changed}
-            try:
-                now = evaluate(program, told, program.bind(**inputs))
-            except (RuntimeError, IndexError):
-                continue  # Such as an id that is none of the table's.
-            if any(map(_sees_nothing, now.values())):
-                shape = specs[name].shape
-                # What is of the same rows and tokens is padding with them.
-                hidden = alone and len(shape) == 2 and all(s.shape[:2] == shape for s in specs.values())
+        shape = specs[name].shape
+        # What is of the same rows and tokens is padding with them.
+        hidden = alone and len(shape) == 2 and all(s.shape[:2] == shape for s in specs.values())
+        for across in (False, True) if given.dim() == 2 else (False,):
+            row = partial(_with_row, given, across=across)
+
+            def empties(fillers: Sequence[int], name: str = name, row: Any = row) -> bool:
+                changed = row(fillers)
+                if changed is None:
+                    return False
+                try:
+                    now = evaluate(program, told, program.bind(**(dict(example) | {name: changed})))
+                except (RuntimeError, IndexError):
+                    return False  # Such as an id that is none of the table's.
+                return any(map(_sees_nothing, now.values()))
+
+            for fillers in _combined(numbers, empties):
+                changed = row(fillers)
                 last = torch.arange(len(changed)) == len(changed) - 1
-                row, others = Rows(shape[0], last, padding=True), Rows(shape[0], ~last)
+                this, others = Rows(shape[0], last, padding=True), Rows(shape[0], ~last)
                 counts = None if not hidden or across else others
-                found.append(EmptyRow(name, filler, inputs, row, counts, across))
+                found.append(EmptyRow(name, fillers, dict(example) | {name: changed}, this, counts, across))
     return found
+
+
+def _with_row(given: Tensor, fillers: Sequence[int], across: bool) -> Tensor | None:
+    """``given``, the last row of which is ``fillers`` in turns; None where its dtype has no such number."""
+    if not all(holds(given.dtype, filler) for filler in fillers):
+        return None
+    changed = given.clone()
+    line = (changed.T if across else changed.flatten(0, -2))[-1]
+    line.copy_(torch.tensor(fillers)[torch.arange(len(line)) % len(fillers)])
+    return changed
+
+
+def _combined(numbers: Sequence[int], empties: Callable[[Sequence[int]], bool]) -> list[tuple[int, ...]]:
+    """Of ``numbers``, what makes a row without tokens: each by itself, and together.
+
+    Where all of them do together, so may what lies between them, as in ``ids < 4``.
+    """
+    single = [number for number in numbers if empties((number,))]
+    if len(single) < 2:
+        return [(number,) for number in single]
+    if empties(single):
+        between = range(min(single), min(max(single), min(single) + _SPAN) + 1)
+        wide = sorted({*single, *(n for n in between if n not in single and empties((n,)))})
+        mixed = [tuple(wide) if empties(wide) else tuple(sorted(single))]
+    else:
+        mixed = [pair for pair in combinations(sorted(single), 2) if empties(pair)]
+    return [*((number,) for number in single), *mixed]
 
 
 def _sees_nothing(told: Tensor) -> bool:

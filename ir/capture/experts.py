@@ -18,14 +18,29 @@ NAME = "tersor_dense"
 
 
 @contextmanager
-def dense_experts(model: nn.Module) -> Iterator[None]:
-    """Within the block, every experts module of ``model`` that asks transformers' interface runs densely."""
+def dense_experts(model: nn.Module) -> Iterator[set[str]]:
+    """Within the block, every experts module of ``model`` that asks transformers' interface runs densely.
+
+    Yields:
+        a line of what that costs, for each number of experts that ran so.
+    """
+    told: set[str] = set()
     try:
         from transformers.integrations.moe import ExpertsInterface
     except ImportError:
-        yield
+        yield told
         return
-    ExpertsInterface.register(NAME, dense_forward)
+
+    def run(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        count, chosen = _count(experts), int(top_k_index.shape[-1])
+        if count > chosen:
+            told.add(
+                f"every token runs through all {count} experts, of which the model runs {chosen}: these layers take "
+                f"{count / chosen:g} times the model's FLOPs, and are slower than the model where that counts"
+            )
+        return dense_forward(experts, hidden_states, top_k_index, top_k_weights)
+
+    ExpertsInterface.register(NAME, run)
     configs = {id(c): c for m in model.modules() if (c := getattr(m, "config", None)) is not None}
     before = [
         (config, config._experts_implementation_internal)
@@ -35,7 +50,7 @@ def dense_experts(model: nn.Module) -> Iterator[None]:
     try:
         for config, _ in before:
             config._experts_implementation_internal = NAME
-        yield
+        yield told
     finally:
         for config, implementation in before:
             config._experts_implementation_internal = implementation
@@ -43,9 +58,7 @@ def dense_experts(model: nn.Module) -> Iterator[None]:
 
 def dense_forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """transformers' experts function: ``[tokens, width]`` in and out, routing ``[tokens, k]``."""
-    first = experts.gate_up_proj if experts.has_gate else experts.up_proj
-    count = first.shape[0]
-    one_hot = nn.functional.one_hot(top_k_index, count).to(top_k_weights.dtype)
+    one_hot = nn.functional.one_hot(top_k_index, _count(experts)).to(top_k_weights.dtype)
     routing = (one_hot * top_k_weights[:, :, None]).sum(1)
     inner = _per_expert(experts, "gate_up_proj" if experts.has_gate else "up_proj", hidden_states[None])
     inner = experts._apply_gate(inner) if experts.has_gate else experts.act_fn(inner)
@@ -54,6 +67,10 @@ def dense_forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_
         outer = experts.post_expert_norm(outer)
     mixed: Tensor = (outer * routing.transpose(0, 1)[:, :, None]).sum(0)
     return mixed.to(hidden_states.dtype)
+
+
+def _count(experts: Any) -> int:
+    return int((experts.gate_up_proj if experts.has_gate else experts.up_proj).shape[0])
 
 
 def _per_expert(experts: Any, name: str, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from types import FrameType
 import torch
 from torch import fx, nn
 
+# Of what a module is made with, in messages.
+_LONGEST_TOLD = 60
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in .*\n\s*(.*)')
 
 
@@ -23,12 +26,23 @@ def locate(error: BaseException, model: nn.Module) -> str:
         file = frame.f_code.co_filename
         owner = frame.f_locals.get("self")
         if id(owner) in names and names[id(owner)]:
-            module_text = f" in {names[id(owner)]} ({type(owner).__name__})"
+            module_text = f" in {names[id(owner)]} ({_kind(owner)})"
         if Path(file).is_file() and not is_foreign(file):
-            place = f" at {file}:{line} ({linecache.getline(file, line).strip()})"
+            code = linecache.getline(file, line).strip()
+            open_end = " ..." if code.count("(") > code.count(")") else ""
+            place = f" at {file}:{line} ({code}{open_end})"
     lines = [text for text in str(error).strip().splitlines() if text.strip()]
     reason = lines[0].strip().rstrip(".") if lines else type(error).__name__
     return f"{reason}, raised{module_text}{place}" if module_text or place else reason
+
+
+def _kind(module: nn.Module) -> str:
+    """Its class, and of PyTorch's own what it is made with: how many rows a table has."""
+    own = is_foreign(inspect.getfile(type(module)))
+    told = module.extra_repr() if own else ""
+    return (
+        f"{type(module).__name__}({told})" if told and len(told) <= _LONGEST_TOLD else type(module).__name__
+    )
 
 
 def innermost(error: BaseException, model: nn.Module) -> nn.Module | None:

@@ -110,9 +110,21 @@ def run_model(
         raise
     except Exception as error:
         raise InputError(
-            f"{type(model).__name__} rejects the example inputs: {locate(error, model)}"
+            f"{type(model).__name__} rejects the example inputs, {_told(inputs)}: {locate(error, model)}"
         ) from error
     return output, structure_of(output, type(model).__name__)
+
+
+def _told(inputs: Mapping[str, Tensor]) -> str:
+    """Shapes, dtypes and, of whole numbers, the least and the largest."""
+    texts = []
+    for name, value in inputs.items():
+        span = ""
+        whole = not (value.is_floating_point() or value.is_complex() or value.is_meta)
+        if whole and value.numel():
+            span = f" of {int(value.min())} to {int(value.max())}"
+        texts.append(f"{name} {str(value.dtype).removeprefix('torch.')} {list(value.shape)}{span}")
+    return ", ".join(texts)
 
 
 def call_model(model: nn.Module, fixed: Mapping[str, Any], **inputs: Tensor) -> Any:

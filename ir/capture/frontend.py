@@ -30,6 +30,7 @@ from .inputs import (
     lengthen_single_sizes,
     repeat_single_rows,
     suggested_inputs,
+    swallowed,
     tokens_first,
 )
 from .keywords import spelled_out
@@ -90,6 +91,7 @@ def _from_module(
         inputs = {name: tensor.cpu() for name, tensor in inputs.items()}
         stack.enter_context(packed_as_called(model, partial(call_model, model, fixed, **inputs)))
         stack.enter_context(cache_free(model))
+        unnamed = swallowed(model, inputs)
         stack.enter_context(spelled_out(model, [*inputs, *fixed]))
         notes = tuple(f"{name} is fixed at {value!r}, as it was given" for name, value in fixed.items())
         if dynamic == "auto" or dynamic:
@@ -105,13 +107,15 @@ def _from_module(
         if before.rebuilt():
             # For inputs such as these: what it makes of others is in the model as it was found.
             before.restore()
+        experts: set[str] = set()
         with ExitStack() as dialect:
             if is_huggingface(model):
                 dialect.enter_context(semantic_attention(model))
-                dialect.enter_context(dense_experts(model))
+                experts = dialect.enter_context(dense_experts(model))
             facts = replace(source.facts, fixed=fixed)
             request = Request(model, inputs, structure, dims, fixed, facts, may_fix=dynamic == "auto")
             candidates = list(exported(request))
+            notes += tuple(sorted(experts))
         call = partial(call_model, model, fixed)
         rename = named_by_attention if dynamic == "auto" else None
         for program in candidates:
@@ -127,6 +131,10 @@ def _from_module(
                 continue
             if own or _takes(program, inputs):
                 break
+        read = {str(node.target) for node in program.graph.nodes if node.op == "placeholder" and node.users}
+        for name, message in unnamed.items():
+            if name not in read:
+                raise InputError(message)
         notes += tuple(explain_fused_layers(program, model, call, fused, samples))
         if notes:
             program.notes["capture"] = [*notes, *program.notes.get("capture", ())]
@@ -188,7 +196,7 @@ def _raised(
 
     def compared(found: Program, own_masks: bool = False) -> Program:
         found = found.with_facts(deviation=compare_with_model(found, expected, model))
-        found = refusing_empty_rows(with_untraced_sizes(found, model), model, own_masks)
+        found = with_untraced_sizes(refusing_empty_rows(found, model, own_masks), model)
         return _as_on_samples(found, model, samples)
 
     short = raised(False)

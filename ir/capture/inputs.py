@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from keyword import iskeyword
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,7 +43,7 @@ def bind_example(model: nn.Module, given: Any) -> tuple[dict[str, Tensor], dict[
     """
     parameters = _parameters(model)
     values: dict[str, Any]
-    if isinstance(given, Tensor):
+    if isinstance(given, Tensor | np.ndarray):
         given = (given,)
     if isinstance(given, Mapping):
         # In the order of the signature, however the mapping was filled: inputs may be given by position later.
@@ -68,6 +70,7 @@ def bind_example(model: nn.Module, given: Any) -> tuple[dict[str, Tensor], dict[
             f"input {unwritable[0]!r} is no name that Python can write: wrap the model in a module whose forward names "
             "its inputs"
         )
+    values = {name: _as_tensor(name, value) for name, value in values.items()}
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     fixed = {name: v for name, v in values.items() if not isinstance(v, Tensor) and v is not None}
     for name, value in fixed.items():
@@ -81,6 +84,35 @@ def bind_example(model: nn.Module, given: Any) -> tuple[dict[str, Tensor], dict[
             f"example_inputs holds no tensor; {_signature_text(model)} needs at least one tensor input"
         )
     return {name: tensor.detach() for name, tensor in tensors.items()}, fixed
+
+
+def _as_tensor(name: str, value: Any) -> Any:
+    """An array, or a list of numbers, as a tensor; what is neither, as it is."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if not isinstance(value, np.ndarray | list):
+        return value
+    if isinstance(value, list) and any(isinstance(item, Tensor) for item in value):
+        return value
+    try:
+        return torch.as_tensor(value.copy() if isinstance(value, np.ndarray) else value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(
+            f"input {name!r} is a {type(value).__name__} of which no tensor can be made "
+            f"({' '.join(str(error).split())}): give a tensor, an array or a list of numbers"
+        ) from error
+
+
+def swallowed(model: nn.Module, inputs: Iterable[str]) -> dict[str, str]:
+    """What to say of inputs that only ``**kwargs`` of ``forward`` takes, if nothing reads them."""
+    known = _parameters(model)
+    messages = {}
+    for name in inputs:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            mend = f"did you mean {near[0]!r}?" if near else "leave it out"
+            messages[name] = f"{_signature_text(model)} has no input {name!r}, and nothing reads it: {mend}"
+    return messages
 
 
 def tokens_first(model: nn.Module) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice, product
 from typing import Any
 
@@ -121,8 +122,18 @@ def likely_fillers(program: Program, told: Iterable[fx.Node]) -> list[int]:
     """Numbers that may stand for padding: those that masks are made with."""
     cones = [Cone.above(program, node) for node in told]
     literals = {int(n) for cone in cones if cone is not None for n in cone.literals if float(n).is_integer()}
-    # Ids and masks are no numbers such as scores are hidden by.
-    return sorted({0, 1, *(n for n in literals if n > LOW)}, key=abs)[:_FILLERS]
+    # Ids and masks are no numbers such as scores are hidden by; and what ids are below, is none of them itself.
+    given = sorted({0, 1, *(n for n in literals if n > LOW)}, key=abs)
+    below = sorted({n - 1 for n in literals if n > 0} - set(given))
+    return [*given, *below][:_FILLERS]
+
+
+def holds(dtype: torch.dtype, number: int) -> bool:
+    """Whether a tensor of whole numbers or truth values may hold it."""
+    if dtype == torch.bool:
+        return number in (0, 1)
+    limits = torch.iinfo(dtype)
+    return limits.min <= number <= limits.max
 
 
 def _changed(given: Tensor, fillers: Iterable[float], told: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -131,7 +142,7 @@ def _changed(given: Tensor, fillers: Iterable[float], told: Iterable[Tensor]) ->
     if given.dim() == 2:
         # A float mask is 1 and 0, or it is added to scores.
         some = (0, -torch.inf) if given.is_floating_point() else fillers
-        for filler in (n for n in some if n >= 0 or given.dtype.is_signed):
+        for filler in some if given.is_floating_point() else filter(partial(holds, given.dtype), fillers):
             others = given[given != filler]
             # What is padding in the example is real in some of these.
             real = given if not others.numel() else torch.where(given == filler, others.flatten()[0], given)

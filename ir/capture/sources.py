@@ -41,6 +41,11 @@ def find_source(model_or_path: Any) -> Source:
             "timm:NAME@weights.safetensors or module.path:factory"
         )
     text, path = str(model_or_path), Path(model_or_path)
+    if not str(model_or_path):
+        # An empty path is the working folder, which nobody means who says nothing.
+        raise InputError(
+            "the model's name is empty: give a model folder, a .pt2 archive or module.path:factory"
+        )
     if text.startswith("timm:"):
         from .timm import load_timm
 

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from itertools import chain, pairwise
+from itertools import chain, pairwise, product
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import CaptureError
+from ..fillers import rows_of_fillers
 from ..program import Program
 from .check import compare_with_model, nests_as
 from .conditions import intersect
 from .dims import BATCH, example_at
 from .export import UNTRACED
-from .padded import padded, run_on
+from .padded import holds, likely_fillers, padded, run_on, telling
 
-# Up to such a size other batches are tried too.
+# Up to such a size more rows than the example has are tried too.
 _SMALL = 128
 
 
@@ -78,7 +79,7 @@ def _as_model(program: Program, model: Callable[..., Any], name: str, size: int)
     shown = False
     tried: list[Mapping[str, Tensor]] = []
     given = [trial.example_inputs for trial in trials]
-    for inputs in chain(given, *map(padded, trials), *map(_varied, given)):
+    for inputs in chain(given, *map(padded, trials), _varied(trials[0]) if trials else ()):
         # One token is not padded in six ways.
         if any(_same(inputs, other) for other in tried):
             continue
@@ -99,19 +100,27 @@ def _as_model(program: Program, model: Callable[..., Any], name: str, size: int)
     return shown or None
 
 
-def _varied(inputs: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """A single input with other numbers in it: ids that may stand for padding, on either side and anywhere."""
-    if len(inputs) > 1:
-        return
-    ((name, value),) = inputs.items()
-    if value.is_floating_point() or value.dim() != 2:
-        return
-    half = value.shape[1] // 2
-    for filler in (0, 1):
-        for place in (slice(None, half), slice(half, None), slice(None, None, 2)):
+def _varied(program: Program) -> Iterator[dict[str, Tensor]]:
+    """The example with other numbers in one input, which may stand for padding, on either side and anywhere.
+
+    What is refused for a row without tokens says nothing of a size.
+    """
+    example = program.example_inputs
+    fillers = likely_fillers(program, telling(program))
+    for name, value in example.items():
+        floats = value.is_floating_point()
+        if value.dim() not in ((2, 3) if floats else (2,)):
+            continue
+        half = value.shape[1] // 2
+        # Other inputs may go together with this one, in ways that nobody knows.
+        some = [n for n in fillers if len(example) == 1 or n in (0, 1)]
+        numbers = [0] if floats else [n for n in some if holds(value.dtype, n)]
+        for filler, place in product(numbers, (slice(None, half), slice(half, None), slice(None, None, 2))):
             changed = value.clone()
             changed[:, place] = filler
-            yield {name: changed}
+            refused = program.fillers.get(name, ())
+            if not any(bool(rows_of_fillers(changed, one).any()) for one in refused):
+                yield dict(example) | {name: changed}
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
@@ -119,10 +128,13 @@ def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 
 def _batches(program: Program, size: int) -> list[dict[str, int]]:
-    """The example's rows, one row, and more rows than the example has, as far as batches may vary."""
+    """The example's rows, one row, and more rows than the example has, as far as batches may vary.
+
+    What is computed of a long table is large: of a few rows then.
+    """
     rows = program.sizes().get(BATCH)
     if rows is None:
         return [{}]
     low, high = program.ranges.get(BATCH, (1, None))
-    counts = dict.fromkeys((rows, 1, 2 * rows + 1) if size <= _SMALL else (rows,))
+    counts = dict.fromkeys((rows, 1, 2 * rows + 1) if size <= _SMALL else (min(rows, 2), 1))
     return [{BATCH: count} for count in counts if low <= count and (high is None or count <= high)]

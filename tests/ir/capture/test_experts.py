@@ -38,3 +38,8 @@ def test_the_captured_graph_has_no_rank_that_depends_on_values():
     symbolic = [size for shape in shapes for size in shape if isinstance(size, torch.SymInt)]
     used = {str(symbol) for size in symbolic for symbol in size.node.expr.free_symbols}
     assert used <= set(program.symbols)
+
+
+def test_what_running_all_experts_costs_is_told():
+    (note,) = capture(small_mixtral()).notes["capture"]
+    assert "all 5 experts, of which the model runs 2: these layers take 2.5 times the model's FLOPs" in note

@@ -121,7 +121,12 @@ def test_a_named_dim_that_the_model_fixes_is_an_error():
 
 @pytest.mark.parametrize(
     ("dynamic", "message"),
-    [({"y": {0: "batch"}}, "names input 'y'"), ({"x": {3: "batch"}}, "names dim 3"), ("all", 'pass "auto"')],
+    [
+        ({"y": {0: "batch"}}, "names input 'y'"),
+        ({"x": {3: "batch"}}, "names dim 3"),
+        ("all", 'pass "auto"'),
+        *(({"x": {0: label}}, "give it a name of letters") for label in ("", None, 3, "batch*2", "for")),
+    ],
 )
 def test_a_wrong_dynamic_is_named(dynamic, message):
     with pytest.raises(InputError, match=message):
@@ -138,6 +143,7 @@ def test_a_wrong_dynamic_is_named(dynamic, message):
         ({"x": torch.randn(2, 5, 9)}, "rejects the example inputs"),
         ((torch.zeros(1),) * 4, "4 inputs given"),
         (7, "pass a mapping"),
+        ({"x": [["a"]]}, "is a list of which no tensor can be made"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(given, message):
@@ -296,6 +302,32 @@ def test_inputs_that_go_into_kwargs_are_captured_by_name():
     assert "forward" not in vars(model)
     with pytest.raises(InputError, match="'a/b' is no name that Python can write: wrap the model"):
         capture(model, {"x": torch.randn(2, 5), "a/b": torch.randn(2, 5)})
+
+
+def test_a_misspelt_input_that_nothing_reads_is_named(tiny_bert):
+    ids = torch.randint(50, (2, 6))
+    meant = r"'attention_msk', and nothing reads it: did you mean 'attention_mask'\?"
+    with pytest.raises(InputError, match=meant):
+        capture(tiny_bert, {"input_ids": ids, "attention_msk": torch.ones_like(ids)})
+    with pytest.raises(InputError, match="'zzz', and nothing reads it: leave it out"):
+        capture(tiny_bert, {"input_ids": ids, "zzz": torch.ones_like(ids)})
+
+
+def test_arrays_and_lists_are_inputs(tiny_bert):
+    ids = torch.randint(50, (2, 6))
+    program = capture(tiny_bert, {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).tolist()})
+    assert [spec.shape for spec in program.inputs] == [("batch", "tokens")] * 2
+    assert capture(tiny_bert, ids.numpy()[:, ::-1]).inputs[0].name == "input_ids"
+
+
+def test_inputs_that_the_model_rejects_are_told(tiny_bert):
+    told = (
+        r"input_ids int64 \[2, 6\] of 7 to 5000: index out of range in self, raised in \S+ \(Embedding\(\d+, "
+    )
+    ids = torch.full((2, 6), 7)
+    ids[0, 0] = 5000
+    with pytest.raises(InputError, match=told):
+        capture(tiny_bert, {"input_ids": ids})
 
 
 def test_dims_that_are_one_to_the_model_need_one_name():

@@ -322,3 +322,71 @@ def test_rows_of_both_segments_are_taken_where_rows_of_one_are_not(target: str) 
     for segment in (0, 1):
         example["types"][1] = segment
         assert_right_or_refused(fast, model, example)
+
+
+class Special(nn.Module):
+    """Ids below 4 are hidden; of them the first of a row may be one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(64, WIDTH)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids)
+        return attended(x, x, ids >= 4, -1e9)[:, 0]
+
+
+@pytest.mark.parametrize("row", [[2] * 6, [0, 1, 2, 3, 2, 1]])
+def test_numbers_between_those_that_are_written_are_refused_too(row: list[int], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Special().eval()
+    fast = tersor.optimize_model(
+        model, [], "onnx", example_inputs={"ids": torch.randint(4, 64, (2, 6))}, require_speedup=False
+    )
+    assert fast.program.fillers == {"ids": ((0, 1, 2, 3),)}
+    ids = torch.randint(4, 64, (2, 6))
+    ids[1, 1:] = 2
+    torch.testing.assert_close(fast(ids=ids), model(ids), atol=1e-5, rtol=1e-5)
+    ids[1] = torch.tensor(row)
+    with pytest.raises(InputError, match=r"row \[1\] of input 'ids' holds nothing but 0 to 3 "):
+        fast(ids=ids)
+    fast.export_onnx(tmp_path / "model.onnx")
+    session = runtime().InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    with pytest.raises(Exception, match="a row of ids without a token"):
+        session.run(None, {"ids": ids.numpy()})
+
+
+class TwoPaddings(nn.Module):
+    """Layers that hide different ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(64, WIDTH)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids)
+        x = x + attended(x, x, (ids != 0) & (ids != 1), -1e9)
+        return (x + attended(x, x, ids != 3, -1e9))[:, 0]
+
+
+def test_rows_of_two_that_one_layer_hides_are_refused() -> None:
+    torch.manual_seed(0)
+    program = capture(TwoPaddings().eval(), {"ids": torch.randint(4, 64, (2, 6))})
+    assert program.fillers == {"ids": ((0, 1), (3,))}
+
+
+class OfQueries(Encoder):
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        assert mask is not None
+        x = self.table(ids)
+        hidden = torch.zeros(mask.shape).masked_fill(mask == 0, -1e9)
+        return (x @ x.transpose(1, 2) / 4 + hidden).softmax(-1) @ x
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool])
+def test_masks_of_any_width_are_tried(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = OfQueries(True).eval()
+    ids, mask = torch.randint(4, 64, (2, 7)), torch.ones(2, 7, 7).tril().to(dtype)
+    program = capture(model, {"ids": ids, "mask": torch.ones_like(mask)})
+    torch.testing.assert_close(program(ids=ids, mask=mask), model(ids, mask), atol=1e-5, rtol=1e-5)

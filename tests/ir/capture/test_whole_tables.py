@@ -257,3 +257,93 @@ def test_ids_that_stand_for_padding_are_tried() -> None:
         except InputError:
             continue
         torch.testing.assert_close(found[:, :9], model(text)[:, :9], atol=1e-5, rtol=1e-5)
+
+
+class Padded(Decoder):
+    """A classifier that is told what is padding by the ids themselves, and does without that at its full length."""
+
+    def __init__(self, padding: int, unmasked: bool = False) -> None:
+        super().__init__()
+        self.padding, self.unmasked = padding, unmasked
+        self.places = nn.Parameter(torch.randn(LENGTH, WIDTH))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.tokens(ids) + self.places[: ids.shape[1]]
+        scores = x @ x.transpose(1, 2)
+        if not self.unmasked or ids.shape[1] < LENGTH:
+            scores = scores + (ids == self.padding)[:, None].float() * -1e9
+        return (scores.softmax(-1) @ x)[:, 0]
+
+
+@pytest.mark.parametrize("padding", [0, 1, 3])
+@pytest.mark.parametrize("given", [1, 7, LENGTH])
+def test_a_row_without_tokens_says_nothing_of_a_size(given: int, padding: int) -> None:
+    program = capture(Padded(padding).eval(), {"ids": ids(given) % 40 + 4})
+    assert program.ranges["tokens"] == (1, LENGTH)
+    assert program.fillers == {"ids": ((padding,),)}
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("given", [7, LENGTH])
+def test_what_a_mask_is_made_with_is_tried_for_padding(given: int, padding: int) -> None:
+    model = Padded(padding, unmasked=True).eval()
+    program = capture(model, {"ids": ids(given) % 40 + 4})
+    if given == LENGTH:
+        assert program.called_with[0].shape == ("batch", LENGTH)
+        text = ids(LENGTH) % 40 + 4
+        text[:, 9:] = padding
+        torch.testing.assert_close(program(ids=text), model(text), atol=1e-5, rtol=1e-5)
+    else:
+        assert program.ranges["tokens"] == (1, LENGTH - 1)
+
+
+class PaddedFeatures(Decoder):
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(LENGTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        there = x + self.places[: x.shape[1]]
+        scores = there @ there.transpose(1, 2)
+        if x.shape[1] < LENGTH:
+            scores = scores + (x == 0).all(-1)[:, None].float() * -1e9
+        return (scores.softmax(-1) @ there)[:, 0]
+
+
+def test_features_of_nothing_are_tried_for_padding() -> None:
+    program = capture(PaddedFeatures().eval(), {"x": torch.randn(2, 7, WIDTH)})
+    assert program.ranges["tokens"] == (1, LENGTH - 1)
+
+
+class LongTable(nn.Module):
+    """One text of the table's length is something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(50, WIDTH), nn.Parameter(torch.randn(200, WIDTH))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        result = self.tokens(ids) + self.places[: ids.shape[1]]
+        return result * 2 if ids.shape[1] == 200 and len(ids) == 1 else result
+
+
+def test_one_row_is_tried_of_long_tables_too() -> None:
+    program = capture(LongTable().eval(), {"ids": ids(7)})
+    assert program.ranges["tokens"] == (1, 199)
+
+
+class Segments(Decoder):
+    """Segments count where there is more than one token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.segments = nn.Embedding(2, WIDTH)
+
+    def forward(self, ids: Tensor, types: Tensor) -> Tensor:  # type: ignore[override]
+        x = self.tokens(ids)
+        return x + self.segments(types) - self.segments.weight[0] if ids.shape[1] > 1 else x
+
+
+def test_one_token_is_tried_with_other_numbers_in_every_input() -> None:
+    program = capture(Segments().eval(), {"ids": ids(7), "types": torch.zeros(2, 7).long()})
+    assert program.ranges["tokens"] == (2, None)
