@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from torch import Tensor, nn
 
+from tersor.ir.capture import capture
 from tersor.ir.dialect import is_dialect
 from tersor.ir.program import GraphInterpreter, Program
+from tersor.passes.pipeline import run
 
 Captured = Callable[[str], Program]
 Drop = Callable[[Program, str], Program]
@@ -57,6 +60,34 @@ def test_a_vit_that_drops_tokens_equals_the_eager_model_that_drops_them(
     hidden = program(pixel_values=pixels)
     assert torch.allclose(hidden.last_hidden_state, torch.stack(expected), atol=1e-5)
     assert torch.allclose(hidden.pooler_output, model.pooler(torch.stack(expected)), atol=1e-5)
+
+
+def test_positions_of_patches_alone_go_with_them() -> None:
+    """DINOv3 turns patches by their place, and neither class token nor registers."""
+    row = next(row for row in ARCHITECTURES if row.name == "dinov3")
+    model: Any = row.build()
+    spec = f"token-drop:method=norm,keep={KEEP},layers=0-1,proportional=false"
+    program, report = run(capture(model), [spec])
+    assert report.steps[-1].verdict == "kept"
+    prefix = 1 + model.config.num_register_tokens
+    pixels = torch.randn(3, 3, 32, 32)
+    expected = []
+    with torch.no_grad():
+        cos, sin = model.rope_embeddings(pixels)
+        for x in model.embeddings(pixels):
+            parts, left = [], torch.arange(len(x))
+            for number, layer in enumerate(model.model.layer):
+                patches = left[prefix:] - prefix
+                rotary = cos[patches], sin[patches]
+                x = x + layer.layer_scale1(layer.attention(layer.norm1(x)[None], None, rotary)[0][0])
+                if number in SITES:
+                    index = longest(x, prefix, last=0)
+                    parts.append((x, index))
+                    x, left = x[index], left[index]
+                x = x + layer.layer_scale2(layer.mlp(layer.norm2(x)))
+            expected.append(model.norm(put_back(parts, x)))
+    hidden = program(pixel_values=pixels)
+    assert torch.allclose(hidden.last_hidden_state, torch.stack(expected), atol=1e-5)
 
 
 def test_a_llama_that_drops_tokens_equals_the_eager_model_that_drops_them(
