@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -11,22 +12,26 @@ sys.path.insert(0, str(ROOT / "tests"))
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from architectures import ARCHITECTURES  # noqa: E402
-from capture_matrix import BATCH, LENGTHS, Row, measure  # noqa: E402
+from capture_matrix import BATCH, CACHE, DROPS, LENGTHS, Row, measure  # noqa: E402
 from rich.progress import track  # noqa: E402
 
 HEADER = f"""# What capture covers
 
-Written by `python docs/make_coverage.py`; `tests/test_capture_matrix.py` holds every row to it.
+Written by `python docs/make_coverage.py`.  `tests/test_capture_matrix.py` captures every row again: names, reasons and
+what is legal must be as stated here, and deviations rounding; how large that is differs between machines.
 
 Small random models of each architecture, captured without example inputs where the model says what it takes.
 "Attention" is the number of `tersor.attention` nodes over the number of attention layers that the configuration
 states.  Both deviations are the largest difference from the untouched model on inputs of another batch
 ({BATCH}) and other lengths ({", ".join(map(str, LENGTHS))} tokens, padded), padding left out: of the Program run by
 PyTorch, and of the portable ONNX file that clean-up and export make of it, run by ONNX Runtime on CPU.  0 means equal
-to the last bit.
+to the last bit.  "Drops" and "Cache" say whether `{DROPS[0]}` (where attention is causal, `{DROPS[1]}`) and
+`{CACHE}` are legal for the family; what they gain is another question, which `require_speedup` asks.  Experts run
+densely: every token runs through all of them, so that the FLOPs of these layers are more than the model's by the ratio
+that a note of the report gives.
 
-| Architecture | Kind | Attention | Dynamic | Program | ONNX | Fails because |
-|---|---|---|---|---|---|---|
+| Architecture | Kind | Attention | Dynamic | Program | ONNX | Drops | Cache | Fails because |
+|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -40,9 +45,20 @@ def line(row: Row) -> str:
         found,
         ", ".join(row.dynamic) or "-",
         *figures,
+        *("-" if row.problem else "no" if why else "yes" for why in (row.drops, row.caches)),
         known.fails or row.problem,
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def reasons(rows: Sequence[Row], what: str, why: Callable[[Row], str]) -> str:
+    """What keeps a pass from acting, and where."""
+    names: dict[str, list[str]] = {}
+    for row in rows:
+        if why(row):
+            names.setdefault(why(row), []).append(row.architecture.name)
+    found = (f"- {what} not {', '.join(where)}: {reason}.\n" for reason, where in names.items())
+    return "".join(found)
 
 
 def main() -> None:
@@ -53,7 +69,8 @@ def main() -> None:
         f"\n{passed} of {len(rows)} rows pass, {exact} of them equal to the model to the last bit. "
         f"torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}.\n"
     )
-    text = HEADER + "\n".join(map(line, rows)) + "\n" + summary
+    told = reasons(rows, "Drops", lambda row: row.drops) + reasons(rows, "Cache", lambda row: row.caches)
+    text = HEADER + "\n".join(map(line, rows)) + "\n" + summary + "\nWhat is not legal, and why:\n\n" + told
     (ROOT / "docs" / "coverage.md").write_text(text, encoding="utf-8")
 
 

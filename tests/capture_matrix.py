@@ -18,11 +18,15 @@ from tersor.ir.dialect import is_dialect
 from tersor.ir.errors import TersorError
 from tersor.ir.program import Program, TensorSpec
 from tersor.ir.structure import Structure
+from tersor.passes.contract import Refusal
 from tersor.passes.pipeline import run
+from tersor.passes.spec import parse_spec
 
 BATCH, LENGTHS = 3, (13, 9, 4)
 # Of the outputs' largest magnitude: sums in another order, through a few layers, and ONNX Runtime's own kernels.
 TORCH_TOLERANCE, ONNX_TOLERANCE = 1e-5, 1e-4
+# Methods by what attention is; where it is causal, importance by PageRank says nothing.
+DROPS, CACHE = ("token-drop", "token-drop:method=received-attention"), "kv-cache"
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Row:
         onnx: the same for the portable ONNX file of the cleaned Program, None where it was not asked for or not
             reached.
         problem: why the row does not pass, empty when it does.
+        drops, caches: why tokens cannot be dropped, and why there is no key-value cache; empty where that is legal,
+            or the row does not pass.
     """
 
     architecture: Architecture
@@ -42,6 +48,8 @@ class Row:
     dynamic: tuple[str, ...] = ()
     onnx: float | None = None
     problem: str = ""
+    drops: str = ""
+    caches: str = ""
 
 
 def measure(architecture: Architecture, onnx: bool) -> Row:
@@ -68,10 +76,14 @@ def measure(architecture: Architecture, onnx: bool) -> Row:
         problem = "the batch is fixed"
     elif not deviation <= (0 if architecture.exact else TORCH_TOLERANCE * scale):
         problem = f"differs from the model by {deviation:.2g} on other sizes"
-    if problem or not onnx:
+    if problem:
         return Row(architecture, found, deviation, dynamic, problem=problem)
+    cleaned, _ = run(program, [])
+    refusals = [refused(cleaned, spec) for spec in DROPS]
+    passes = {"drops": "" if "" in refusals else refusals[-1], "caches": refused(cleaned, CACHE)}
+    if not onnx:
+        return Row(architecture, found, deviation, dynamic, **passes)
     try:
-        cleaned, _ = run(program, [])
         differences = {
             "the ONNX file": largest_difference(expected, run_as_file(cleaned, inputs), inputs),
             "a session with ONNX Runtime's own operators": largest_difference(
@@ -79,13 +91,20 @@ def measure(architecture: Architecture, onnx: bool) -> Row:
             ),
         }
     except TersorError as error:
-        return Row(architecture, found, deviation, dynamic, problem=f"ONNX: {error}")
+        return Row(architecture, found, deviation, dynamic, problem=f"ONNX: {error}", **passes)
     problems = [
         f"{what} differs from the model by {difference:.2g} on other sizes"
         for what, difference in differences.items()
         if not difference <= ONNX_TOLERANCE * scale
     ]
-    return Row(architecture, found, deviation, dynamic, differences["the ONNX file"], "; ".join(problems))
+    onnx_difference = differences["the ONNX file"]
+    return Row(architecture, found, deviation, dynamic, onnx_difference, "; ".join(problems), **passes)
+
+
+def refused(program: Program, spec: str) -> str:
+    """Why a pass cannot act on ``program``; empty where it can."""
+    found = parse_spec(spec).legality(program)
+    return found.reason if isinstance(found, Refusal) else ""
 
 
 def run_as_file(program: Program, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
