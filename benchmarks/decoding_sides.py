@@ -19,6 +19,7 @@ from examples.real_models import gemma3_270m
 from tersor.ir.straight import straight
 from tersor.passes.registry import find_methods
 from tersor.passes.speculate.drafter import Drafter
+from tersor.runtime.cost_curve import CostCurve
 from tersor.runtime.decoder import Decoder
 from tersor.runtime.draft_models import DraftModels
 from tersor.runtime.generation import Stopping, generate
@@ -144,6 +145,7 @@ class Ours:
     """Tersor; with the drafter of that name, or without one.
 
     Attributes:
+        curve: what steps are taken to cost; as measured by default.
         counts: what came of guesses in the last run.
     """
 
@@ -151,6 +153,7 @@ class Ours:
     decoder: Decoder
     drafter: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
+    curve: CostCurve | None = None
     counts: Statistics = field(default_factory=Statistics)
 
     def run(self, prompt: list[int], new: int) -> list[int]:
@@ -177,9 +180,11 @@ class Ours:
     @cached_property
     def _checking(self) -> Decoder:
         """``decoder``, or one of the Program that the drafter makes of its own."""
-        program = self.decoder.program
+        program, curve = self.decoder.program, self.curve
         prepared = program if self.drafter is None else drafter(self.drafter).prepared(program)
-        return self.decoder if prepared is program else Decoder(prepared, self.decoder.lower)
+        if prepared is program and curve is None:
+            return self.decoder
+        return Decoder(prepared, self.decoder.lower, None if curve is None else lambda measure: curve)
 
     @cached_property
     def _models(self) -> DraftModels | None:

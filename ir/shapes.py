@@ -124,7 +124,9 @@ def expression(size: Size) -> sympy.Expr:
 
 def same_size(left: Size, right: Size) -> bool:
     """Whether two sizes are equal for every value of the symbols (no guard is added)."""
-    return bool(sympy.simplify(expression(left) - expression(right)) == 0)
+    difference = (expression(left) - expression(right)).expand()
+    # A polynomial is 0 for all values where nothing of it is left; sympy's simplification takes long to import alone.
+    return bool(difference == 0 or (not difference.is_polynomial() and sympy.simplify(difference) == 0))
 
 
 def size_text(size: Size, symbols: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from .dialect import dialect_of
 from .errors import VerifierError
 from .inference import Inference, inference_of
 from .program import Program, TensorSpec
-from .shapes import describe, expression, fake_mode, size_text
+from .shapes import describe, fake_mode, same_size, size_text
 from .targets import target_name
 
 
@@ -191,11 +191,10 @@ def _same(stored: Any, inferred: Any) -> bool:
             _same(a, b) for a, b in zip(stored, inferred, strict=True)
         )
     if isinstance(stored, int | torch.SymInt) and isinstance(inferred, int | torch.SymInt):
-        left, right = expression(stored), expression(inferred)
         if free_unbacked_symbols(inferred):
             # A size that depends on data gets a new symbol each time it is inferred.
             return bool(free_unbacked_symbols(stored))
-        return left == right or bool(sympy.simplify(left - right) == 0)
+        return same_size(stored, inferred)
     return type(stored) is type(inferred) and (
         isinstance(stored, torch.SymBool | torch.SymFloat) or stored == inferred
     )
