@@ -144,7 +144,8 @@ def _load(folder: Path, kind: Any) -> nn.Module:
     if missing:
         raise InputError(
             f"{folder}: {len(missing)} weights are missing, the first is {missing[0]}: config.json describes another "
-            "model than the weights, or the weights are incomplete"
+            "model than the weights, or the weights are incomplete; where the model does without them, load it "
+            "yourself and give the module"
         )
     return model.eval()  # type: ignore[no-any-return]
 
