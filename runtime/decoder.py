@@ -79,6 +79,12 @@ class Decoder:
         )
 
     @cached_property
+    def step_seconds(self) -> float:
+        """What a step of one token of one row costs here, which is measured once."""
+        cache = self.new_cache(1)
+        return CostCurve.measured(lambda width: self.look_ahead(cache, 0, [0] * width, 0), [1]).of(1)
+
+    @cached_property
     def longest(self) -> int | None:
         """How many tokens a row may have; None where nothing bounds them."""
         return most_tokens(self.program)

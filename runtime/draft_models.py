@@ -75,6 +75,10 @@ class Row:
         return self.decoder.longest
 
     @property
+    def seconds(self) -> float:
+        return self.decoder.step_seconds
+
+    @property
     def stepping(self) -> Stepping:
         return self.decoder.stepping
 

@@ -15,6 +15,7 @@ from .drafter import GREEDILY, NO_ROWS, Draft, Drafter, Drafting, Guessing, Outl
 _KINDS = 10
 # A model may have cost, on balance, this share of the time without it and the time of so many of its steps.
 _MAY_LOSE, _CREDIT = 0.01, 3.0
+_NOTHING = Draft([], [], [])
 # What is known of a model loses this share of its weight with every text it guesses.
 _FORGET = 0.1
 
@@ -80,11 +81,12 @@ class ModelDrafting(Drafting):
     def draft(self, most: int, outlook: Outlook = GREEDILY) -> list[Draft]:
         self._settle(outlook)
         self._spent += outlook.plain
+        for one, row in self._rows.items() if outlook.plain else ():
+            self._balances[one].seconds = self._balances[one].seconds or row.seconds
         name = max(self._rows, key=lambda one: self._balances[one].rate(outlook.plain))
-        balance = self._balances[name]
-        if outlook.plain and balance.lost > _MAY_LOSE * self._spent + _CREDIT * balance.seconds:
+        balance, row = self._balances[name], self._rows[name]
+        if outlook.plain and not self._may_pay(balance, outlook):
             return []
-        row = self._rows[name]
         if row.longest is not None:
             most = min(most, row.longest - len(self._text))
         if most < 1:
@@ -104,6 +106,15 @@ class ModelDrafting(Drafting):
             logits = row.next(token)
         self._open = _Open(name, draft.tokens, len(self._text), perf_counter() - started)
         return [draft]
+
+    def _may_pay(self, balance: Balance, outlook: Outlook) -> bool:
+        """Whether it has not lost too much, and a guess that is right would save more than it takes.
+
+        A model that never can is not even begun with, which would mean to let it read all of the text.
+        """
+        if balance.lost > _MAY_LOSE * self._spent + _CREDIT * balance.seconds:
+            return False
+        return outlook.worth(_NOTHING, balance.seconds)
 
     def _settle(self, outlook: Outlook) -> None:
         """Learn what came of the last draft."""

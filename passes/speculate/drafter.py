@@ -105,6 +105,10 @@ class Guessing(Protocol):
     def longest(self) -> int | None:
         """How many tokens a text may have; None where nothing bounds them."""
 
+    @property
+    def seconds(self) -> float:
+        """What a guess is expected to take; 0 where nobody knows."""
+
     def start(self, text: Sequence[int], most: int, keep: bool = True) -> Tensor:
         """Logits ``[vocabulary]`` behind a text; what its cache does not hold of it yet, is read first.
 

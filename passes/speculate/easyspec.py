@@ -65,6 +65,10 @@ class _Calibrated:
     def longest(self) -> int | None:
         return self.exact.longest
 
+    @property
+    def seconds(self) -> float:
+        return self.parallel.seconds
+
     def start(self, text: Sequence[int], most: int, keep: bool = True) -> Tensor:
         # What the parallel layers wrote ahead is read again.
         return self.exact.start(text, most, keep=False)

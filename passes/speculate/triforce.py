@@ -80,6 +80,10 @@ class _Sparse:
     def longest(self) -> int | None:
         return self._whole.longest
 
+    @property
+    def seconds(self) -> float:
+        return self._sparse.seconds
+
     def start(self, text: Sequence[int], most: int, keep: bool = True) -> Tensor:
         if self._chosen_at is None or len(text) >= self._chosen_at + self._options.refresh:
             self._choose(text)
@@ -122,6 +126,11 @@ class _Hierarchy:
     @property
     def longest(self) -> int | None:
         return self._upper.longest
+
+    @property
+    def seconds(self) -> float:
+        # One step of the upper level checks what several of the lower one guess.
+        return self._lower.seconds + self._upper.seconds / _CHECKED
 
     def start(self, text: Sequence[int], most: int, keep: bool = True) -> Tensor:
         self._checked, self._path, self._fed = [], [], []

@@ -175,7 +175,7 @@ def test_layers_that_draft_write_over_nothing(monkeypatch: pytest.MonkeyPatch) -
 class _Row:
     """Says one token, as sure as it is told."""
 
-    longest = None
+    longest, seconds = None, 0.0
 
     def start(self, text: Any, most: int, keep: bool = True) -> Tensor:
         return torch.tensor([0.0, 3.0, 0.0])
