@@ -44,8 +44,8 @@ class Side(Protocol):
         """So many new tokens behind a prompt, past the end of a text too."""
 
 
-def settings(name: str, purpose: str) -> argparse.Namespace:
-    """What the command line of a benchmark of decoding says.
+def settings(name: str, purpose: str, **flags: str) -> argparse.Namespace:
+    """What the command line of a benchmark of decoding says; ``flags`` are more options of it, with their help.
 
     Attributes of the result: ``new`` tokens, ``repeats``, ``prompts`` (how many; 0 for all), ``print``, ``check``.
     """
@@ -55,6 +55,8 @@ def settings(name: str, purpose: str) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=0, help="only so many, from all kinds; writes nothing")
     parser.add_argument("--print", action="store_true", help="print the section and write nothing")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a stated limit is missed")
+    for flag, told in flags.items():
+        parser.add_argument(f"--{flag}", action="store_true", help=told)
     return parser.parse_args()
 
 

@@ -161,9 +161,10 @@ class _Returned(Sequence[Outputs]):
         room = _MOST_HELD
         for number, sample in enumerate(samples):
             outputs = _named_outputs(program, sample)
-            room -= sum(value.nbytes for value in outputs.values())
-            if room >= 0:
-                self._held[number] = outputs
+            size = sum(value.nbytes for value in outputs.values())
+            if size <= room:
+                room -= size
+                self._held[number] = {name: _by_itself(value) for name, value in outputs.items()}
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -178,6 +179,11 @@ class _Returned(Sequence[Outputs]):
         number = range(len(self))[place]
         held = self._held.get(number)
         return _named_outputs(self._program, self._samples[number]) if held is None else held
+
+
+def _by_itself(value: Tensor) -> Tensor:
+    """``value``, without what it is a small part of."""
+    return value.clone() if value.untyped_storage().nbytes() > 2 * value.nbytes else value
 
 
 def is_logits(program: Program, output: str) -> bool:

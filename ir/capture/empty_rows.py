@@ -5,10 +5,8 @@ A query that sees no key gives zeros in a Program.  Where finite numbers hide ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import combinations
 from typing import Any
 
 import networkx as nx
@@ -19,19 +17,22 @@ from ..analyses.layers import content_flow, is_attention
 from ..errors import CaptureError
 from ..evaluate import evaluate, sources_of
 from ..fillers import rows_of_fillers
-from ..program import Program
+from ..program import Program, TensorSpec
 from ..raising._cone import Cone
 from ..raising._scores import LOW
 from ..structure import Structure
 from .check import Rows, compare_on
+from .dims import BATCH
 from .padded import holds, likely_fillers, mask_inputs, padded, run_on, telling, told_by
+
+aten = torch.ops.aten
 
 # Differences that are less than this share of an output's largest number are none, and rounding may be so many times
 # what it is where the Program is known to be right.
 _NOTHING = 1e-5
 _AS_FAR = 4
-# Numbers that may lie between two that stand for no token, and do so too.
-_SPAN = 256
+# Of a table that is no larger it is asked of every id whether it is hidden; so many numbers of a mask at once.
+_MOST_IDS, _AT_ONCE = 1 << 20, 1 << 22
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,6 @@ def _empty_rows(program: Program) -> list[EmptyRow]:
     specs = {spec.name: spec for spec in program.called_with}
     told = telling(program)
     example = program.example_inputs
-    numbers = likely_fillers(program, told)
     above = sources_of(told)
     alone = _sees_itself(program)
     found = []
@@ -154,58 +154,113 @@ def _empty_rows(program: Program) -> list[EmptyRow]:
         # What is of the same rows and tokens is padding with them.
         hidden = alone and len(shape) == 2 and all(s.shape[:2] == shape for s in specs.values())
         for across in (False, True) if given.dim() == 2 else (False,):
-            row = partial(_with_row, given, across=across)
-
-            def empties(fillers: Sequence[int], name: str = name, row: Any = row) -> bool:
-                changed = row(fillers)
-                if changed is None:
-                    return False
-                try:
-                    now = evaluate(program, told, program.bind(**(dict(example) | {name: changed})))
-                except (RuntimeError, IndexError):
-                    return False  # Such as an id that is none of the table's.
-                return any(map(_sees_nothing, now.values()))
-
-            for fillers in _combined(numbers, empties):
-                changed = row(fillers)
-                last = torch.arange(len(changed)) == len(changed) - 1
-                this, others = Rows(shape[0], last, padding=True), Rows(shape[0], ~last)
-                counts = None if not hidden or across else others
-                found.append(EmptyRow(name, fillers, dict(example) | {name: changed}, this, counts, across))
+            for fillers, rows in _fillers(program, told, node, across):
+                for numbers in rows:
+                    changed = _with_row(given, numbers, across)
+                    last = torch.arange(len(changed)) == len(changed) - 1
+                    this, others = Rows(shape[0], last, padding=True), Rows(shape[0], ~last)
+                    counts = None if not hidden or across else others
+                    inputs = dict(example) | {name: changed}
+                    found.append(EmptyRow(name, fillers, inputs, this, counts, across))
     return found
 
 
-def _with_row(given: Tensor, fillers: Sequence[int], across: bool) -> Tensor | None:
-    """``given``, the last row of which is ``fillers`` in turns; None where its dtype has no such number."""
-    if not all(holds(given.dtype, filler) for filler in fillers):
-        return None
+def _fillers(
+    program: Program, told: Sequence[fx.Node], node: fx.Node, across: bool
+) -> Iterator[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
+    """Numbers of which, in any order, a row is without tokens; and some such rows, of these numbers in turns."""
+    name = str(node.target)
+    given = program.example_inputs[name]
+
+    def emptied(numbers: Sequence[int]) -> set[fx.Node]:
+        """What sees nothing of a row of ``numbers``."""
+        inputs = dict(program.example_inputs) | {name: _with_row(given, numbers, across)}
+        try:
+            now = evaluate(program, told, program.bind(**inputs))
+        except (RuntimeError, IndexError):
+            return set()  # Such as an id that is none of the table's.
+        return {n for n in told if _sees_nothing(now[n])}
+
+    likely = [n for n in likely_fillers(program, told) if holds(given.dtype, n)]
+    single = {number: emptied((number,)) for number in likely}
+    of_table = {} if across else _rows_of_one_id(program, told, node)
+    known: set[tuple[int, ...]] = set()
+    for mask in told:
+        numbers = of_table.get(mask) or [n for n in likely if mask in single[n]]
+        fillers = tuple(sorted(numbers))
+        if not fillers or fillers in known:
+            continue
+        known.add(fillers)
+        some = [(n,) for n in likely if n in numbers] or [fillers[:1]]
+        step = -(-len(fillers) // given.shape[0 if across else -1])
+        if len(fillers) == 1:
+            yield fillers, some
+        elif mask in emptied(fillers[::step]):
+            yield fillers, [*some, fillers[::step]]
+        else:
+            # It depends on more than on each token by itself what is hidden.
+            yield from ((one, [one]) for one in some)
+
+
+def _rows_of_one_id(program: Program, told: Sequence[fx.Node], node: fx.Node) -> dict[fx.Node, list[int]]:
+    """For every mask the ids of a table that it hides, asked one by one; empty where the input is no such ids."""
+    name = str(node.target)
+    spec = next(spec for spec in program.called_with if spec.name == name)
+    tables = (user.args[0] for user in node.users if user.target is aten.embedding.default)
+    count = max((table.meta["val"].shape[0] for table in tables), default=0)  # type: ignore[union-attr]
+    read = _read_by_masks(program)
+    high = program.ranges.get(BATCH, (1, None))[1]
+    if read is None or not any(node in inputs for inputs in read):
+        return {}
+    if len(spec.shape) != 2 or spec.shape[0] != BATCH or not 0 < count <= _MOST_IDS:
+        return {}
+    tokens = program.example_inputs[name].shape[1]
+    rows = max(1, min(_AT_ONCE // (tokens * tokens), count if high is None else high))
+    needed = {str(n.target) for n in sources_of(told) if n.op == "placeholder"}
+    found: dict[fx.Node, list[int]] = {mask: [] for mask in told}
+    for start in range(0, count, rows):
+        ids = torch.arange(start, min(start + rows, count))
+        inputs = {
+            other.name: _first_row(program.example_inputs[other.name], other, len(ids))
+            for other in program.called_with
+            if other.name in needed
+        }
+        inputs[name] = ids[:, None].expand(-1, tokens).to(program.example_inputs[name].dtype)
+        try:
+            now = evaluate(program, told, inputs)
+        except (RuntimeError, IndexError, KeyError):
+            return {}
+        for mask, value in now.items():
+            if value.shape[0] == len(ids):
+                hidden = _hidden(value).all(-1).reshape(len(ids), -1).any(1)
+                found[mask] += ids[hidden].tolist()
+    # What hides every id tells of none.
+    return {mask: numbers for mask, numbers in found.items() if len(numbers) < count}
+
+
+def _first_row(value: Tensor, spec: TensorSpec, rows: int) -> Tensor:
+    """``value`` with as many rows, all like its first."""
+    if BATCH not in spec.shape:
+        return value
+    dim = spec.shape.index(BATCH)
+    return value.index_select(dim, torch.zeros(rows, dtype=torch.int64))
+
+
+def _with_row(given: Tensor, numbers: Sequence[int], across: bool) -> Tensor:
+    """``given``, the last row of which is ``numbers`` in turns."""
     changed = given.clone()
     line = (changed.T if across else changed.flatten(0, -2))[-1]
-    line.copy_(torch.tensor(fillers)[torch.arange(len(line)) % len(fillers)])
+    line.copy_(torch.tensor(numbers)[torch.arange(len(line)) % len(numbers)])
     return changed
-
-
-def _combined(numbers: Sequence[int], empties: Callable[[Sequence[int]], bool]) -> list[tuple[int, ...]]:
-    """Of ``numbers``, what makes a row without tokens: each by itself, and together.
-
-    Where all of them do together, so may what lies between them, as in ``ids < 4``.
-    """
-    single = [number for number in numbers if empties((number,))]
-    if len(single) < 2:
-        return [(number,) for number in single]
-    if empties(single):
-        between = range(min(single), min(max(single), min(single) + _SPAN) + 1)
-        wide = sorted({*single, *(n for n in between if n not in single and empties((n,)))})
-        mixed = [tuple(wide) if empties(wide) else tuple(sorted(single))]
-    else:
-        mixed = [pair for pair in combinations(sorted(single), 2) if empties(pair)]
-    return [*((number,) for number in single), *mixed]
 
 
 def _sees_nothing(told: Tensor) -> bool:
     """Whether a row of padding, or of a mask that is added, hides every key."""
-    hidden = told <= LOW if told.is_floating_point() else told == 0
-    return bool(hidden.all(-1).any())
+    return bool(_hidden(told).all(-1).any())
+
+
+def _hidden(told: Tensor) -> Tensor:
+    return told <= LOW if told.is_floating_point() else told == 0
 
 
 def _read_by_masks(program: Program) -> list[frozenset[fx.Node]] | None:

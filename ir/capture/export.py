@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
@@ -122,7 +122,8 @@ def _told(inputs: Mapping[str, Tensor]) -> str:
         span = ""
         whole = not (value.is_floating_point() or value.is_complex() or value.is_meta)
         if whole and value.numel():
-            span = f" of {int(value.min())} to {int(value.max())}"
+            with suppress(RuntimeError):  # Some dtypes and layouts have no least number.
+                span = f" of {int(value.min())} to {int(value.max())}"
         texts.append(f"{name} {str(value.dtype).removeprefix('torch.')} {list(value.shape)}{span}")
     return ", ".join(texts)
 

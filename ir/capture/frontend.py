@@ -15,6 +15,7 @@ from torch import nn
 from ..errors import CaptureError, InputError
 from ..program import Program
 from ..raising import raise_attention
+from ..structure import Structure
 from .attributes import explain_attributes
 from .check import Samples, compare_on, compare_with_model
 from .dim_names import named_by_attention
@@ -27,6 +28,7 @@ from .host import on_the_host
 from .huggingface import cache_free, is_huggingface, packed_as_called, semantic_attention
 from .inputs import (
     bind_example,
+    check_read,
     lengthen_single_sizes,
     repeat_single_rows,
     suggested_inputs,
@@ -131,10 +133,8 @@ def _from_module(
                 continue
             if own or _takes(program, inputs):
                 break
-        read = {str(node.target) for node in program.graph.nodes if node.op == "placeholder" and node.users}
-        for name, message in unnamed.items():
-            if name not in read:
-                raise InputError(message)
+        counts = partial(_counts, model, fixed, inputs, expected, structure)
+        notes += tuple(check_read(program, unnamed, type(model).__name__, counts))
         notes += tuple(explain_fused_layers(program, model, call, fused, samples))
         if notes:
             program.notes["capture"] = [*notes, *program.notes.get("capture", ())]
@@ -147,6 +147,24 @@ def _takes(program: Program, inputs: Mapping[str, torch.Tensor]) -> bool:
     except InputError:
         return False
     return True
+
+
+def _counts(
+    model: nn.Module,
+    fixed: Mapping[str, Any],
+    inputs: Mapping[str, torch.Tensor],
+    expected: Any,
+    structure: Structure,
+    name: str,
+) -> bool:
+    """Whether the model returns something else, or nothing, without an input."""
+    without = {other: value for other, value in inputs.items() if other != name}
+    try:
+        found, nest = run_model(model, without, fixed)
+    except (InputError, CaptureError):
+        return True
+    pairs = zip(Structure.flatten(found), Structure.flatten(expected), strict=False)
+    return nest != structure or not all(torch.equal(a, b) for a, b in pairs)
 
 
 def _runs(model: nn.Module, fixed: Mapping[str, Any], inputs: Mapping[str, torch.Tensor]) -> bool:

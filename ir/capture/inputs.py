@@ -13,10 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..program import Program
 
 BATCH = 2
 TOKENS = 10
 FRAMES = 24
+# How alike two names are of which one is taken for the other misspelt: of all letters, those in common.
+_MISSPELT = 0.85
 
 
 def suggested_inputs(model: nn.Module) -> dict[str, Tensor]:
@@ -87,32 +90,52 @@ def bind_example(model: nn.Module, given: Any) -> tuple[dict[str, Tensor], dict[
 
 
 def _as_tensor(name: str, value: Any) -> Any:
-    """An array, or a list of numbers, as a tensor; what is neither, as it is."""
+    """An array as a tensor, and a number of NumPy's as Python's; what is neither, as it is."""
     if isinstance(value, np.generic):
         return value.item()
-    if not isinstance(value, np.ndarray | list):
-        return value
-    if isinstance(value, list) and any(isinstance(item, Tensor) for item in value):
+    if not isinstance(value, np.ndarray):
         return value
     try:
-        return torch.as_tensor(value.copy() if isinstance(value, np.ndarray) else value)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        # A reversed array has steps that no tensor may have.
+        return torch.as_tensor(value.copy())
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
         raise InputError(
-            f"input {name!r} is a {type(value).__name__} of which no tensor can be made "
-            f"({' '.join(str(error).split())}): give a tensor, an array or a list of numbers"
+            f"input {name!r} is an array of which no tensor can be made ({reason}): give one of numbers"
         ) from error
 
 
 def swallowed(model: nn.Module, inputs: Iterable[str]) -> dict[str, str]:
-    """What to say of inputs that only ``**kwargs`` of ``forward`` takes, if nothing reads them."""
+    """Of inputs that only ``**kwargs`` of ``forward`` takes, the name that may have been meant; empty for none."""
     known = _parameters(model)
-    messages = {}
-    for name in inputs:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            mend = f"did you mean {near[0]!r}?" if near else "leave it out"
-            messages[name] = f"{_signature_text(model)} has no input {name!r}, and nothing reads it: {mend}"
-    return messages
+    missing = [name for name in known if name not in set(inputs)]
+    near = {name: difflib.get_close_matches(name, missing, 1, _MISSPELT) for name in inputs}
+    return {name: near[name][0] if near[name] else "" for name in inputs if name not in known}
+
+
+def check_read(
+    program: Program, names: Mapping[str, str], model: str, counts: Callable[[str], bool]
+) -> list[str]:
+    """One line for every input of ``names`` that nothing reads.
+
+    Args:
+        names: of inputs that may be misspelt, as :func:`swallowed` says; ``model`` is what messages call it.
+        counts: whether the model returns something else without an input.
+
+    Raises:
+        InputError: it is misspelt, and what was meant is not given.
+    """
+    read = {str(node.target) for node in program.graph.nodes if node.op == "placeholder" and node.users}
+    lines = []
+    for name, meant in names.items():
+        if name in read or counts(name):
+            continue
+        if meant:
+            raise InputError(
+                f"{model} has no input {name!r}, and reads nothing of it: did you mean {meant!r}?"
+            )
+        lines.append(f"nothing reads input {name!r}: the outputs are the same without it")
+    return lines
 
 
 def tokens_first(model: nn.Module) -> bool:

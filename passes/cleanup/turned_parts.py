@@ -3,7 +3,7 @@
 Rotary embeddings (Su et al. 2021) of image models leave class tokens and registers as they are: tokens are cut in two,
 ``part * cos + turned(part) * sin`` is computed of the one, and both are joined.  With rows of ``1`` and ``0`` in the
 tables the same is computed of all tokens at once; nothing is cut or copied, and every token has its row of the tables,
-which goes with it where others are dropped.
+which goes with it where others are dropped.  Equal to the bit, where tokens that stay are finite.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class TurnedParts(Equivalence):
         whole = _joined(spans, dim)
         found = next(found for found in turned if found is not None)
         others = [part for part, own in zip(parts, turned, strict=True) if own is None]
-        if whole is None or not found.fits(whole, others, node):
+        if whole is None or not found.fits(others, node):
             return None
         return lambda g: found.of_all(g, whole, parts)
 
@@ -82,14 +82,15 @@ class _Turned:
     chain: tuple[fx.Node, ...]
     dim: int
 
-    def fits(self, whole: fx.Node, others: Sequence[fx.Node], joined: fx.Node) -> bool:
-        """Whether tables can be given rows for ``others``, and that costs little."""
+    def fits(self, others: Sequence[fx.Node], joined: fx.Node) -> bool:
+        """Whether tables can be given rows for ``others``."""
         tokens = self.part.meta["val"].shape[self.dim]
         sizes = [part.meta["val"].shape[self.dim] for part in others]
         tables = [(table, self._row_dim(table)) for table in (self.by, self.across)]
         return (
             all(isinstance(size, int) for size in sizes)
-            and not (isinstance(tokens, int) and sum(sizes) > tokens)
+            and _same_shape(self.chain[-1], self.part)
+            and _same_shape(self.result, self.part)
             and joined.meta["val"].dtype == self.result.meta["val"].dtype
             and all(
                 row >= 0
@@ -230,6 +231,11 @@ def _joined(spans: Sequence[_Span | None], dim: int) -> fx.Node | None:
         size = span.source.meta["val"].shape[dim]
         place = None if span.stop is None or span.stop == size else span.stop
     return spans[0].source if place is None and spans[0] is not None else None
+
+
+def _same_shape(one: fx.Node, other: fx.Node) -> bool:
+    shapes = [node.meta["val"].shape for node in (one, other)]
+    return len(shapes[0]) == len(shapes[1]) and all(map(same_size, *shapes))
 
 
 def _packet(node: fx.Node) -> Any:

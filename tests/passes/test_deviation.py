@@ -51,6 +51,23 @@ def test_outputs_that_there_is_no_room_for_are_computed_again(
         again.compare_outputs(list(held.outputs)[:2])
 
 
+def test_what_is_held_is_no_part_of_something_larger() -> None:
+    program = build(Config(output="first", tokens=14))
+    (outputs,) = Reference(program, [program.example_inputs]).outputs
+    (value,) = outputs.values()
+    assert value.untyped_storage().nbytes() <= 2 * value.nbytes
+
+
+def test_after_a_sample_too_large_smaller_ones_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(output="logits")
+    program = build(config)
+    samples = [inputs_of(program, config, batch=2, tokens=tokens) for tokens in (16, 3, 3)]
+    monkeypatch.setattr(deviation, "_MOST_HELD", 1000)
+    outputs = Reference(program, samples).outputs
+    again = [outputs[number] is outputs[number] for number in range(3)]
+    assert again == [False, True, True]
+
+
 def test_a_program_does_not_deviate_from_itself() -> None:
     program = build(Config(padding=True, output="logits"))
     reference = Reference(program, [program.example_inputs])

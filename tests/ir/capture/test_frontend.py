@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -143,7 +144,8 @@ def test_a_wrong_dynamic_is_named(dynamic, message):
         ({"x": torch.randn(2, 5, 9)}, "rejects the example inputs"),
         ((torch.zeros(1),) * 4, "4 inputs given"),
         (7, "pass a mapping"),
-        ({"x": [["a"]]}, "is a list of which no tensor can be made"),
+        ({"x": [[1.0]]}, "'x' is a list; .* wrap the model"),
+        ({"x": np.array([["a"]])}, "'x' is an array of which no tensor can be made"),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(given, message):
@@ -306,16 +308,45 @@ def test_inputs_that_go_into_kwargs_are_captured_by_name():
 
 def test_a_misspelt_input_that_nothing_reads_is_named(tiny_bert):
     ids = torch.randint(50, (2, 6))
-    meant = r"'attention_msk', and nothing reads it: did you mean 'attention_mask'\?"
+    meant = r"'attention_msk', and reads nothing of it: did you mean 'attention_mask'\?"
     with pytest.raises(InputError, match=meant):
         capture(tiny_bert, {"input_ids": ids, "attention_msk": torch.ones_like(ids)})
-    with pytest.raises(InputError, match="'zzz', and nothing reads it: leave it out"):
-        capture(tiny_bert, {"input_ids": ids, "zzz": torch.ones_like(ids)})
+    for other in ("zzz", "cache_position"):
+        program = capture(tiny_bert, {"input_ids": ids, other: torch.ones_like(ids)})
+        note = f"nothing reads input {other!r}: the outputs are the same without it"
+        assert note in program.notes["capture"]
 
 
-def test_arrays_and_lists_are_inputs(tiny_bert):
+class Asks(nn.Module):
+    """Of a keyword the sizes, the dtype, or whether it is there."""
+
+    def __init__(self, question):
+        super().__init__()
+        self.question = question
+
+    def forward(self, x, **others):
+        return x * self.question(others.get("weights"))
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda w: 1 if w is None else 2,
+        lambda w: w.shape[-1],
+        lambda w: torch.ones((), dtype=w.dtype) / 3,
+    ],
+)
+def test_what_a_model_asks_of_an_input_is_read(question):
+    model = Asks(question)
+    inputs = {"x": torch.randn(2, 5), "weights": torch.randn(2, 7, dtype=torch.float64)}
+    program = capture(model, inputs, dynamic={})
+    assert torch.equal(program(**inputs), model(**inputs))
+    assert not program.notes.get("capture")
+
+
+def test_arrays_are_inputs(tiny_bert):
     ids = torch.randint(50, (2, 6))
-    program = capture(tiny_bert, {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).tolist()})
+    program = capture(tiny_bert, {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()})
     assert [spec.shape for spec in program.inputs] == [("batch", "tokens")] * 2
     assert capture(tiny_bert, ids.numpy()[:, ::-1]).inputs[0].name == "input_ids"
 
@@ -328,6 +359,8 @@ def test_inputs_that_the_model_rejects_are_told(tiny_bert):
     ids[0, 0] = 5000
     with pytest.raises(InputError, match=told):
         capture(tiny_bert, {"input_ids": ids})
+    with pytest.raises(InputError, match=r"input_ids uint16 \[2, 6\]: "):
+        capture(tiny_bert, {"input_ids": ids.to(torch.uint16)})
 
 
 def test_dims_that_are_one_to_the_model_need_one_name():

@@ -325,21 +325,21 @@ def test_rows_of_both_segments_are_taken_where_rows_of_one_are_not(target: str) 
 
 
 class Special(nn.Module):
-    """Ids below 4 are hidden; of them the first of a row may be one."""
+    """A range of ids is hidden."""
 
-    def __init__(self) -> None:
+    def __init__(self, seen: Callable[[Tensor], Tensor], ids: int = 64) -> None:
         super().__init__()
-        self.table = nn.Embedding(64, WIDTH)
+        self.seen, self.table = seen, nn.Embedding(ids, WIDTH)
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.table(ids)
-        return attended(x, x, ids >= 4, -1e9)[:, 0]
+        return attended(x, x, self.seen(ids), -1e9)[:, 0]
 
 
 @pytest.mark.parametrize("row", [[2] * 6, [0, 1, 2, 3, 2, 1]])
 def test_numbers_between_those_that_are_written_are_refused_too(row: list[int], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = Special().eval()
+    model = Special(lambda ids: ids >= 4).eval()
     fast = tersor.optimize_model(
         model, [], "onnx", example_inputs={"ids": torch.randint(4, 64, (2, 6))}, require_speedup=False
     )
@@ -356,6 +356,25 @@ def test_numbers_between_those_that_are_written_are_refused_too(row: list[int], 
         session.run(None, {"ids": ids.numpy()})
 
 
+@pytest.mark.parametrize(
+    ("seen", "hidden"),
+    [
+        (lambda ids: ids < 60, range(60, 64)),
+        (lambda ids: ids >= 31, range(31)),
+        (lambda ids: ids % 7 != 0, range(0, 64, 7)),
+        (lambda ids: ((ids != 50) & (ids != 51) & (ids != 52)) & ((ids != 53) & (ids != 54)), range(50, 55)),
+    ],
+)
+@pytest.mark.parametrize("tokens", [2, 6])
+def test_every_id_of_the_table_is_asked_for(
+    seen: Callable[[Tensor], Tensor], hidden: range, tokens: int
+) -> None:
+    torch.manual_seed(0)
+    real = torch.tensor([n for n in range(64) if n not in hidden])
+    program = capture(Special(seen).eval(), {"ids": real[torch.randint(len(real), (2, tokens))]})
+    assert program.fillers == {"ids": (tuple(hidden),)}
+
+
 class TwoPaddings(nn.Module):
     """Layers that hide different ids."""
 
@@ -365,14 +384,18 @@ class TwoPaddings(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.table(ids)
-        x = x + attended(x, x, (ids != 0) & (ids != 1), -1e9)
+        x = x + attended(x, x, (ids != 0) & (ids != 1) & (ids != 2), -1e9)
         return (x + attended(x, x, ids != 3, -1e9))[:, 0]
 
 
-def test_rows_of_two_that_one_layer_hides_are_refused() -> None:
+@pytest.mark.parametrize("tokens", [2, 6])
+def test_rows_of_what_one_layer_hides_are_refused_and_no_others(tokens: int) -> None:
     torch.manual_seed(0)
-    program = capture(TwoPaddings().eval(), {"ids": torch.randint(4, 64, (2, 6))})
-    assert program.fillers == {"ids": ((0, 1), (3,))}
+    model = TwoPaddings().eval()
+    program = capture(model, {"ids": torch.randint(4, 64, (2, tokens))})
+    assert program.fillers == {"ids": ((0, 1, 2), (3,))}
+    ids = torch.tensor([[0, 3, 1, 3, 2, 3]] * 2)
+    torch.testing.assert_close(program(ids=ids), model(ids), atol=1e-5, rtol=1e-5)
 
 
 class OfQueries(Encoder):

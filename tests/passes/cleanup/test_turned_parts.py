@@ -151,11 +151,20 @@ class Moved(Turned):
         return torch.cat([x[:, :, :2], part * self.cos + part.flip(2) * self.sin], 2)
 
 
-class Few(Turned):
-    """Most tokens stay."""
+class Unbound(Turned):
+    """One head of the part is turned to by both."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x[:, :, :5], x[:, :, 5:] * self.cos[:2] + halves(x[:, :, 5:]) * self.sin[:2]], 2)
+        part = x[:, :, 2:]
+        return torch.cat([x[:, :, :2], part * self.cos + part.unbind(3)[1][..., None] * self.sin], 2)
+
+
+class Dropped(Turned):
+    """As many heads as tokens: a table of another rank would fit all the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        part = x[:, 1:]
+        return torch.cat([x[:, :1], part * self.cos[:1] + part.unbind(2)[1] * self.sin[:1]], 1)
 
 
 class ByRow(Turned):
@@ -167,10 +176,10 @@ class ByRow(Turned):
         return torch.cat([x[:, :, :2], part * table + halves(part) * self.sin], 2)
 
 
-@pytest.mark.parametrize("kind", [Order, Gap, TwoSources, Moved, Few, ByRow])
+@pytest.mark.parametrize("kind", [Order, Gap, TwoSources, Moved, Unbound, Dropped, ByRow])
 def test_what_is_something_else_stays(kind: type[Turned]) -> None:
     program = cleaned(kind(7), torch.randn(2, HEADS, 7, WIDTH))
     assert any(
-        node.target is torch.ops.aten.cat.default and len(node.args) > 1 and node.args[1] in (2, -2)
+        node.target is torch.ops.aten.cat.default and len(node.args) > 1 and node.args[1] in (1, 2, -2)
         for node in program.graph.nodes
     )
