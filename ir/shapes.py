@@ -124,7 +124,12 @@ def expression(size: Size) -> sympy.Expr:
 
 def same_size(left: Size, right: Size) -> bool:
     """Whether two sizes are equal for every value of the symbols (no guard is added)."""
-    difference = (expression(left) - expression(right)).expand()
+    if isinstance(left, int) and isinstance(right, int):
+        return left == right
+    one, other = expression(left), expression(right)
+    if one == other:
+        return True
+    difference = (one - other).expand()
     # A polynomial is 0 for all values where nothing of it is left; sympy's simplification takes long to import alone.
     return bool(difference == 0 or (not difference.is_polynomial() and sympy.simplify(difference) == 0))
 
