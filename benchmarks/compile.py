@@ -243,9 +243,11 @@ def missed(results: dict[str, dict[str, list[Result]]]) -> list[str]:
     found = []
     for name, sides in results.items():
         subject, ours = SUBJECTS[name], sides["tersor"]
-        warm = median(r.seconds for r in ours)
+        warm, cold = median(r.seconds for r in ours), median(r.cold for r in ours)
+        theirs = sides["exporter"]
         values = {
-            "of the exporter's time": (warm / median(r.seconds for r in sides["exporter"]), subject.ratio),
+            "of the exporter's time": (warm / median(r.seconds for r in theirs), subject.ratio),
+            "of the exporter's time, cold": (cold / median(r.cold for r in theirs), subject.ratio),
             "seconds": (warm, subject.seconds),
             "times the weights": (max(r.memory for r in ours), MEMORY_LIMIT),
         }
@@ -262,7 +264,7 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 
 def _verdict(subject: Subject, ours: Sequence[Result], theirs: Sequence[Result]) -> str:
-    """Medians against the limits of time, which are of warm processes; the largest peak against that of memory."""
+    """Medians against the limits of time, warm and cold; the largest peak against that of memory."""
     warm, cold = median(r.seconds for r in ours), median(r.cold for r in ours)
     seconds = "" if subject.seconds is None else f" {warm:.1f} s (limit {subject.seconds:g});"
     return (

@@ -92,3 +92,10 @@ def test_neither_side_is_imported_before_the_clock_starts() -> None:
     command = [sys.executable, "-c", code]
     run = subprocess.run(command, check=True, capture_output=True, text=True, cwd=PAGE.parents[1])
     assert run.stdout.strip() == ""
+
+
+def test_a_cold_process_is_held_to_the_limit_too() -> None:
+    sides = {"tersor": runs((4.0, 9.0, 250)), "exporter": runs((8.0, 8.0, 250))}
+    assert benchmark.missed({"vit": sides}) == [
+        "DINOv2 ViT-S/14, 224 px: 1.12 of the exporter's time, cold (limit 1)"
+    ]
