@@ -10,7 +10,8 @@ from torch import Tensor
 
 def rows_of_fillers(value: Tensor, fillers: Sequence[int]) -> Tensor:
     """Bool ``[batch, ...]`` for ``value [batch, ..., tokens]``: whether a row is made of ``fillers`` alone."""
-    return torch.stack([value == filler for filler in fillers]).any(0).all(-1)
+    known = torch.tensor(fillers, dtype=torch.int64, device=value.device)
+    return torch.isin(value.to(torch.int64), known).all(-1)
 
 
 def runs_of(fillers: Sequence[int]) -> list[tuple[int, int]]:
