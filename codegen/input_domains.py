@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -14,6 +14,8 @@ from tersor.ir.program import Program, TensorSpec
 
 from .index_limits import index_limits
 
+# Runs of numbers that a message tells.
+_TOLD = 6
 Reason = Literal["embedding", "mask", "no token"]
 
 _WHY: dict[Reason, str] = {
@@ -45,10 +47,7 @@ class InputDomain:
             empty = rows_of_fillers(value, self.fillers)
             if bool(empty.any()):
                 row = "[" + ", ".join(map(str, empty.nonzero()[0].tolist())) + "]"
-                runs = runs_of(self.fillers)
-                told = " and ".join(
-                    f"{a} to {b}" if b > a + 1 else " and ".join(map(str, sorted({a, b}))) for a, b in runs
-                )
+                told = _told(self.fillers)
                 raise InputError(
                     f"row {row} of input {self.input!r} holds nothing but {told} ({_WHY[self.reason]})"
                 )
@@ -66,6 +65,15 @@ class InputDomain:
         if self.low is None:
             return f"{self.high} or less"
         return f"{self.low} or more" if self.high is None else f"{self.low} to {self.high}"
+
+
+def _told(numbers: Sequence[int]) -> str:
+    """The first of many numbers, and how many more there are."""
+    texts, left = [], len(numbers)
+    for low, high in runs_of(numbers)[:_TOLD]:
+        texts += [f"{low} to {high}"] if high > low + 1 else map(str, sorted({low, high}))
+        left -= high - low + 1
+    return " and ".join([*texts, f"{left} more numbers"] if left else texts)
 
 
 def input_domains(program: Program) -> tuple[InputDomain, ...]:

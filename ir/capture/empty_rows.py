@@ -22,7 +22,6 @@ from ..raising._cone import Cone
 from ..raising._scores import LOW
 from ..structure import Structure
 from .check import Rows, compare_on
-from .dims import BATCH
 from .padded import holds, likely_fillers, mask_inputs, padded, run_on, telling, told_by
 
 aten = torch.ops.aten
@@ -31,8 +30,9 @@ aten = torch.ops.aten
 # what it is where the Program is known to be right.
 _NOTHING = 1e-5
 _AS_FAR = 4
-# Of a table that is no larger it is asked of every id whether it is hidden; so many numbers of a mask at once.
-_MOST_IDS, _AT_ONCE = 1 << 20, 1 << 22
+# Of the ids of a table it is asked of texts so long whether they are hidden, of so many numbers of a mask at once and
+# so often at most; else of what lies between two that are, as far as this.
+_SHORT, _AT_ONCE, _MOST_TIMES, _SPAN = 8, 1 << 22, 64, 256
 
 
 @dataclass(frozen=True)
@@ -186,42 +186,61 @@ def _fillers(
     of_table = {} if across else _rows_of_one_id(program, told, node)
     known: set[tuple[int, ...]] = set()
     for mask in told:
-        numbers = of_table.get(mask) or [n for n in likely if mask in single[n]]
+        numbers = of_table.get(mask)
+        if numbers is None:
+            numbers = [n for n in likely if mask in single[n]]
+            # What lies between those that the code names may be hidden too, as by ``ids < 4``.
+            between = range(min(numbers), min(max(numbers), min(numbers) + _SPAN)) if numbers else ()
+            numbers += [n for n in between if n not in single and mask in emptied((n,))]
         fillers = tuple(sorted(numbers))
         if not fillers or fillers in known:
             continue
         known.add(fillers)
         some = [(n,) for n in likely if n in numbers] or [fillers[:1]]
-        step = -(-len(fillers) // given.shape[0 if across else -1])
+        mixed = _shuffled(fillers)[: given.shape[0 if across else -1]]
         if len(fillers) == 1:
             yield fillers, some
-        elif mask in emptied(fillers[::step]):
-            yield fillers, [*some, fillers[::step]]
+        elif mask in emptied(mixed):
+            yield fillers, [*some, mixed]
         else:
             # It depends on more than on each token by itself what is hidden.
             yield from ((one, [one]) for one in some)
 
 
+def _shuffled(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    """In no order that a model may know."""
+    order = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(0))
+    return tuple(numbers[place] for place in order.tolist())
+
+
 def _rows_of_one_id(program: Program, told: Sequence[fx.Node], node: fx.Node) -> dict[fx.Node, list[int]]:
-    """For every mask the ids of a table that it hides, asked one by one; empty where the input is no such ids."""
+    """For every mask the ids of a table that it hides, asked one by one.
+
+    Empty where the input numbers no rows of a table, or it would take long.
+    """
     name = str(node.target)
     spec = next(spec for spec in program.called_with if spec.name == name)
-    tables = (user.args[0] for user in node.users if user.target is aten.embedding.default)
-    count = max((table.meta["val"].shape[0] for table in tables), default=0)  # type: ignore[union-attr]
+    count = max((_rows(n) for n in program.graph.nodes if _looks_up(n, node)), default=0)
     read = _read_by_masks(program)
-    high = program.ranges.get(BATCH, (1, None))[1]
-    if read is None or not any(node in inputs for inputs in read):
+    if read is None or not any(node in inputs for inputs in read) or len(spec.shape) != 2 or not count:
         return {}
-    if len(spec.shape) != 2 or spec.shape[0] != BATCH or not 0 < count <= _MOST_IDS:
+    batch, length = spec.shape
+    tokens, rows = program.example_inputs[name].shape[1], program.example_inputs[name].shape[0]
+    if isinstance(length, str):
+        # Masks of queries and keys are as large as the square of it.
+        tokens = min(tokens, max(_SHORT, program.ranges.get(length, (1, None))[0]))
+    if isinstance(batch, str):
+        high = program.ranges.get(batch, (1, None))[1]
+        rows = max(1, min(_AT_ONCE // (tokens * tokens), count if high is None else high))
+    if count > _MOST_TIMES * rows:
         return {}
-    tokens = program.example_inputs[name].shape[1]
-    rows = max(1, min(_AT_ONCE // (tokens * tokens), count if high is None else high))
     needed = {str(n.target) for n in sources_of(told) if n.op == "placeholder"}
     found: dict[fx.Node, list[int]] = {mask: [] for mask in told}
     for start in range(0, count, rows):
-        ids = torch.arange(start, min(start + rows, count))
+        # The last may be asked for more than once: the number of rows may be fixed.
+        ids = torch.arange(start, start + rows).clamp(max=count - 1)
         inputs = {
-            other.name: _first_row(program.example_inputs[other.name], other, len(ids))
+            other.name: _cut(program.example_inputs[other.name], other, {batch: rows, length: tokens})
             for other in program.called_with
             if other.name in needed
         }
@@ -231,19 +250,30 @@ def _rows_of_one_id(program: Program, told: Sequence[fx.Node], node: fx.Node) ->
         except (RuntimeError, IndexError, KeyError):
             return {}
         for mask, value in now.items():
-            if value.shape[0] == len(ids):
-                hidden = _hidden(value).all(-1).reshape(len(ids), -1).any(1)
-                found[mask] += ids[hidden].tolist()
+            if value.shape[0] == rows:
+                hidden = _hidden(value).all(-1).reshape(rows, -1).any(1)
+                found[mask] += [n for n in ids[hidden].unique().tolist() if n not in found[mask][-1:]]
     # What hides every id tells of none.
     return {mask: numbers for mask, numbers in found.items() if len(numbers) < count}
 
 
-def _first_row(value: Tensor, spec: TensorSpec, rows: int) -> Tensor:
-    """``value`` with as many rows, all like its first."""
-    if BATCH not in spec.shape:
-        return value
-    dim = spec.shape.index(BATCH)
-    return value.index_select(dim, torch.zeros(rows, dtype=torch.int64))
+def _looks_up(lookup: fx.Node, ids: fx.Node) -> bool:
+    return lookup.target is aten.embedding.default and ids in sources_of([lookup.args[1]])  # type: ignore[list-item]
+
+
+def _rows(lookup: fx.Node) -> int:
+    return int(lookup.args[0].meta["val"].shape[0])  # type: ignore[union-attr]
+
+
+def _cut(value: Tensor, spec: TensorSpec, sizes: Mapping[int | str, int]) -> Tensor:
+    """``value`` at other sizes: its first row again and again, and of tokens the first."""
+    for dim, (name, known) in enumerate(zip(spec.shape, value.shape, strict=True)):
+        size = sizes.get(name, known) if isinstance(name, str) else known
+        if size < known:
+            value = value.narrow(dim, 0, size)
+        elif size > known:
+            value = value.index_select(dim, torch.zeros(size, dtype=torch.int64))
+    return value
 
 
 def _with_row(given: Tensor, numbers: Sequence[int], across: bool) -> Tensor:

@@ -98,54 +98,27 @@ def _as_model(program: Program, model: Callable[..., Any], name: str, size: int)
 
 
 def _varied(program: Program) -> Iterator[dict[str, Tensor]]:
-    """The example with other numbers in it, which may stand for padding, on either side and anywhere.
+    """The example with other numbers in one input, which may stand for padding, on either side and anywhere.
 
-    They are in all inputs but masks at once: models are large, and a trial of each by itself takes long.  What is
-    refused for a row without tokens says nothing of a size.
+    What is refused for a row without tokens says nothing of a size, and masks are tried with padding.
     """
     example = program.example_inputs
     fillers = likely_fillers(program, telling(program))
     masks = {str(node.target) for node in mask_inputs(program)} if len(example) > 1 else set()
-    some = {name: value for name, value in example.items() if name not in masks and _has_tokens(value)}
-    # Other inputs may go together with one, in ways that nobody knows.
-    numbers = [n for n in fillers if len(example) == 1 or n in (0, 1)]
-    if all(value.is_floating_point() for value in some.values()):
-        numbers = numbers[:1]
-    for number, half in product(numbers, (_first, _second, _even)):
-        changed = {name: _filled(value, number, half) for name, value in some.items()}
-        refused = (
-            rows_of_fillers(changed[name], one)
-            for name, sets in program.fillers.items()
-            for one in (sets if name in changed else ())
-        )
-        if not any(bool(rows.any()) for rows in refused):
-            yield dict(example) | changed
-
-
-def _has_tokens(value: Tensor) -> bool:
-    return value.dim() in ((2, 3) if value.is_floating_point() else (2,))
-
-
-def _first(tokens: int) -> slice:
-    return slice(None, tokens // 2)
-
-
-def _second(tokens: int) -> slice:
-    return slice(tokens // 2, None)
-
-
-def _even(tokens: int) -> slice:
-    return slice(None, None, 2)
-
-
-def _filled(value: Tensor, number: int, part: Callable[[int], slice]) -> Tensor:
-    if value.is_floating_point():
-        number = 0
-    elif not holds(value.dtype, number):
-        return value
-    changed = value.clone()
-    changed[:, part(value.shape[1])] = number
-    return changed
+    for name, value in example.items():
+        floats = value.is_floating_point()
+        if name in masks or value.dim() not in ((2, 3) if floats else (2,)):
+            continue
+        half = value.shape[1] // 2
+        # Other inputs may go together with this one, in ways that nobody knows.
+        some = [n for n in fillers if len(example) == 1 or n in (0, 1)]
+        numbers = [0] if floats else [n for n in some if holds(value.dtype, n)]
+        for number, place in product(numbers, (slice(None, half), slice(half, None), slice(None, None, 2))):
+            changed = value.clone()
+            changed[:, place] = number
+            refused = program.fillers.get(name, ())
+            if not any(bool(rows_of_fillers(changed, one).any()) for one in refused):
+                yield dict(example) | {name: changed}
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -3,7 +3,8 @@
 Rotary embeddings (Su et al. 2021) of image models leave class tokens and registers as they are: tokens are cut in two,
 ``part * cos + turned(part) * sin`` is computed of the one, and both are joined.  With rows of ``1`` and ``0`` in the
 tables the same is computed of all tokens at once; nothing is cut or copied, and every token has its row of the tables,
-which goes with it where others are dropped.  Equal to the bit, where tokens that stay are finite.
+which goes with it where others are dropped.  Equal where tokens that stay are finite, but for the
+sign of zero.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import tersor
 from tersor.codegen.onnx.session import runtime
-from tersor.ir.capture import capture
+from tersor.ir.capture import capture, empty_rows
 from tersor.ir.errors import InputError
 from tersor.ir.program import Program
 
@@ -375,6 +375,62 @@ def test_every_id_of_the_table_is_asked_for(
     assert program.fillers == {"ids": (tuple(hidden),)}
 
 
+READINGS: dict[str, tuple[Callable[[Tensor], Tensor], Any]] = {
+    "clamped": (lambda ids: ids.clamp(0, 63), "auto"),
+    "shifted": (lambda ids: (ids - 1).abs(), "auto"),
+    "fixed": (lambda ids: ids, {}),
+    "named otherwise": (lambda ids: ids, {"ids": {0: "rows", 1: "tokens"}}),
+    "of one batch": (lambda ids: ids, {"ids": {1: "tokens"}}),
+}
+
+
+class Read(Special):
+    """Ids are made something of before they are looked up."""
+
+    def __init__(self, seen: Callable[[Tensor], Tensor], read: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(seen)
+        self.read = read
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(self.read(ids))
+        return attended(x, x, self.seen(ids), -1e9)[:, 0]
+
+
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize(
+    ("seen", "hidden"), [(lambda ids: ids >= 4, range(4)), (lambda ids: ids < 60, range(60, 64))]
+)
+def test_however_ids_are_read(seen: Callable[[Tensor], Tensor], hidden: range, reading: str) -> None:
+    torch.manual_seed(0)
+    read, dynamic = READINGS[reading]
+    program = capture(Read(seen, read).eval(), {"ids": torch.randint(4, 60, (2, 6))}, dynamic=dynamic)
+    assert program.fillers == {"ids": (tuple(hidden),)}
+
+
+class Causal(Special):
+    """Its masks are as large as the square of the text, and its table is large."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x, tokens = self.table(ids), ids.shape[1]
+        keep = self.seen(ids)[:, None, :] & torch.ones(tokens, tokens, dtype=torch.bool).tril()
+        return (x @ x.transpose(1, 2)).masked_fill(~keep, -1e9).softmax(-1) @ x
+
+
+def test_a_large_table_is_not_asked_with_long_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = []
+    whole = empty_rows.evaluate
+
+    def watched(*given: Any) -> Any:
+        values = whole(*given)
+        largest.append(max(value.numel() for value in values.values()))
+        return values
+
+    monkeypatch.setattr(empty_rows, "evaluate", watched)
+    capture(Causal(lambda ids: ids != 1, 50_000).eval(), {"ids": torch.randint(2, 50_000, (2, 200))})
+    assert len(largest) < 64
+    assert max(largest) <= 1 << 22
+
+
 class TwoPaddings(nn.Module):
     """Layers that hide different ids."""
 
@@ -413,3 +469,15 @@ def test_masks_of_any_width_are_tried(dtype: torch.dtype) -> None:
     ids, mask = torch.randint(4, 64, (2, 7)), torch.ones(2, 7, 7).tril().to(dtype)
     program = capture(model, {"ids": ids, "mask": torch.ones_like(mask)})
     torch.testing.assert_close(program(ids=ids, mask=mask), model(ids, mask), atol=1e-5, rtol=1e-5)
+
+
+def test_many_numbers_are_told_in_few_words() -> None:
+    torch.manual_seed(0)
+    model = Special(lambda ids: ids % 2 != 0, 5000).eval()
+    ids = torch.randint(2500, (2, 6)) * 2 + 1
+    fast = tersor.optimize_model(model, [], "torch", example_inputs={"ids": ids})
+    ids[0] = 4
+    with pytest.raises(
+        InputError, match="holds nothing but 0 and 2 and 4 and 6 and 8 and 10 and 2494 more numbers"
+    ):
+        fast(ids=ids)

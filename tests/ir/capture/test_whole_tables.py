@@ -347,3 +347,21 @@ class Segments(Decoder):
 def test_one_token_is_tried_with_other_numbers_in_every_input() -> None:
     program = capture(Segments().eval(), {"ids": ids(7), "types": torch.zeros(2, 7).long()})
     assert program.ranges["tokens"] == (2, None)
+
+
+class Pooled(nn.Module):
+    """Of one token nothing is left out; ids and features of zeros are alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(WIDTH, 4)
+
+    def forward(self, ids: Tensor, values: Tensor) -> Tensor:
+        if ids.shape[1] == 1:
+            return self.head(values.squeeze(1))
+        return self.head((values * (ids != 0)[..., None]).sum(1))
+
+
+def test_inputs_are_changed_one_at_a_time() -> None:
+    program = capture(Pooled().eval(), {"ids": ids(6) % 40 + 4, "values": torch.randn(2, 6, WIDTH)})
+    assert program.ranges["tokens"] == (2, None)
