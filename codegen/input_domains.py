@@ -69,7 +69,8 @@ class InputDomain:
 
 def _told(numbers: Sequence[int]) -> str:
     """The first of many numbers, and how many more there are."""
-    texts, left = [], len(numbers)
+    texts: list[str] = []
+    left = len(numbers)
     for low, high in runs_of(numbers)[:_TOLD]:
         texts += [f"{low} to {high}"] if high > low + 1 else map(str, sorted({low, high}))
         left -= high - low + 1
