@@ -45,7 +45,7 @@ def line(row: Row) -> str:
         found,
         ", ".join(row.dynamic) or "-",
         *figures,
-        *("-" if row.problem else "no" if why else "yes" for why in (row.drops, row.caches)),
+        *row.legal,
         known.fails or row.problem,
     ]
     return f"| {' | '.join(cells)} |"

@@ -6,6 +6,9 @@ from typing import Any
 
 from torch import fx
 
+# The stop of a slice that has none.
+TO_THE_END = 2**63 - 1
+
 
 def arguments(node: fx.Node) -> dict[str, Any]:
     """Every argument of an operator call by its schema name, defaults filled in."""

@@ -134,6 +134,11 @@ def same_size(left: Size, right: Size) -> bool:
     return bool(difference == 0 or (not difference.is_polynomial() and sympy.simplify(difference) == 0))
 
 
+def same_shape(left: Sequence[Size], right: Sequence[Size]) -> bool:
+    """Whether two shapes are equal for every value of the symbols."""
+    return len(left) == len(right) and all(map(same_size, left, right))
+
+
 def size_text(size: Size, symbols: Mapping[str, str]) -> str:
     """A size with the program's own dimension names, such as ``batch`` or ``(7*tokens + 9)//10``."""
     expr = expression(size)

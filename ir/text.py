@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, fx
 
 from .layer_path import block_path
+from .operands import TO_THE_END
 from .program import Program, TensorSpec
 from .repeats import Repeat, longest_repeat
 from .shapes import dtype_text, size_text
 
 _SHORTEST_LAYER = 4
-_TO_THE_END = 2**63 - 1
 Namer = Callable[[fx.Node], str]
 
 
@@ -133,7 +133,7 @@ class Printer:
             return str(value).lower()
         if isinstance(value, torch.dtype):
             return dtype_text(value)
-        if value == _TO_THE_END:
+        if value == TO_THE_END:
             return "max"
         return "none" if value is None else str(value)
 

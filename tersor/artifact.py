@@ -12,6 +12,7 @@ tokenizer/                          the tokenizer's files, where the model had a
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +39,7 @@ REPORT, SAMPLES = "report.json", "calibration.safetensors"
 
 
 def write(
-    out: Path,
+    out: str | os.PathLike[str],
     *,
     source: Program,
     program: Program,

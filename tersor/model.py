@@ -147,12 +147,11 @@ class OptimizedModel:
         Raises:
             InputError: ``out`` is no path, or holds files that are no part of an artifact, or cannot be written.
         """
-        place = check_output(out)
         if self._source is None:
-            self._copy(place)
+            self._copy(check_output(out))
             return
         artifact.write(
-            place,
+            out,
             source=self._source,
             program=self.program,
             executable=self.session.executable,

@@ -51,6 +51,11 @@ class Row:
     drops: str = ""
     caches: str = ""
 
+    @property
+    def legal(self) -> list[str]:
+        """What the page says of both."""
+        return ["-" if self.problem else "no" if why else "yes" for why in (self.drops, self.caches)]
+
 
 def measure(architecture: Architecture, onnx: bool) -> Row:
     """Capture, count, and compare with the model on inputs of another batch and length, with padding.

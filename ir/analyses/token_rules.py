@@ -15,14 +15,13 @@ import torch
 from torch import fx
 
 from ..dialect import traits_of
-from ..operands import argument, arguments
+from ..operands import TO_THE_END, argument, arguments
 from ..same_elements import COPIES
 from ..shapes import expression
 from .folds import WHOLE, place_after
 from .token_axis import NONE, RULES, Context, Dims, NotTokenwise, Rule, rule
 
 aten = torch.ops.aten
-_TO_THE_END = 2**63 - 1
 
 
 def find_rule(node: fx.Node) -> Rule | None:
@@ -219,7 +218,7 @@ def slice_(context: Context, node: fx.Node) -> Dims:
         if _within_protected(context, node):
             return dims - {dim}
         raise NotTokenwise(node, "takes a range of token positions, some of which may be dropped")
-    for position, neutral in ((2, 0), (3, _TO_THE_END)):
+    for position, neutral in ((2, 0), (3, TO_THE_END)):
         if len(node.args) > position and node.args[position] not in (neutral, None):
             context.size(node, position, -1)
     return dims
@@ -231,7 +230,7 @@ def _within_protected(context: Context, node: fx.Node) -> bool:
     prefix, last = context.protected
     if context.fold(node.args[0]) is not None or step != 1 or not isinstance(start, int):
         return False
-    to_the_end = stop is None or stop == _TO_THE_END
+    to_the_end = stop is None or stop == TO_THE_END
     if start < 0:
         return -last <= start and (to_the_end or (isinstance(stop, int) and stop < 0))
     return not to_the_end and isinstance(stop, int) and 0 <= stop <= prefix

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import networkx as nx
@@ -62,7 +63,7 @@ def can_be_tried(program: Program) -> bool:
     what is computed of ids, rows without tokens are all that is not proved.
     """
     # Inputs that are read, and not their sizes alone.
-    read = _read_by_masks(program)
+    read = program.analysis(_read_by_masks)
     if read is None:
         return False
     masks = set(mask_inputs(program))
@@ -172,7 +173,8 @@ def _fillers(
     name = str(node.target)
     given = program.example_inputs[name]
 
-    def emptied(numbers: Sequence[int]) -> set[fx.Node]:
+    @cache
+    def emptied(numbers: tuple[int, ...]) -> set[fx.Node]:
         """What sees nothing of a row of ``numbers``."""
         inputs = dict(program.example_inputs) | {name: _with_row(given, numbers, across)}
         try:
@@ -182,16 +184,15 @@ def _fillers(
         return {n for n in told if _sees_nothing(now[n])}
 
     likely = [n for n in likely_fillers(program, told) if holds(given.dtype, n)]
-    single = {number: emptied((number,)) for number in likely}
     of_table = {} if across else _rows_of_one_id(program, told, node)
     known: set[tuple[int, ...]] = set()
     for mask in told:
         numbers = of_table.get(mask)
         if numbers is None:
-            numbers = [n for n in likely if mask in single[n]]
+            numbers = [n for n in likely if mask in emptied((n,))]
             # What lies between those that the code names may be hidden too, as by ``ids < 4``.
             between = range(min(numbers), min(max(numbers), min(numbers) + _SPAN)) if numbers else ()
-            numbers += [n for n in between if n not in single and mask in emptied((n,))]
+            numbers += [n for n in between if n not in likely and mask in emptied((n,))]
         fillers = tuple(sorted(numbers))
         if not fillers or fillers in known:
             continue
@@ -221,7 +222,7 @@ def _rows_of_one_id(program: Program, told: Sequence[fx.Node], node: fx.Node) ->
     name = str(node.target)
     spec = next(spec for spec in program.called_with if spec.name == name)
     count = max((_rows(n) for n in program.graph.nodes if _looks_up(n, node)), default=0)
-    read = _read_by_masks(program)
+    read = program.analysis(_read_by_masks)
     if read is None or not any(node in inputs for inputs in read) or len(spec.shape) != 2 or not count:
         return {}
     batch, length = spec.shape
@@ -235,15 +236,15 @@ def _rows_of_one_id(program: Program, told: Sequence[fx.Node], node: fx.Node) ->
     if count > _MOST_TIMES * rows:
         return {}
     needed = {str(n.target) for n in sources_of(told) if n.op == "placeholder"}
+    inputs = {
+        other.name: _cut(program.example_inputs[other.name], other, {batch: rows, length: tokens})
+        for other in program.called_with
+        if other.name in needed
+    }
     found: dict[fx.Node, list[int]] = {mask: [] for mask in told}
     for start in range(0, count, rows):
         # The last may be asked for more than once: the number of rows may be fixed.
         ids = torch.arange(start, start + rows).clamp(max=count - 1)
-        inputs = {
-            other.name: _cut(program.example_inputs[other.name], other, {batch: rows, length: tokens})
-            for other in program.called_with
-            if other.name in needed
-        }
         inputs[name] = ids[:, None].expand(-1, tokens).to(program.example_inputs[name].dtype)
         try:
             now = evaluate(program, told, inputs)
@@ -252,7 +253,7 @@ def _rows_of_one_id(program: Program, told: Sequence[fx.Node], node: fx.Node) ->
         for mask, value in now.items():
             if value.shape[0] == rows:
                 hidden = _hidden(value).all(-1).reshape(rows, -1).any(1)
-                found[mask] += [n for n in ids[hidden].unique().tolist() if n not in found[mask][-1:]]
+                found[mask] += ids[hidden].unique().tolist()
     # What hides every id tells of none.
     return {mask: numbers for mask, numbers in found.items() if len(numbers) < count}
 
@@ -306,7 +307,7 @@ def _sees_itself(program: Program) -> bool:
     """
     flow = content_flow(program)
     attentions = [node for node in program.graph.nodes if is_attention(node)]
-    read = _read_by_masks(program)
+    read = program.analysis(_read_by_masks)
     if read is None or len(set().union(*read)) > 1 or not all(map(told_by, attentions)):
         return False
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from tersor.ir.same_elements import COPIES
-from tersor.ir.shapes import same_size
+from tersor.ir.shapes import same_shape
 
 from .equivalence import Equivalence
 from .layout import permutation
@@ -51,8 +51,7 @@ def _other_is(number: int) -> Callable[[fx.Node], bool]:
 
 
 def _same_shape(node: fx.Node) -> bool:
-    source, result = node.args[0].meta["val"].shape, node.meta["val"].shape  # type: ignore[union-attr]
-    return len(source) == len(result) and all(map(same_size, source, result))
+    return same_shape(node.args[0].meta["val"].shape, node.meta["val"].shape)  # type: ignore[union-attr]
 
 
 def _whole_slice(node: fx.Node) -> bool:

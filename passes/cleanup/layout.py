@@ -34,14 +34,14 @@ class Layout(Equivalence):
             if order == sorted(order):
                 return origin  # type: ignore[no-any-return]
             return lambda g: g.call(aten.permute.default, origin, order)
-        if node.target is aten.reshape.default and _packet(source) in _RESHAPES:
+        if node.target is aten.reshape.default and packet(source) in _RESHAPES:
             return lambda g: g.call(aten.reshape.default, origin, node.args[1])
         return None
 
 
 def permutation(node: fx.Node) -> Sequence[int] | None:
     """For a node that only reorders dims: which dim of the operand each dim of the result is; else None."""
-    if node.op != "call_function" or _packet(node) not in (aten.permute, aten.transpose, aten.t):
+    if node.op != "call_function" or packet(node) not in (aten.permute, aten.transpose, aten.t):
         return None
     rank = node.meta["val"].dim()
     order = list(range(rank))
@@ -54,5 +54,6 @@ def permutation(node: fx.Node) -> Sequence[int] | None:
     return order[::-1] if node.target is aten.t.default else None
 
 
-def _packet(node: fx.Node) -> Any:
-    return getattr(node.target, "overloadpacket", None)
+def packet(node: fx.Node) -> Any:
+    """Its operator, whichever overload; a function that has none itself."""
+    return getattr(node.target, "overloadpacket", node.target)

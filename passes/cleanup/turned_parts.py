@@ -3,8 +3,7 @@
 Rotary embeddings (Su et al. 2021) of image models leave class tokens and registers as they are: tokens are cut in two,
 ``part * cos + turned(part) * sin`` is computed of the one, and both are joined.  With rows of ``1`` and ``0`` in the
 tables the same is computed of all tokens at once; nothing is cut or copied, and every token has its row of the tables,
-which goes with it where others are dropped.  Equal where tokens that stay are finite, but for the
-sign of zero.
+which goes with it where others are dropped.  Equal where tokens that stay are finite, but for the sign of zero.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ import torch
 from torch import fx
 
 from tersor.ir.builder import Builder
-from tersor.ir.operands import argument
-from tersor.ir.shapes import same_size
+from tersor.ir.operands import TO_THE_END, argument
+from tersor.ir.shapes import same_shape, same_size
 
 from .equivalence import Cheaper, Equivalence
+from .layout import packet
 
 aten = torch.ops.aten
 
-_TO_THE_END = 2**63 - 1
 _SPLITS = (aten.split_with_sizes, aten.split, aten.chunk)
 # What may lie between a part and its turned self.
 _LONGEST = 16
@@ -85,13 +84,13 @@ class _Turned:
 
     def fits(self, others: Sequence[fx.Node], joined: fx.Node) -> bool:
         """Whether tables can be given rows for ``others``."""
-        tokens = self.part.meta["val"].shape[self.dim]
+        shape = self.part.meta["val"].shape
+        tokens = shape[self.dim]
         sizes = [part.meta["val"].shape[self.dim] for part in others]
         tables = [(table, self._row_dim(table)) for table in (self.by, self.across)]
         return (
             all(isinstance(size, int) for size in sizes)
-            and _same_shape(self.chain[-1], self.part)
-            and _same_shape(self.result, self.part)
+            and all(same_shape(node.meta["val"].shape, shape) for node in (self.chain[-1], self.result))
             and joined.meta["val"].dtype == self.result.meta["val"].dtype
             and all(
                 row >= 0
@@ -106,7 +105,7 @@ class _Turned:
         made = {self.part: whole}
         for node in self.chain:
             args: Any = fx.map_arg(node.args, lambda n: made.get(n, n))
-            if _packet(node) is aten.reshape:
+            if packet(node) is aten.reshape:
                 shape = list(args[1])
                 shape[self.dim] = g.size(whole, self.dim)
                 args = (args[0], shape)
@@ -179,19 +178,19 @@ def _chain(end: fx.Node, part: fx.Node, dim: int) -> tuple[fx.Node, ...]:
 
 def _is_tokenwise(node: fx.Node, dim: int) -> bool:
     """Whether an operator leaves the tokens at ``dim`` and makes each of itself."""
-    packet = _packet(node)
-    if packet in (aten.neg, operator.getitem):
+    kind = packet(node)
+    if kind in (aten.neg, operator.getitem):
         return True
-    if packet in (aten.slice, aten.cat):
+    if kind in (aten.slice, aten.cat):
         own = argument(node, 1, 0)
         return _positive(own, node) != dim
-    if packet is aten.stack:
+    if kind is aten.stack:
         return _positive(argument(node, 1, 0), node) > dim
-    if packet in (*_SPLITS, aten.unbind):
+    if kind in (*_SPLITS, aten.unbind):
         source: Any = node.args[0]
-        place = int(argument(node, 1 if packet is aten.unbind else 2, 0)) % source.meta["val"].dim()
+        place = int(argument(node, 1 if kind is aten.unbind else 2, 0)) % source.meta["val"].dim()
         return place > dim
-    if packet is aten.reshape:
+    if kind is aten.reshape:
         before, after = node.args[0].meta["val"].shape, node.meta["val"].shape  # type: ignore[union-attr]
         return min(len(before), len(after)) > dim and all(
             same_size(before[d], after[d]) for d in range(dim + 1)
@@ -204,14 +203,14 @@ def _span(node: fx.Node, dim: int) -> _Span | None:
     if node.target is aten.slice.Tensor and _positive(argument(node, 1, 0), node) == dim:
         source: Any = node.args[0]
         start, stop = argument(node, 2) or 0, argument(node, 3)
-        stop = None if stop == _TO_THE_END else stop
+        stop = None if stop == TO_THE_END else stop
         if argument(node, 4, 1) != 1 or not isinstance(start, int) or start < 0:
             return None
         if stop is not None and (not isinstance(stop, int) or stop < 0):
             return None
         return _Span(source, start, stop)
     split: Any = node.args[0] if node.target is operator.getitem else None
-    if split is None or _packet(split) not in _SPLITS:
+    if split is None or packet(split) not in _SPLITS:
         return None
     index: Any = node.args[1]
     sizes = [part.shape[dim] for part in split.meta["val"]]
@@ -232,15 +231,6 @@ def _joined(spans: Sequence[_Span | None], dim: int) -> fx.Node | None:
         size = span.source.meta["val"].shape[dim]
         place = None if span.stop is None or span.stop == size else span.stop
     return spans[0].source if place is None and spans[0] is not None else None
-
-
-def _same_shape(one: fx.Node, other: fx.Node) -> bool:
-    shapes = [node.meta["val"].shape for node in (one, other)]
-    return len(shapes[0]) == len(shapes[1]) and all(map(same_size, *shapes))
-
-
-def _packet(node: fx.Node) -> Any:
-    return getattr(node.target, "overloadpacket", node.target)
 
 
 def _positive(dim: Any, node: fx.Node) -> int:

@@ -9,7 +9,7 @@ from tersor.ir.analyses.hiding import hides_nothing
 from tersor.ir.analyses.layers import Layer, Layers, restores_or_reduces
 from tersor.ir.analyses.token_axis import NotTokenwise, depends_on_inputs, token_axis
 from tersor.ir.program import Program
-from tersor.ir.shapes import same_size
+from tersor.ir.shapes import same_shape, same_size
 
 from ..contract import Refusal
 
@@ -47,18 +47,13 @@ def why_not(program: Program, stack: Layers, index: int) -> Refusal | None:
     for node in layer.attention:
         if (unknown := undeclared(node)) is not None:
             return Refusal(unknown, node.name)
-    if not _same_shape(layer.after_attention, stack.end):
+    if not same_shape(layer.after_attention.meta["val"].shape, stack.end.meta["val"].shape):
         return Refusal("the stream leaves the last layer in another shape than it has here", stack.end.name)
     try:
         token_axis(program, layer.after_attention, stack.end, stack.token_dim)
     except NotTokenwise as refusal:
         return Refusal(refusal.reason, refusal.node.name)
     return _attention_differs(layer, stack.token_dim) or _opaque_mask(layer.attention[0])
-
-
-def _same_shape(one: fx.Node, other: fx.Node) -> bool:
-    shapes = [node.meta["val"].shape for node in (one, other)]
-    return len(shapes[0]) == len(shapes[1]) and all(map(same_size, *shapes))
 
 
 def _attention_differs(layer: Layer, dim: int) -> Refusal | None:

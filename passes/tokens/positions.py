@@ -27,7 +27,7 @@ from tersor.ir.analyses.token_axis import (
 from tersor.ir.analyses.token_rules import each_result
 from tersor.ir.dialect import Role, traits_of
 from tersor.ir.evaluate import evaluate, sources_of
-from tersor.ir.operands import argument, find_operand
+from tersor.ir.operands import TO_THE_END, argument, find_operand
 from tersor.ir.program import Program
 from tersor.ir.same_elements import origin
 from tersor.ir.shapes import expression, same_size
@@ -35,7 +35,6 @@ from tersor.ir.shapes import expression, same_size
 from .runs import Run
 
 aten = torch.ops.aten
-_TO_THE_END = 2**63 - 1
 _SPLITS = (aten.split, aten.split_with_sizes, aten.chunk, aten.tensor_split, aten.unbind)
 # Where the rules refuse these they sum or compare over the tokens, so that every one is read alike.
 _REDUCTIONS = (
@@ -298,7 +297,7 @@ def _narrowed(node: fx.Node) -> Iterator[tuple[int, Any]]:
         start, stop, step = argument(node, 2), argument(node, 3), argument(node, 4, 1)
         dim = _positive(argument(node, 1, 0), source)
         size = _value(source).shape[dim]
-        stop = size if stop is None or stop == _TO_THE_END else _number(stop)
+        stop = size if stop is None or stop == TO_THE_END else _number(stop)
         yield dim, (_number(start or 0), stop, step)
     elif packet is aten.narrow:
         dim = _positive(node.args[1], source)

@@ -12,7 +12,7 @@ from torch import fx
 
 from tersor.ir.analyses.layers import Layers, content_flow
 from tersor.ir.analyses.token_axis import NotTokenwise
-from tersor.ir.operands import argument
+from tersor.ir.operands import TO_THE_END, argument
 from tersor.ir.program import Program
 from tersor.ir.shapes import same_size
 
@@ -20,7 +20,6 @@ from .picks import refuse_picks
 from .positions import positions_read
 
 aten = torch.ops.aten
-_TO_THE_END = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -152,10 +151,10 @@ class _ConstantEnds:
         if node.target is aten.select_scatter.default:
             stop, step = start + 1, 1
         else:
-            stop, step = argument(node, 4, _TO_THE_END), argument(node, 5, 1)
+            stop, step = argument(node, 4, TO_THE_END), argument(node, 5, 1)
         if start != 0 or step != 1 or not isinstance(stop, int):
             return 0, 0
-        if stop == _TO_THE_END:
+        if stop == TO_THE_END:
             return self.of(written, dim)  # type: ignore[arg-type]
         ahead = int(argument(node, 2, 0)) % _rank(node) == dim and stop > 0
         return (max(prefix, stop), last) if ahead and not self._from_input(written) else (0, 0)  # type: ignore[arg-type]
@@ -194,7 +193,7 @@ def _bounds(node: fx.Node) -> tuple[Any, Any]:
     """A slice's start and stop; None for a stop at the end."""
     start = node.args[2] if len(node.args) > 2 else None
     stop = node.args[3] if len(node.args) > 3 else None
-    return (start or 0), (None if stop == _TO_THE_END else stop)
+    return (start or 0), (None if stop == TO_THE_END else stop)
 
 
 def _rank(node: fx.Node) -> int:
