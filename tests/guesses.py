@@ -37,10 +37,13 @@ class Chain:
 
 
 class Eager(Policy):
-    """Checks all guesses, whatever they promise, and feeds all prompt tokens."""
+    """Checks all guesses, whatever they promise and take, and feeds all prompt tokens."""
 
     def longest(self, rows: int) -> int:
         return 6
+
+    def worth(self, rows: int, guesses: int, chance: float, seconds: float) -> bool:
+        return True
 
     def guesses(self, chances: Sequence[Sequence[float]]) -> int:
         return max(map(len, chances))

@@ -14,6 +14,10 @@ from tersor.runtime import kv_cache
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 
+# Of the smallest buffer. The scores of one query are an eighth of it where heads have eight numbers, and PyTorch makes
+# several of them, how many by the machine.
+_A_COPY = 0.75
+
 
 def growth_of_peak(step: Callable[[], object]) -> int:
     """By how many bytes twenty steps raise the most memory that the process has held.
@@ -52,7 +56,7 @@ def test_no_step_copies_what_the_cache_holds(
     smallest = min(buffer.nbytes for buffer in cache.buffers.values())
     assert smallest > 10 << 20
     # The first step is measured too: a copy in it would be room in the runtime's arena for the copies of the next ones.
-    assert growth_of_peak(lambda: decoder.step(cache, [[5]])) < smallest / 2
+    assert growth_of_peak(lambda: decoder.step(cache, [[5]])) < _A_COPY * smallest
 
 
 @pytest.mark.parametrize("target", ["onnx", "torch"])
@@ -68,4 +72,4 @@ def test_a_copy_would_be_noticed(target: str, monkeypatch: pytest.MonkeyPatch) -
         decoder.step(cache, [[5]])
         del copy
 
-    assert growth_of_peak(copying_step) > smallest.nbytes / 2
+    assert growth_of_peak(copying_step) > _A_COPY * smallest.nbytes

@@ -170,3 +170,76 @@ def test_a_mask_varies_with_the_tokens_whichever_the_model_takes_first() -> None
     dims = dynamic_dims(given, "auto")
     assert list(dims) == ["mask", "x"]
     assert dims["mask"] == {0: "batch", 2: "tokens", 3: "tokens"}
+
+
+class Keywords(nn.Module):
+    def forward(self, x: Tensor, **others: Tensor) -> Tensor:
+        return x * others["weight"] + others.get("offset", 0)
+
+
+def test_inputs_that_go_into_kwargs_are_captured_by_name():
+    model = Keywords()
+    program = capture(model, {"weight": torch.randn(2, 5), "x": torch.randn(2, 5)})
+    assert [(spec.name, spec.shape[0]) for spec in program.inputs] == [("x", "batch"), ("weight", "batch")]
+    other = {"x": torch.randn(3, 5), "weight": torch.randn(3, 5)}
+    torch.testing.assert_close(program(**other), model(**other))
+    assert "forward" not in vars(model)
+    with pytest.raises(InputError, match="'a/b' is no name that Python can write: wrap the model"):
+        capture(model, {"x": torch.randn(2, 5), "a/b": torch.randn(2, 5)})
+
+
+def test_a_misspelt_input_that_nothing_reads_is_named(tiny_bert):
+    ids = torch.randint(50, (2, 6))
+    meant = r"'attention_msk', and reads nothing of it: did you mean 'attention_mask'\?"
+    with pytest.raises(InputError, match=meant):
+        capture(tiny_bert, {"input_ids": ids, "attention_msk": torch.ones_like(ids)})
+    for other in ("zzz", "cache_position"):
+        program = capture(tiny_bert, {"input_ids": ids, other: torch.ones_like(ids)})
+        note = f"nothing reads input {other!r}: the outputs are the same without it"
+        assert note in program.notes["capture"]
+
+
+class Asks(nn.Module):
+    """Of a keyword the sizes, the dtype, or whether it is there."""
+
+    def __init__(self, question):
+        super().__init__()
+        self.question = question
+
+    def forward(self, x, **others):
+        return x * self.question(others.get("weights"))
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda w: 1 if w is None else 2,
+        lambda w: w.shape[-1],
+        lambda w: torch.ones((), dtype=w.dtype) / 3,
+    ],
+)
+def test_what_a_model_asks_of_an_input_is_read(question):
+    model = Asks(question)
+    inputs = {"x": torch.randn(2, 5), "weights": torch.randn(2, 7, dtype=torch.float64)}
+    program = capture(model, inputs, dynamic={})
+    assert torch.equal(program(**inputs), model(**inputs))
+    assert not program.notes.get("capture")
+
+
+def test_arrays_are_inputs(tiny_bert):
+    ids = torch.randint(50, (2, 6))
+    program = capture(tiny_bert, {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()})
+    assert [spec.shape for spec in program.inputs] == [("batch", "tokens")] * 2
+    assert capture(tiny_bert, ids.numpy()[:, ::-1]).inputs[0].name == "input_ids"
+
+
+def test_inputs_that_the_model_rejects_are_told(tiny_bert):
+    told = (
+        r"input_ids int64 \[2, 6\] of 7 to 5000: index out of range in self, raised in \S+ \(Embedding\(\d+, "
+    )
+    ids = torch.full((2, 6), 7)
+    ids[0, 0] = 5000
+    with pytest.raises(InputError, match=told):
+        capture(tiny_bert, {"input_ids": ids})
+    with pytest.raises(InputError, match=r"input_ids uint16 \[2, 6\]: "):
+        capture(tiny_bert, {"input_ids": ids.to(torch.uint16)})
