@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .arrays import tensor_of
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -98,13 +99,12 @@ def _tensor(spec: TensorSpec, value: Any) -> Tensor:
             )
         return value
     try:
-        # A reversed array has steps that no tensor may have.
-        return torch.as_tensor(value.copy() if isinstance(value, np.ndarray) else value)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        return tensor_of(value)
+    except ValueError as error:
         dtype = str(spec.dtype).removeprefix("torch.")
         raise InputError(
             f"input {spec.name!r} is a {type(value).__name__} of which no tensor can be made "
-            f"({' '.join(str(error).split())}): give a tensor, an array or lists of numbers, "
+            f"({error}): give a tensor, an array or lists of numbers, "
             f"{_shape_text(spec)} {dtype}"
         ) from error
 

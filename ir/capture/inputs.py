@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..arrays import tensor_of
 from ..errors import InputError
 from ..program import Program
 
@@ -96,12 +97,10 @@ def _as_tensor(name: str, value: Any) -> Any:
     if not isinstance(value, np.ndarray):
         return value
     try:
-        # A reversed array has steps that no tensor may have.
-        return torch.as_tensor(value.copy())
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        return tensor_of(value)
+    except ValueError as error:
         raise InputError(
-            f"input {name!r} is an array of which no tensor can be made ({reason}): give one of numbers"
+            f"input {name!r} is an array of which no tensor can be made ({error}): give one of numbers"
         ) from error
 
 

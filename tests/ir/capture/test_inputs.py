@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -231,6 +232,16 @@ def test_arrays_are_inputs(tiny_bert):
     program = capture(tiny_bert, {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()})
     assert [spec.shape for spec in program.inputs] == [("batch", "tokens")] * 2
     assert capture(tiny_bert, ids.numpy()[:, ::-1]).inputs[0].name == "input_ids"
+
+
+def test_what_an_array_masks_does_not_count_as_numbers(tiny_bert):
+    ids = np.ma.masked_equal(torch.randint(1, 50, (2, 6)).numpy(), 7)
+    told = r"'input_ids' .*what it masks would count: fill it, and give the mask as an input"
+    with pytest.raises(InputError, match=told):
+        capture(tiny_bert, {"input_ids": ids})
+    program = capture(tiny_bert, {"input_ids": ids.filled(1)})
+    with pytest.raises(InputError, match=told):
+        program(input_ids=ids)
 
 
 def test_inputs_that_the_model_rejects_are_told(tiny_bert):
