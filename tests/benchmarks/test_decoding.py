@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 
-from benchmarks import decoding
+from benchmarks import decoding, decoding_sides
 from benchmarks.decoding import (
     DEFAULT,
     DRAFTERS,
@@ -13,6 +16,7 @@ from benchmarks.decoding import (
     LOOKUP,
     PEER,
     PLAIN,
+    Bench,
     Result,
     missed,
     section,
@@ -55,5 +59,43 @@ def test_what_is_missed_is_named() -> None:
     best = DRAFTERS[0]
     assert [text.split(":")[0] for text in found] == [
         "plain over transformers", f"{best} over transformers", f"{best} over plain", f"{best} over plain on prose",
-        f"{best} over plain on the worst prompt", f"draws with {DEFAULT} over draws", "token 3",
+        *(f"{name} over plain on the worst prompt" for name in DRAFTERS),
+        f"{DRAWN_BY} over drawn on the worst prompt", f"draws with {DEFAULT} over draws", "token 3",
     ]  # fmt: skip
+
+
+def test_what_seems_to_lose_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = object.__new__(Bench)
+    bench.new, bench.drawn = 10, []
+    seconds = {PLAIN: 1.0, "suffix": 1.0, "model": 2.0}
+    bench.greedy = [Pretended(name, seconds.get(name, 0.5)) for name in (PLAIN, *DRAFTERS)]
+    monkeypatch.setattr(decoding_sides, "time", Pretended)
+    monkeypatch.setattr(decoding, "HELD", tuple((name, PLAIN) for name in DRAFTERS))
+    slow, slower, fine = (result("prose", (8.0, 4.0, s)) for s in (4.5, 5.0, 1.0))
+    bench.settle([slow, slower, fine])
+    assert not fine.again
+    # The first that loses is enough; what does not is measured wherever it seemed to.
+    assert slower.again["model"] == 0.5
+    assert "model" not in slow.again
+    assert slow.again["suffix"] == slower.again["suffix"] == 1.0
+    assert slow.again["ngram"] == 2.0
+    assert [t.split(":")[0] for t in missed([slow, slower, fine]) if "worst" in t] == [
+        "model over plain on the worst prompt"
+    ]
+
+
+@dataclass
+class Pretended:
+    """A side, and the clock that it moves."""
+
+    name: str
+    seconds: float
+    now: ClassVar[float] = 0.0
+
+    def run(self, prompt: list[int], new: int) -> list[int]:
+        Pretended.now += self.seconds
+        return [0] * new
+
+    @staticmethod
+    def perf_counter() -> float:
+        return Pretended.now
