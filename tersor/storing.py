@@ -19,8 +19,6 @@ from .passes.storage import Storage, Trial
 
 # What `auto` may lose, whatever its kind may.
 _AUTO_LOSS = 0.01
-# What single weights are stored as where the kind asked for costs too much, and is one that is mixed.
-_MIXED = {"int4": "int8"}
 # To what share of the matrices it is found how many of them must be.
 _FINENESS = 16
 
@@ -60,16 +58,16 @@ def lower_stored(
     tell("measuring the Program")
     trials = _Trials(program, target, dict(options), Losses(program, samples, calibrated), samples[0], tell)
     if asked == "auto":
-        wanted, most = _by_size(program, options), _AUTO_LOSS
+        wanted, most, other = _by_size(program, options), _AUTO_LOSS, None
     else:
         kind = find_kind(asked)
         assert kind is not None
-        wanted, most = [asked], kind.most_loss
+        wanted, most, other = [asked], kind.most_loss, kind.mixed_with
     for name in wanted:
         if trials.attempt(name, {}, most):
             break
         # Mixing takes several trials more: what `auto` tries next costs less time, and is smaller than most mixtures.
-        if asked != "auto" and name in _MIXED and trials.mix(name, _MIXED[name], most):
+        if other is not None and trials.mix(name, other, most):
             break
     else:
         if asked != "auto" and on_violation == "raise":

@@ -10,7 +10,7 @@ from tersor.ir.program import Program
 
 from .emitter import Ops
 from .executable import OnnxExecutable
-from .weights import WeightKind, check_operators
+from .weights import check_operators
 
 
 class OnnxTarget(Target):
@@ -28,7 +28,7 @@ class OnnxTarget(Target):
         ops: Ops = "ort",
         threads: int | None = None,
         providers: Sequence[str] | None = None,
-        weights: WeightKind = "fp32",
+        weights: str = "fp32",
         weight_kinds: Mapping[str, str] | None = None,
     ) -> OnnxExecutable:
         """An ONNX Runtime session on the Program.

@@ -149,7 +149,7 @@ def test_16_bits_halve_the_file(kind: str, tmp_path: Path, folder: Path) -> None
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"weights": "int9"}, "weights='int9' is unknown"),
+        ({"weights": "int9"}, "weights='int9' is none of fp32, "),
         ({"weights": "int8", "ops": "portable"}, "ops='portable' rules them out"),
         ({"weights": "int8", "target": "torch"}, "no option 'weights'"),
     ],

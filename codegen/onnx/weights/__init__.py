@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from .kind import Kind, Stored, WeightKind
+from .kind import Kind, Stored
 from .kinds import check_operators, find_kind, kinds
 from .plan import storable, stored_as, stored_weights
 
 __all__ = [
     "Kind",
     "Stored",
-    "WeightKind",
     "check_operators",
     "find_kind",
     "kinds",

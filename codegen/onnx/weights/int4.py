@@ -26,6 +26,7 @@ class Int4(Kind):
 
     name: ClassVar[str] = "int4"
     most_loss: ClassVar[float] = 0.04
+    mixed_with: ClassVar[str | None] = "int8"
 
     def store(self, weight: Tensor) -> Blocks:
         found = on_grid(weight)

@@ -1,22 +1,19 @@
 """What a kind of weights is: how a matrix is stored, and what an operator that reads it becomes.
 
-A kind is a file of this folder with one subclass of ``Kind``, and its name in ``WeightKind``.
+A kind is a file of this folder with one subclass of ``Kind``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnx_ir as ir
 from torch import Tensor
 
 if TYPE_CHECKING:
     from ..emitter import Emitter
-
-# What the target's option takes: ``auto`` is settled by measurements before anything is lowered.
-WeightKind = Literal["fp32", "fp16", "bf16", "int8", "int4", "gguf", "auto"]
 
 
 class Stored(ABC):
@@ -58,12 +55,14 @@ class Kind(ABC):
         portable: whether standard operators read it.
         own_layout: whether it keeps a weight as the Program does, and not always as ``[out, in]``.
         most_loss: by what share perplexity may differ before the kind is refused.
+        mixed_with: the kind of some of the weights where that is so; None where it is refused at once.
     """
 
     name: ClassVar[str]
     portable: ClassVar[bool] = False
     own_layout: ClassVar[bool] = False
     most_loss: ClassVar[float] = 0.01
+    mixed_with: ClassVar[str | None] = None
 
     @abstractmethod
     def store(self, weight: Tensor) -> Stored | None:

@@ -37,8 +37,9 @@ def find_kind(name: str) -> Kind | None:
     if name == "fp32":
         return None
     if name not in kinds():
-        hint = " (auto is settled by optimize_model, which measures)" if name == "auto" else ""
-        raise InputError(f"weights={name!r} is none of fp32, {', '.join(sorted(kinds()))}{hint}")
+        known = ", ".join(("fp32", *sorted(kinds()), "auto"))
+        hint = "is settled by optimize_model, which measures" if name == "auto" else f"is none of {known}"
+        raise InputError(f"weights={name!r} {hint}")
     return kinds()[name]
 
 
