@@ -52,10 +52,12 @@ def losses(gemma: tuple[Program, Any]) -> Losses:
 
 @pytest.mark.parametrize("kind", ["int8", "gguf"])
 def test_perplexity_stays_within_a_percent(gemma: tuple[Program, Any], losses: Losses, kind: str) -> None:
-    loss, _ = losses.of(lower(gemma[0], "onnx", {"weights": kind}))
+    loss, deviation = losses.of(lower(gemma[0], "onnx", {"weights": kind}))
     assert losses.positions >= WINDOWS * (TOKENS - 1)
+    # So few tokens tell no percent: what is predicted of them, which is more exact, must be nearly the same too.
     assert abs(loss.share) < 0.01 + 2 * loss.error
     assert loss.error < 0.015
+    assert all(output.kl is not None and output.kl < 0.04 for output in deviation.outputs)
 
 
 def test_the_tied_embedding_is_stored_once(gemma: tuple[Program, Any], tmp_path: Any) -> None:
