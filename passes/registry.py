@@ -56,10 +56,19 @@ def registered(*kinds: type) -> Iterator[None]:
 
 @cache
 def import_all(package: str) -> None:
-    """Import every module below ``package``."""
+    """Import every module below ``package``.
+
+    Raises:
+        SpecError: one cannot be imported; the message names its file.
+    """
     root = importlib.import_module(package)
     for module in pkgutil.walk_packages(getattr(root, "__path__", ()), package + "."):
-        importlib.import_module(module.name)
+        try:
+            importlib.import_module(module.name)
+        except Exception as error:  # Whatever a new method's file raises.
+            spec = module.module_finder.find_spec(module.name, None)
+            place = module.name if spec is None or spec.origin is None else spec.origin
+            raise SpecError(f"cannot import {place}: {type(error).__name__}: {error}") from error
 
 
 def named_subclasses(base: type[_T]) -> dict[str, type[_T]]:

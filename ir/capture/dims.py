@@ -160,6 +160,18 @@ def example_at(program: Program, sizes: Mapping[str, int]) -> dict[str, Tensor]:
     }
 
 
+def repeated_row(program: Program, inputs: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Two rows, both the only one of ``inputs``; None where these do not hold one."""
+    two = dict(inputs)
+    for spec in program.called_with:
+        for dim, name in enumerate(spec.shape):
+            if name == BATCH and inputs[spec.name].shape[dim] != 1:
+                return None
+            if name == BATCH:
+                two[spec.name] = torch.cat([two[spec.name]] * 2, dim)
+    return None if all(two[name] is value for name, value in inputs.items()) else two
+
+
 def _within(size: int, allowed: tuple[int, int | None]) -> int:
     low, high = allowed
     return max(low, size if high is None else min(high, size))

@@ -6,9 +6,9 @@ of a table of 64 rows for the table itself at 64, and for a part of it at any ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from itertools import chain, islice, pairwise, product
+from itertools import chain, pairwise, product
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from .check import compare_on, nests_as
 from .conditions import intersect
 from .dims import BATCH, example_at
 from .export import UNTRACED
+from .one_row import treats_one_row_apart
 from .padded import holds, likely_fillers, mask_inputs, padded, run_on, telling
 
 # Up to such a size more rows than the example has are tried too.
@@ -30,9 +31,8 @@ _SMALL = 128
 def with_untraced_sizes(program: Program, model: Callable[..., Any]) -> Program:
     """``program`` with the untraced sizes at which it is what the model is, and without the others.
 
-    A model that branches on such a size (``if n == 1``) was traced on the other side.  A batch of one that is wrong on
-    the example is an error of ``compare_with_model``; here it is tried with other numbers.  A size of one that the
-    model itself rejects shows nothing.
+    A model that branches on such a size (``if n == 1``) was traced on the other side.  A size of one that the model
+    itself rejects shows nothing.
     """
     notes = {name: value for name, value in program.notes.items() if name != UNTRACED}
     told = list(notes.get("capture", ()))
@@ -42,7 +42,9 @@ def with_untraced_sizes(program: Program, model: Callable[..., Any]) -> Program:
         if name not in example or low > (1 if name == BATCH else 2):
             continue
         whole = replace(program, ranges=ranges | {name: (1, high)})
-        as_model = _one_row_as_model(whole, model) if name == BATCH else _as_model(whole, model, name, 1)
+        as_model = (
+            not treats_one_row_apart(whole, model) if name == BATCH else _as_model(whole, model, name, 1)
+        )
         if low == 2 and as_model:
             ranges[name] = (1, high)
         elif low == 1 and as_model is False:
@@ -79,22 +81,9 @@ def _as_model(program: Program, model: Callable[..., Any], name: str, size: int)
         replace(program, example_inputs=example_at(program, sizes | more)) for more in _batches(program, size)
     ]
     given = [trial.example_inputs for trial in trials]
-    return _same_on(program, model, chain(given, *map(padded, trials), _varied(trials[0]) if trials else ()))
-
-
-def _one_row_as_model(program: Program, model: Callable[..., Any]) -> bool | None:
-    """As ``_as_model``, of a batch of one: where every other token is padding, by whatever number."""
-    one_row = replace(program, example_inputs=example_at(program, program.sizes() | {BATCH: 1}))
-    return _same_on(program, model, chain(islice(padded(one_row), 1, 2), _mixed(one_row)))
-
-
-def _same_on(
-    program: Program, model: Callable[..., Any], trials: Iterable[Mapping[str, Tensor]]
-) -> bool | None:
-    """Whether both compute the same for each of these inputs; None where the model rejects all."""
     shown = False
     tried: list[Mapping[str, Tensor]] = []
-    for inputs in trials:
+    for inputs in chain(given, *map(padded, trials), _varied(trials[0]) if trials else ()):
         # One token is not padded in six ways.
         if any(_same(inputs, other) for other in tried):
             continue
@@ -117,28 +106,6 @@ def _varied(program: Program) -> Iterator[dict[str, Tensor]]:
 
     What is refused for a row without tokens says nothing of a size, and masks are tried with padding.
     """
-    for name, value, numbers in _fillers_of_inputs(program):
-        half = value.shape[1] // 2
-        for number, place in product(numbers, (slice(None, half), slice(half, None), slice(None, None, 2))):
-            changed = value.clone()
-            changed[:, place] = number
-            if not _refused(program, name, changed):
-                yield dict(program.example_inputs) | {name: changed}
-
-
-def _mixed(program: Program) -> Iterator[dict[str, Tensor]]:
-    """The example with all that may stand for padding in turns in one input, at every other token."""
-    for name, value, numbers in _fillers_of_inputs(program):
-        changed = value.clone()
-        # Of two tokens or more, one stays what it is.
-        for place in range(value.shape[1] % 2, value.shape[1], 2) if numbers else ():
-            changed[:, place] = numbers[place // 2 % len(numbers)]
-        if not _refused(program, name, changed):
-            yield dict(program.example_inputs) | {name: changed}
-
-
-def _fillers_of_inputs(program: Program) -> Iterator[tuple[str, Tensor, list[int]]]:
-    """Inputs of tokens and what may stand for padding in them, but masks, which are tried with padding."""
     example = program.example_inputs
     fillers = likely_fillers(program, telling(program))
     masks = {str(node.target) for node in mask_inputs(program)} if len(example) > 1 else set()
@@ -146,13 +113,16 @@ def _fillers_of_inputs(program: Program) -> Iterator[tuple[str, Tensor, list[int
         floats = value.is_floating_point()
         if name in masks or value.dim() not in ((2, 3) if floats else (2,)):
             continue
+        half = value.shape[1] // 2
         # Other inputs may go together with this one, in ways that nobody knows.
         some = [n for n in fillers if len(example) == 1 or n in (0, 1)]
-        yield name, value, [0] if floats else [n for n in some if holds(value.dtype, n)]
-
-
-def _refused(program: Program, name: str, value: Tensor) -> bool:
-    return any(bool(rows_of_fillers(value, one).any()) for one in program.fillers.get(name, ()))
+        numbers = [0] if floats else [n for n in some if holds(value.dtype, n)]
+        for number, place in product(numbers, (slice(None, half), slice(half, None), slice(None, None, 2))):
+            changed = value.clone()
+            changed[:, place] = number
+            refused = program.fillers.get(name, ())
+            if not any(bool(rows_of_fillers(changed, one).any()) for one in refused):
+                yield dict(example) | {name: changed}
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

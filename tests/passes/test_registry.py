@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -12,6 +14,7 @@ from tersor.passes.contract import Method
 from tersor.passes.registry import (
     find_methods,
     find_passes,
+    import_all,
     named_subclasses,
     registered,
     unregistered,
@@ -94,3 +97,14 @@ def test_a_class_without_a_name_of_its_own_is_no_method() -> None:
         """Has its base's name, and so none."""
 
     assert named_subclasses(Shape) == {"round": Round}  # type: ignore[type-abstract]
+
+
+def test_a_file_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "a_family_of_methods"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "typo.py").write_text("from nowhere_at_all import Method\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    told = rf"cannot import {re.escape(str(package / 'typo.py'))}: ModuleNotFoundError: No module named 'nowhere_at_all'"
+    with pytest.raises(SpecError, match=told):
+        import_all(package.name)

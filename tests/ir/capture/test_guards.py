@@ -257,25 +257,3 @@ def test_a_size_of_one_alone_fixes_none_of_two() -> None:
         inputs = {"image": torch.randn(3, tokens, 32), "ids": torch.randint(0, 50, (3, 7))}
         for found, want in zip(program(**inputs), model(**inputs), strict=True):
             torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)
-
-
-class AloneOfNoPadding(nn.Module):
-    """A single text is taken to hold no padding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(64, 16)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.table(ids)
-        scores = x @ x.transpose(1, 2) / 4
-        if ids.shape[0] > 1:
-            scores = scores + (ids == 3)[:, None] * -1e9
-        return scores.softmax(-1) @ x
-
-
-@pytest.mark.parametrize("rows", [1, 2])
-def test_a_batch_of_one_is_tried_with_padding_that_the_example_lacks(rows):
-    program = capture(AloneOfNoPadding(), {"ids": torch.randint(4, 64, (rows, 6))})
-    assert program.ranges["batch"] == (2, None)
-    assert "batch is 2 or more" in program.notes["capture"][-1]
