@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain, islice, product
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import CaptureError, InputError
@@ -47,32 +48,45 @@ def _is_apart(program: Program, model: Callable[..., Any], inputs: Mapping[str, 
 
 
 def _changed(program: Program) -> Iterator[dict[str, Tensor]]:
-    """The example with other numbers in one input, at every other place: the last stays what it is."""
+    """The example with other numbers in one input, as a rule at every other place: the last stays what it is."""
     example = program.example_inputs
     told = telling(program)
     above = {str(node.target) for node in sources_of(told) if node.op == "placeholder"}
     # Those are tried with padding.
     masks = {str(node.target) for node in mask_inputs(program)} if len(example) > 1 else set()
     for name, value in example.items():
-        if name in masks or not value.dim():
-            continue
-        tells, floats = name in above, value.is_floating_point()
-        changed: list[Tensor] = []
-        if value.dim() == 1:
-            changed = [value // 2 + 1] if tells and not floats else []
-        elif floats and tells:
-            changed = [_at_every_other(value, -1, [number]) for number in (0, _HIDDEN)]
-        elif floats and value.dim() in (2, 3):
-            changed = [_at_every_other(value, 1, [0])]
-        elif value.dim() == 2:
-            known = (n for numbers in program.fillers.get(name, ()) for n in numbers)
-            some = dict.fromkeys((*known, *likely_fillers(program, told)))
-            changed = [_at_every_other(value, 1, [n for n in some if holds(value.dtype, n)])]
-        elif tells and not floats:
-            changed = [_at_every_other(value, -1, [number]) for number in (0, 1)]
-        for other in changed:
+        known = [n for numbers in program.fillers.get(name, ()) for n in numbers]
+        fillers = [*known, *likely_fillers(program, told), *_compared(program)]
+        for other in () if name in masks else _others(value, name in above, fillers):
             if not any(bool(rows_of_fillers(other, one).any()) for one in program.fillers.get(name, ())):
                 yield dict(example) | {name: other}
+
+
+def _others(value: Tensor, tells: bool, fillers: Iterable[int]) -> Iterator[Tensor]:
+    """An input that holds something else; ``tells``: it has a part in what attention sees."""
+    # Such as lengths, times and weights.
+    if value.dim() < 2 or value.numel() == 1:
+        if value.is_floating_point():
+            yield value / 2 + 0.25
+        else:
+            yield ~value if value.dtype == torch.bool else value // 2 + 1
+        return
+    tokens = 1 if value.shape[1] > 1 else 0
+    if value.is_floating_point():
+        for number in (0, _HIDDEN) if tells else (0,) if value.dim() < 4 else ():
+            yield _at_every_other(value, -1 if tells else tokens, [number])
+    elif value.dim() == 2:
+        yield _at_every_other(value, tokens, [n for n in dict.fromkeys(fillers) if holds(value.dtype, n)])
+    else:
+        for dim, number in product((dim for dim in (1, -1) if value.shape[dim] > 1), (0, 1)):
+            yield _at_every_other(value, dim, [number])
+
+
+def _compared(program: Program) -> list[int]:
+    """Whole numbers that values are compared with, such as ids with that of padding."""
+    results = ((n, n.meta.get("val")) for n in program.graph.nodes if n.op == "call_function")
+    compared = [n for n, value in results if isinstance(value, Tensor) and value.dtype == torch.bool]
+    return [n.args[1] for n in compared if len(n.args) == 2 and type(n.args[1]) is int]
 
 
 def _at_every_other(value: Tensor, dim: int, numbers: Sequence[float]) -> Tensor:

@@ -24,6 +24,10 @@ from .export import UNTRACED
 from .one_row import treats_one_row_apart
 from .padded import holds, likely_fillers, mask_inputs, padded, run_on, telling
 
+_TRACED_APART = (
+    "the model does something else at 1, which was not traced; capture it with dynamic={} (--dynamic none) and an "
+    "example of 1 for that"
+)
 # Up to such a size more rows than the example has are tried too.
 _SMALL = 128
 
@@ -35,8 +39,7 @@ def with_untraced_sizes(program: Program, model: Callable[..., Any]) -> Program:
     itself rejects shows nothing.
     """
     notes = {name: value for name, value in program.notes.items() if name != UNTRACED}
-    told = list(notes.get("capture", ()))
-    ranges, example = dict(program.ranges), program.sizes()
+    ranges, least, example = dict(program.ranges), dict(program.least), program.sizes()
     for name in dict.fromkeys(program.symbols.values()):
         low, high = ranges.get(name, (1, None))
         if name not in example or low > (1 if name == BATCH else 2):
@@ -49,10 +52,7 @@ def with_untraced_sizes(program: Program, model: Callable[..., Any]) -> Program:
             ranges[name] = (1, high)
         elif low == 1 and as_model is False:
             ranges[name] = (2, high)
-            told.append(
-                f"{name} is 2 or more: the model does something else at 1, which was not traced; capture it with "
-                f"dynamic={{}} at 1 for that"
-            )
+            least[name] = _TRACED_APART
     # What a model does there with another input, or where two tables are read whole, is in no trial.
     untraced = program.notes.get(UNTRACED, {})
     alone = len(untraced) == len(program.called_with) == 1
@@ -66,9 +66,7 @@ def with_untraced_sizes(program: Program, model: Callable[..., Any]) -> Program:
             if not _as_model(whole, model, name, size):
                 break
             ranges[name] = intersect((low, None if following is None else following - 1), wider)
-    if told:
-        notes["capture"] = told
-    return replace(program, ranges=ranges, notes=notes)
+    return replace(program, ranges=ranges, least=least, notes=notes)
 
 
 def _as_model(program: Program, model: Callable[..., Any], name: str, size: int) -> bool | None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tersor.ir.capture import capture
-from tersor.ir.errors import InputError
+from tersor.ir.errors import CaptureError, InputError
+from tersor.ir.program import Program
 
 IDS = torch.randint(4, 60, (2, 7), generator=torch.Generator().manual_seed(0))
 SEGMENTS = torch.zeros(2, 7, dtype=torch.int64)
@@ -51,6 +52,14 @@ CASES: dict[str, tuple[Callable[[Tensor, Tensor, Any], Tensor], Tensor | None]] 
 }
 
 
+def check_takes_two_or_more(program: Program, model: nn.Module, example: dict[str, Tensor]) -> None:
+    assert program.ranges["batch"] == (2, None)
+    with pytest.raises(InputError, match="batch = 1; 2 to any are taken: the model does something else at 1"):
+        program(**{key: value[:1] for key, value in example.items()})
+    two = {key: value[:1].repeat_interleave(2, 0) for key, value in example.items()}
+    torch.testing.assert_close(program(**two), model(**two), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("name", CASES)
 def test_padding_of_one_row_is_tried_though_the_example_has_none(name: str, rows: int) -> None:
@@ -58,13 +67,7 @@ def test_padding_of_one_row_is_tried_though_the_example_has_none(name: str, rows
     example = {"ids": IDS[:rows]} | ({} if other is None else {"other": other[:rows]})
     torch.manual_seed(0)
     model = Alone(apply).eval()
-    program = capture(model, example)
-    assert program.ranges["batch"] == (2, None)
-    assert "batch is 2 or more" in program.notes["capture"][-1]
-    with pytest.raises(InputError, match="batch = 1"):
-        program(**{key: value[:1] for key, value in example.items()})
-    two = {key: value[:1].repeat_interleave(2, 0) for key, value in example.items()}
-    torch.testing.assert_close(program(**two), model(**two), atol=1e-5, rtol=1e-5)
+    check_takes_two_or_more(capture(model, example), model, example)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -73,4 +76,78 @@ def test_a_model_that_treats_all_batches_alike_takes_one_row(name: str) -> None:
     torch.manual_seed(0)
     program = capture(Alone(apply, rows=0).eval(), {"ids": IDS} | ({} if other is None else {"other": other}))
     assert program.ranges.get("batch", (1, None)) == (1, None)
-    assert "capture" not in program.notes
+    assert not program.least
+
+
+class Apart(nn.Module):
+    """``one`` is made of a row alone, and ``more`` of several; both get the same linear layer's result."""
+
+    def __init__(self, one: Callable[..., Any], more: Callable[..., Any]) -> None:
+        super().__init__()
+        self.one, self.more, self.linear = one, more, nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, other: Tensor) -> Any:
+        return (self.one if x.shape[0] == 1 else self.more)(self.linear(x), other)
+
+
+X = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
+APART: dict[str, tuple[Callable[..., Any], Callable[..., Any], Tensor]] = {
+    "lengths": (
+        lambda h, o: h[:, -1] + 0 * o[:, None],
+        lambda h, o: h[torch.arange(h.shape[0]), o - 1],
+        torch.tensor([6, 6]),
+    ),
+    "a column": (lambda h, o: h[:, 0] + 0 * o, lambda h, o: h.mean(1) * o, torch.ones(2, 1)),
+    "times": (
+        lambda h, o: h + 0 * o[:, None, None],
+        lambda h, o: h * (1 + o.sin()[:, None, None]),
+        torch.zeros(2),
+    ),
+    "a mask that pools": (
+        lambda h, o: h.mean(1) + 0 * o[:, 0],
+        lambda h, o: (h * o).sum(1) / o.sum(1).clamp(min=1),
+        torch.ones(2, 6, 1).bool(),
+    ),
+    "ids that pool": (
+        lambda h, o: h.mean(1) + 0 * o[:, :1],
+        lambda h, o: (h * (o != 19)[..., None]).sum(1) / (o != 19).sum(1, keepdim=True).clamp(min=1),
+        IDS[:, :6] % 19,
+    ),
+    "another nest": (
+        lambda h, o: {"y": h, "one": h[0]},
+        lambda h, o: {"y": h + 0 * o[:, None]},
+        torch.ones(2, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_what_else_tells_rows_is_tried_too(name: str) -> None:
+    one, more, other = APART[name]
+    model, example = Apart(one, more).eval(), {"x": X, "other": other}
+    check_takes_two_or_more(
+        capture(model, example, {"x": {0: "batch"}, "other": {0: "batch"}}), model, example
+    )
+
+
+class Refusing(nn.Module):
+    """Rejects a single row, or the same row twice, in its own way."""
+
+    def __init__(self, refused: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self.refused = refused
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and self.refused(x):
+            raise KeyError("not so")
+        return x * 2 if x.shape[0] > 1 else x * 3
+
+
+def test_a_model_that_rejects_a_row_in_its_own_way_is_captured_without_it() -> None:
+    model = Refusing(lambda x: x.shape[0] == 1).eval()
+    assert torch.equal(capture(model, X)(X), model(X))
+
+
+def test_where_two_such_rows_are_rejected_one_that_differs_is_an_error() -> None:
+    with pytest.raises(CaptureError, match=r"on inputs x \[1, 13, 8\]"):
+        capture(Refusing(lambda x: x.shape[0] == 2 and torch.equal(x[0], x[1])).eval(), X)
