@@ -15,7 +15,7 @@ from ..analyses.rounding import rounding_allowances
 from ..errors import CaptureError
 from ..program import Program
 from ..structure import Structure
-from .dims import repeated_row, resized
+from .dims import BATCH, repeated_row, resized, without_one
 
 # Further inputs on which a Program is compared, as it takes them.
 Samples = Callable[[Program], Sequence[Mapping[str, Tensor]]]
@@ -24,23 +24,24 @@ Samples = Callable[[Program], Sequence[Mapping[str, Tensor]]]
 _CANCELLED = 8
 
 
-def compare_with_model(program: Program, expected: Any, model: Callable[..., Any]) -> float:
-    """Largest absolute difference on the example and at another batch and length, padding left out.
+def compare_with_model(program: Program, expected: Any, model: Callable[..., Any]) -> Program:
+    """``program`` with its deviation: the largest on the example and at another batch and length, padding left out.
 
-    ``expected`` is what the model returned for the example.  A batch of one does not count where the same row twice is
-    right: ``one_row`` says what becomes of it.
+    A batch of one is left out where it alone is something else to the model, and the same row twice is not.
+
+    Args:
+        expected: what the model returned for the example.
 
     Raises:
         CaptureError: a difference no rounding explains, or an output that nests otherwise at the other size; the
             message names output, sizes and both magnitudes.
     """
-    worst = compare_on(program, program.example_inputs, expected)
+    worst, alone = compare_on(program, program.example_inputs, expected), False
     for inputs in resized(program):
         try:
             expected = model(**inputs)
-        except (
-            Exception
-        ):  # A size that the model itself rejects, however it does, says nothing about the capture.
+        except Exception:
+            # A size that the model itself rejects, in whatever way, says nothing about the capture.
             continue
         try:
             if not nests_as(program.structure, expected):
@@ -48,12 +49,15 @@ def compare_with_model(program: Program, expected: Any, model: Callable[..., Any
                     f"on inputs {_sizes(inputs)} the model returns its tensors in another nest than for the example: "
                     "make its output one for all sizes, or pass dynamic={} to fix them"
                 )
-            return max(worst, compare_on(program, inputs, expected))
+            worst = max(worst, compare_on(program, inputs, expected))
+            break
         except CaptureError:
-            # Then the Program does not take one row, and other sizes show the rest.
             if not right_of_two(program, inputs, model):
                 raise
-    return worst
+            # Other sizes show the rest.
+            alone = True
+    program = program.with_facts(deviation=worst)
+    return without_one(program, BATCH) if alone else program
 
 
 def right_of_two(program: Program, inputs: Mapping[str, Tensor], model: Callable[..., Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from keyword import iskeyword
 from typing import Any
 
@@ -158,6 +159,16 @@ def example_at(program: Program, sizes: Mapping[str, int]) -> dict[str, Tensor]:
         spec.name: _resize(program.example_inputs[spec.name], [sizes.get(str(dim)) for dim in spec.shape])
         for spec in program.called_with
     }
+
+
+def without_one(program: Program, name: str) -> Program:
+    """``program``, in which a size that varies is 2 or more, and why."""
+    why = (
+        "the model does something else at 1, which was not traced; capture it with dynamic={} (--dynamic none) and an "
+        "example of 1 for that"
+    )
+    high = program.ranges.get(name, (1, None))[1]
+    return replace(program, ranges=program.ranges | {name: (2, high)}, least=program.least | {name: why})
 
 
 def repeated_row(program: Program, inputs: Mapping[str, Tensor]) -> dict[str, Tensor] | None:

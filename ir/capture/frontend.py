@@ -213,7 +213,7 @@ def _raised(
         return found if rename is None else rename(found)
 
     def compared(found: Program, own_masks: bool = False) -> Program:
-        found = found.with_facts(deviation=compare_with_model(found, expected, model))
+        found = compare_with_model(found, expected, model)
         found = with_untraced_sizes(refusing_empty_rows(found, model, own_masks), model)
         return _as_on_samples(found, model, samples)
 

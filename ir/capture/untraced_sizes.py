@@ -19,15 +19,11 @@ from ..fillers import rows_of_fillers
 from ..program import Program
 from .check import compare_on, nests_as
 from .conditions import intersect
-from .dims import BATCH, example_at
+from .dims import BATCH, example_at, without_one
 from .export import UNTRACED
 from .one_row import treats_one_row_apart
 from .padded import holds, likely_fillers, mask_inputs, padded, run_on, telling
 
-_TRACED_APART = (
-    "the model does something else at 1, which was not traced; capture it with dynamic={} (--dynamic none) and an "
-    "example of 1 for that"
-)
 # Up to such a size more rows than the example has are tried too.
 _SMALL = 128
 
@@ -39,22 +35,21 @@ def with_untraced_sizes(program: Program, model: Callable[..., Any]) -> Program:
     itself rejects shows nothing.
     """
     notes = {name: value for name, value in program.notes.items() if name != UNTRACED}
-    ranges, least, example = dict(program.ranges), dict(program.least), program.sizes()
+    example = program.sizes()
     for name in dict.fromkeys(program.symbols.values()):
-        low, high = ranges.get(name, (1, None))
+        low, high = program.ranges.get(name, (1, None))
         if name not in example or low > (1 if name == BATCH else 2):
             continue
-        whole = replace(program, ranges=ranges | {name: (1, high)})
+        whole = replace(program, ranges=program.ranges | {name: (1, high)})
         as_model = (
             not treats_one_row_apart(whole, model) if name == BATCH else _as_model(whole, model, name, 1)
         )
         if low == 2 and as_model:
-            ranges[name] = (1, high)
+            program = whole
         elif low == 1 and as_model is False:
-            ranges[name] = (2, high)
-            least[name] = _TRACED_APART
+            program = without_one(program, name)
     # What a model does there with another input, or where two tables are read whole, is in no trial.
-    untraced = program.notes.get(UNTRACED, {})
+    ranges, untraced = dict(program.ranges), program.notes.get(UNTRACED, {})
     alone = len(untraced) == len(program.called_with) == 1
     for symbol, (wider, sizes) in untraced.items() if alone else ():
         name = program.symbols[symbol]
@@ -66,7 +61,7 @@ def with_untraced_sizes(program: Program, model: Callable[..., Any]) -> Program:
             if not _as_model(whole, model, name, size):
                 break
             ranges[name] = intersect((low, None if following is None else following - 1), wider)
-    return replace(program, ranges=ranges, least=least, notes=notes)
+    return replace(program, ranges=ranges, notes=notes)
 
 
 def _as_model(program: Program, model: Callable[..., Any], name: str, size: int) -> bool | None:
