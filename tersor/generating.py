@@ -106,7 +106,7 @@ class Generator:
         inputs: Any,
         *,
         attention_mask: Any = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         seed: int | None = None,
         stream: Callable[[Any], object] | None = None,
         tokenizer: Any = None,
@@ -117,7 +117,7 @@ class Generator:
         settings = Settings.of(self.program, options, seed)
         check_call(stop, stream, batch_size)
         is_text = _is_text(inputs)
-        stops = [*([stop] if isinstance(stop, str) else stop), *settings.stops]
+        stops = [*([stop] if isinstance(stop, str) else stop or ()), *settings.stops]
         tokenizer = tokenizer or (self.tokenizer if is_text or stops else None)
         texts = [inputs] if isinstance(inputs, str) else inputs
         if is_text and attention_mask is not None:
@@ -177,7 +177,7 @@ def _padded(ids: Tensor, new: list[list[int]], fill: int) -> Tensor:
 
 def check_call(stop: Any, stream: Any, batch_size: Any) -> None:
     """Raises InputError where one of these arguments makes no sense."""
-    texts = [stop] if isinstance(stop, str) else stop
+    texts = () if stop is None else [stop] if isinstance(stop, str) else stop
     if not isinstance(texts, Sequence) or any(not isinstance(text, str) or not text for text in texts):
         raise InputError(f"stop={stop!r} is no text: give one, or a list of them")
     if stream is not None and not callable(stream):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,10 @@ class Balance:
         self.seconds = each if not self.seconds else self.seconds + _FORGET * (each - self.seconds)
         self.right += _FORGET * (right - self.right)
         self.lost = max(0.0, self.lost + seconds - right * plain)
+
+    def give_up(self) -> None:
+        """It makes no numbers: what it guesses is nothing to go by."""
+        self.right, self.lost = -1.0, math.inf
 
     def rate(self, plain: float) -> float:
         """Tokens a second, if it goes on as before."""
@@ -96,6 +101,9 @@ class ModelDrafting(Drafting):
         draft = Draft([], [], [])
         logits = row.start(self._text, most)
         while True:
+            if bool(logits.isnan().any()):
+                balance.give_up()
+                break
             token = outlook.choose(draft.tokens, logits)
             sure = confidence(logits, token)
             draft.tokens.append(token)
@@ -104,6 +112,8 @@ class ModelDrafting(Drafting):
             if len(draft.tokens) >= most or not outlook.worth(draft, balance.seconds):
                 break
             logits = row.next(token)
+        if not draft.tokens:
+            return []
         self._open = _Open(name, draft.tokens, len(self._text), perf_counter() - started)
         return [draft]
 

@@ -96,6 +96,7 @@ def test_a_stop_text_ends_it_wherever_tokens_begin_and_end(fast: Any) -> None:
     text = fast.generate(PROMPT, max_new_tokens=30, stop=stop)
     assert text == whole[: whole.index(stop) + 3]
     assert fast.generate(PROMPT, max_new_tokens=30, stop=["never said", stop]) == text
+    assert fast.generate(PROMPT, max_new_tokens=30, stop=None) == whole
 
 
 def test_a_stop_text_may_be_long_and_may_begin_in_the_prompt(fast: Any) -> None:

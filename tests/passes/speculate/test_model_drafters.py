@@ -236,6 +236,20 @@ def test_a_model_guesses_no_further_than_it_can_read() -> None:
     assert drafting.draft(5) == []
 
 
+def test_a_model_that_makes_no_numbers_guesses_no_more_and_others_do() -> None:
+    class Broken(_Row):
+        def start(self, text: Any, most: int, keep: bool = True) -> Tensor:
+            return torch.tensor([0.0, torch.nan, 0.0])
+
+    balances = {"a": Balance(seconds=1e-12, right=5.0), "b": Balance(seconds=1e-12, right=2.0)}
+    drafting = ModelDrafting({"a": Broken(), "b": _Row()}, balances)
+    assert drafting.draft(5, _Pays()) == []
+    drafting.extend([1])
+    assert [draft.tokens for draft in drafting.draft(5, _Pays())] == [[1, 1]]
+    alone = ModelDrafting({"a": Broken()}, {"a": balances["a"]})
+    assert alone.draft(5, _Pays()) == []
+
+
 def test_a_third_of_the_layers_drafts_by_default() -> None:
     program = run(decoder_program("gemma3"), ["kv-cache"])[0]
     assert list(SelfDraft().models(program)) == ["1"]
