@@ -19,10 +19,11 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def argument(node: fx.Node, place: int, default: Any = None) -> Any:
-    """The argument at ``place`` of the schema, given by position or by name."""
+    """The argument at ``place`` of the schema, given by position or by name; ``default`` where it has none there."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
     if len(node.args) > place:
         return node.args[place]
-    return node.kwargs.get(node.target._schema.arguments[place].name, default)  # type: ignore[union-attr]
+    return node.kwargs.get(schema[place].name, default) if place < len(schema) else default
 
 
 def find_operand(node: fx.Node, name: str) -> fx.Node | None:

@@ -151,6 +151,11 @@ class Computed:
         for spec, want, got in zip(
             self.program.outputs, Structure.flatten(result), self.outputs, strict=True
         ):
+            if got.dim() != len(spec.shape):
+                raise CaptureError(
+                    f"output {spec.name!r} is {list(got.shape)} on inputs {self.sizes}, and has {len(spec.shape)} dims "
+                    "at other sizes: name the dim that squeeze() is to remove, or pass dynamic={} to fix all sizes"
+                )
             # The model's own result may have another shape, which no mask fits.
             if want.shape == got.shape:
                 real = self.real.get(spec.name) if rows is None or not rows.padding else None

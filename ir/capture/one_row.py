@@ -18,6 +18,11 @@ from .check import compare_on, nests_as, right_of_two
 from .dims import BATCH, example_at
 from .padded import holds, likely_fillers, mask_inputs, padded, run_on, telling
 
+# PyTorch counts with these on every device.
+_TRIED = {
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+}
 # What is added to the scores of a hidden key.
 _HIDDEN = -1e9
 
@@ -64,6 +69,8 @@ def _changed(program: Program) -> Iterator[dict[str, Tensor]]:
 
 def _others(value: Tensor, tells: bool, fillers: Iterable[int]) -> Iterator[Tensor]:
     """An input that holds something else; ``tells``: it has a part in what attention sees."""
+    if value.dtype not in _TRIED:
+        return
     # Such as lengths, times and weights.
     if value.dim() < 2 or value.numel() == 1:
         if value.is_floating_point():

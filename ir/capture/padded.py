@@ -131,6 +131,8 @@ def likely_fillers(program: Program, told: Iterable[fx.Node]) -> list[int]:
 
 def holds(dtype: torch.dtype, number: int) -> bool:
     """Whether a tensor of whole numbers or truth values may hold it."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return False
     if dtype == torch.bool:
         return number in (0, 1)
     limits = torch.iinfo(dtype)

@@ -130,6 +130,59 @@ def test_what_else_tells_rows_is_tried_too(name: str) -> None:
     )
 
 
+def test_where_a_row_alone_loses_a_dim_it_is_left_out() -> None:
+    class Squeezing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x.mean(1)).squeeze()
+
+    model = Squeezing().eval()
+    for rows in (1, 2):
+        program = capture(model, X[:rows])
+        assert program.ranges["batch"] == (2, None)
+        torch.testing.assert_close(program(X), model(X))
+    alone = capture(model, X[:1], {})
+    torch.testing.assert_close(alone(X[:1]), model(X[:1]))
+
+
+def test_a_squeeze_beside_a_mask_is_captured() -> None:
+    class Regression(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+            self.table, self.layers, self.head = (
+                nn.Embedding(64, 16),
+                nn.TransformerEncoder(layer, 1),
+                nn.Linear(16, 1),
+            )
+
+        def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+            return self.head(self.layers(self.table(ids), src_key_padding_mask=mask == 0)[:, 0]).squeeze()
+
+    model, example = Regression().eval(), {"ids": IDS, "mask": torch.ones(2, 7).long()}
+    torch.testing.assert_close(capture(model, example)(**example), model(**example), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        torch.polar(torch.ones(2, 7), torch.randn(2, 7)),
+        torch.tensor([1 + 1j, 2 + 0j]),
+    ],
+    ids=lambda t: f"{t.dtype}{list(t.shape)}",
+)
+def test_what_is_no_plain_number_is_not_tried(other: Tensor) -> None:
+    class Turned(nn.Module):
+        def forward(self, x: Tensor, other: Tensor) -> Tensor:
+            return x * other.to(torch.complex64).real.reshape(x.shape[0], -1).mean(1)[:, None, None]
+
+    model, example = Turned(), {"x": X, "other": other}
+    torch.testing.assert_close(capture(model, example)(**example), model(**example))
+
+
 class Refusing(nn.Module):
     """Rejects a single row, or the same row twice, in its own way."""
 
