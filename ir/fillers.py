@@ -14,6 +14,11 @@ def rows_of_fillers(value: Tensor, fillers: Sequence[int]) -> Tensor:
     return torch.isin(value.to(torch.int64), known).all(-1)
 
 
+def has_row_of(value: Tensor, sets: Sequence[Sequence[int]]) -> bool:
+    """Whether a row is made of the numbers of one of ``sets`` alone."""
+    return any(bool(rows_of_fillers(value, fillers).any()) for fillers in sets)
+
+
 def runs_of(fillers: Sequence[int]) -> list[tuple[int, int]]:
     """The first and the last of all numbers that follow one another, ascending: 0, 1, 2, 7 are two runs."""
     runs: list[tuple[int, int]] = []

@@ -67,11 +67,18 @@ def right_of_two(program: Program, inputs: Mapping[str, Tensor], model: Callable
     """
     two = repeated_row(program, inputs)
     try:
-        expected = None if two is None else model(**two)
-        if two is None or not nests_as(program.structure, expected):
-            return False
-        compare_on(program, two, expected)
+        return two is not None and agrees(program, two, model(**two))
     except Exception:  # Whatever the model's code raises there.
+        return False
+
+
+def agrees(program: Program, inputs: Mapping[str, Tensor], result: Any) -> bool:
+    """Whether the Program computes what the model returned for ``inputs``, in one nest with it."""
+    if not nests_as(program.structure, result):
+        return False
+    try:
+        compare_on(program, inputs, result)
+    except CaptureError:
         return False
     return True
 

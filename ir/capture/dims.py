@@ -171,6 +171,14 @@ def without_one(program: Program, name: str) -> Program:
     return replace(program, ranges=program.ranges | {name: (2, high)}, least=program.least | {name: why})
 
 
+def with_one_row(program: Program) -> Program | None:
+    """``program`` with its example at a batch of one; None where it takes none, or its batch does not vary."""
+    sizes = program.sizes()
+    if BATCH not in sizes or program.ranges.get(BATCH, (1, None))[0] > 1:
+        return None
+    return replace(program, example_inputs=example_at(program, sizes | {BATCH: 1}))
+
+
 def repeated_row(program: Program, inputs: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """Two rows, both the only one of ``inputs``; None where these do not hold one."""
     two = dict(inputs)

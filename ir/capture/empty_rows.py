@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from ..analyses.layers import content_flow, is_attention
 from ..errors import CaptureError
 from ..evaluate import evaluate, sources_of
-from ..fillers import rows_of_fillers
+from ..fillers import has_row_of
 from ..program import Program, TensorSpec
 from ..raising._cone import Cone
 from ..raising._scores import LOW
@@ -120,7 +120,7 @@ def refusing_empty_rows(program: Program, model: Callable[..., Any], all_rows: b
             wrong.setdefault(row.input, []).append(row.fillers)
     known = {name: _widest(sets) for name, sets in wrong.items()}
     for name, sets in list(known.items()):
-        if any(bool(rows_of_fillers(program.example_inputs[name], s).any()) for s in sets):
+        if has_row_of(program.example_inputs[name], sets):
             if all_rows:
                 raise CaptureError(
                     f"the example holds a row of {name!r} without tokens, which is something else here"

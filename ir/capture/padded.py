@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from itertools import chain, islice, product
 from typing import Any
@@ -21,7 +20,7 @@ from ..raising._scores import LOW
 from ..raising.mask_meaning import is_mask_input
 from ..structure import Structure
 from .check import compare_on
-from .dims import BATCH, example_at
+from .dims import example_at, with_one_row
 
 # Tokens of a trial at most, for the sake of wide windows.
 _LONGEST = 1024
@@ -36,11 +35,9 @@ def wrong_at_padding(program: Program, model: Callable[..., Any]) -> str | None:
 
     What a model computes at padding is nobody's result as long as no other result is made of it.
     """
-    one_row = replace(program, example_inputs=example_at(program, program.sizes() | {BATCH: 1}))
+    alone = with_one_row(program)
     # The first of one row has half of its tokens padded.
-    takes_one = BATCH in program.sizes() and program.ranges.get(BATCH, (1, None))[0] == 1
-    alone = islice(padded(one_row), 1, 2) if takes_one else ()
-    for inputs in chain(padded(program), alone):
+    for inputs in chain(padded(program), islice(padded(alone), 1, 2) if alone is not None else ()):
         expected = run_on(model, inputs)
         if expected is None:
             continue
@@ -183,6 +180,11 @@ def mask_inputs(program: Program) -> list[fx.Node]:
         for node in program.graph.nodes
         if node in above and is_mask_input(program, node) and node.meta["val"].dim() == 2
     ]
+
+
+def masks_beside(program: Program) -> set[str]:
+    """Names of those of :func:`mask_inputs` that come with other inputs, and are tried with padding."""
+    return {str(node.target) for node in mask_inputs(program)} if len(program.example_inputs) > 1 else set()
 
 
 def _real(example: Tensor, left: bool, first: int) -> Tensor:

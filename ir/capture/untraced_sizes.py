@@ -14,15 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CaptureError
-from ..fillers import rows_of_fillers
+from ..fillers import has_row_of
 from ..program import Program
-from .check import compare_on, nests_as
+from .check import agrees
 from .conditions import intersect
 from .dims import BATCH, example_at, without_one
 from .export import UNTRACED
 from .one_row import treats_one_row_apart
-from .padded import holds, likely_fillers, mask_inputs, padded, run_on, telling
+from .padded import holds, likely_fillers, masks_beside, padded, run_on, telling
 
 # Up to such a size more rows than the example has are tried too.
 _SMALL = 128
@@ -36,14 +35,14 @@ def with_untraced_sizes(program: Program, model: Callable[..., Any]) -> Program:
     """
     notes = {name: value for name, value in program.notes.items() if name != UNTRACED}
     example = program.sizes()
+    if treats_one_row_apart(program, model):
+        program = without_one(program, BATCH)
     for name in dict.fromkeys(program.symbols.values()):
         low, high = program.ranges.get(name, (1, None))
-        if name not in example or low > (1 if name == BATCH else 2):
+        if name == BATCH or name not in example or low > 2:
             continue
         whole = replace(program, ranges=program.ranges | {name: (1, high)})
-        as_model = (
-            not treats_one_row_apart(whole, model) if name == BATCH else _as_model(whole, model, name, 1)
-        )
+        as_model = _as_model(whole, model, name, 1)
         if low == 2 and as_model:
             program = whole
         elif low == 1 and as_model is False:
@@ -84,11 +83,7 @@ def _as_model(program: Program, model: Callable[..., Any], name: str, size: int)
         expected = run_on(model, inputs)
         if expected is None:
             continue
-        if not nests_as(program.structure, expected):
-            return False
-        try:
-            compare_on(program, inputs, expected)
-        except CaptureError:
+        if not agrees(program, inputs, expected):
             return False
         shown = True
     return shown or None
@@ -101,7 +96,7 @@ def _varied(program: Program) -> Iterator[dict[str, Tensor]]:
     """
     example = program.example_inputs
     fillers = likely_fillers(program, telling(program))
-    masks = {str(node.target) for node in mask_inputs(program)} if len(example) > 1 else set()
+    masks = masks_beside(program)
     for name, value in example.items():
         floats = value.is_floating_point()
         if name in masks or value.dim() not in ((2, 3) if floats else (2,)):
@@ -113,8 +108,7 @@ def _varied(program: Program) -> Iterator[dict[str, Tensor]]:
         for number, place in product(numbers, (slice(None, half), slice(half, None), slice(None, None, 2))):
             changed = value.clone()
             changed[:, place] = number
-            refused = program.fillers.get(name, ())
-            if not any(bool(rows_of_fillers(changed, one).any()) for one in refused):
+            if not has_row_of(changed, program.fillers.get(name, ())):
                 yield dict(example) | {name: changed}
 
 
