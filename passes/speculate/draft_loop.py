@@ -103,7 +103,7 @@ class ModelDrafting(Drafting):
         while True:
             if bool(logits.isnan().any()):
                 balance.give_up()
-                break
+                return []
             token = outlook.choose(draft.tokens, logits)
             sure = confidence(logits, token)
             draft.tokens.append(token)
@@ -112,8 +112,6 @@ class ModelDrafting(Drafting):
             if len(draft.tokens) >= most or not outlook.worth(draft, balance.seconds):
                 break
             logits = row.next(token)
-        if not draft.tokens:
-            return []
         self._open = _Open(name, draft.tokens, len(self._text), perf_counter() - started)
         return [draft]
 
