@@ -163,10 +163,8 @@ def example_at(program: Program, sizes: Mapping[str, int]) -> dict[str, Tensor]:
 
 def without_one(program: Program, name: str) -> Program:
     """``program``, in which a size that varies is 2 or more, and why."""
-    why = (
-        "the model does something else at 1, which was not traced; capture it with dynamic={} and an example of 1 for "
-        "that"
-    )
+    how = "an example of one row" if name == BATCH else "fixed sizes and an example of 1"
+    why = f"the model does something else at 1, which was not traced; capture it with {how} for that"
     high = program.ranges.get(name, (1, None))[1]
     return replace(program, ranges=program.ranges | {name: (2, high)}, least=program.least | {name: why})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -19,8 +19,9 @@ from ..structure import Structure
 from .attributes import explain_attributes
 from .check import Samples, compare_on, compare_with_model
 from .dim_names import named_by_attention
-from .dims import check_dynamic, dynamic_dims
+from .dims import BATCH, check_dynamic
 from .empty_rows import can_be_tried, refusing_empty_rows, wrong_in_empty_rows
+from .example_rows import Example, OneRowApartError, examples
 from .experts import dense_experts
 from .export import Request, call_model, run_model
 from .fused_layers import explain_fused_layers, zeros_at_padding
@@ -30,7 +31,6 @@ from .inputs import (
     bind_example,
     check_read,
     lengthen_single_sizes,
-    repeat_single_rows,
     suggested_inputs,
     swallowed,
     tokens_first,
@@ -60,7 +60,8 @@ def capture(
         example_inputs: a mapping of input names to tensors, a tuple of tensors, or one tensor; arguments that are
             no tensors are passed to the model as they are and become constants.  May be left out where the model
             says what it takes.  A batch or length of one is repeated, because a traced size of one would be fixed;
-            where the model rejects that, ``notes["capture"]`` says what was fixed.
+            where the model rejects that, or takes one row for something else, ``notes["capture"]`` says what was
+            fixed.
         dynamic: ``"auto"`` lets every batch and length dimension vary that the model allows, and fixes the heights
             and widths of images; a mapping such as ``{"input_ids": {0: "batch", 1: "tokens"}}`` names the
             dimensions that must vary; ``{}`` fixes all.
@@ -80,12 +81,25 @@ def capture(
     with torch.no_grad():
         if source.exported is not None:
             return _from_archive(source, samples)
-        return _from_module(source, source.module, example_inputs, dynamic, samples)
+        try:
+            return _from_module(source, source.module, example_inputs, dynamic, samples)
+        except OneRowApartError:
+            return _from_module(source, source.module, example_inputs, dynamic, samples, apart=True)
 
 
 def _from_module(
-    source: Source, model: nn.Module, example_inputs: Any, dynamic: Dynamic, samples: Samples | None
+    source: Source,
+    model: nn.Module,
+    example_inputs: Any,
+    dynamic: Dynamic,
+    samples: Samples | None,
+    apart: bool = False,
 ) -> Program:
+    """``apart``: the model is known to do something else for a row alone, such as the example is.
+
+    Raises:
+        OneRowApartError: it turned out to, and the example is one.
+    """
     fused = torch.backends.mha.get_fastpath_enabled()
     with on_the_host(model), inference_state(model), zeros_at_padding(fused), ExitStack() as stack:
         given = example_inputs if example_inputs is not None else suggested_inputs(model)
@@ -96,15 +110,17 @@ def _from_module(
         unnamed = swallowed(model, inputs)
         stack.enter_context(spelled_out(model, [*inputs, *fixed]))
         notes = tuple(f"{name} is fixed at {value!r}, as it was given" for name, value in fixed.items())
-        if dynamic == "auto" or dynamic:
-            inputs = repeat_single_rows(inputs, int(tokens_first(model)))
-        dims = dynamic_dims(inputs, dynamic, tokens_first(model))
+        before = Snapshot(model)
+        choice = examples(inputs, dynamic, tokens_first(model), example_inputs is None, apart)
+        example, (expected, structure) = _first_taken(model, fixed, choice)
+        if example.why_one and dynamic != "auto":
+            raise InputError(f"the batch is to vary, but {example.why_one}: leave it out of dynamic")
+        inputs, dims = dict(example.inputs), example.dims
+        notes += example.notes
         if any(inputs[name].shape[dim] == 1 for name, named in dims.items() for dim in named):
-            run_model(model, inputs, fixed)
             inputs, told = lengthen_single_sizes(inputs, dims, partial(_runs, model, fixed))
             notes += told
-        before = Snapshot(model)
-        expected, structure = run_model(model, inputs, fixed)
+            expected, structure = run_model(model, inputs, fixed)
         notes += tuple(explain_attributes(model, before, partial(call_model, model, fixed, **inputs)))
         if before.rebuilt():
             # For inputs such as these: what it makes of others is in the model as it was found.
@@ -119,6 +135,7 @@ def _from_module(
             candidates = list(exported(request))
             notes += tuple(sorted(experts))
         call = partial(call_model, model, fixed)
+        one_row = dynamic == "auto" and len(choice) > 1 and example_inputs is not None
         rename = named_by_attention if dynamic == "auto" else None
         for program in candidates:
             if dynamic != "auto":
@@ -126,7 +143,7 @@ def _from_module(
             own = program is candidates[-1]
             result = expected if own else call(**program.example_inputs)
             try:
-                program = _raised(program, result, call, rename, samples)
+                program = _raised(program, result, call, rename, samples, one_row)
             except CaptureError:
                 if own:
                     raise
@@ -139,6 +156,16 @@ def _from_module(
         if notes:
             program.notes["capture"] = [*notes, *program.notes.get("capture", ())]
         return program
+
+
+def _first_taken(
+    model: nn.Module, fixed: Mapping[str, Any], choice: Sequence[Example]
+) -> tuple[Example, tuple[Any, Structure]]:
+    """The first example that the model takes, and what it returns for it."""
+    for example in choice[:-1]:
+        with suppress(InputError):
+            return example, run_model(model, example.inputs, fixed)
+    return choice[-1], run_model(model, choice[-1].inputs, fixed)
 
 
 def _takes(program: Program, inputs: Mapping[str, torch.Tensor]) -> bool:
@@ -205,8 +232,13 @@ def _raised(
     model: Callable[..., Any],
     rename: Callable[[Program], Program] | None,
     samples: Samples | None,
+    one_row: bool = False,
 ) -> Program:
-    """The Program with its attention raised, compared with the model, which returned ``expected`` for the example."""
+    """The Program with its attention raised, compared with the model, which returned ``expected`` for the example.
+
+    Raises:
+        OneRowApartError: it does not take the one row that was given for an example, according to ``one_row``.
+    """
 
     def raised(padded_rows: bool) -> Program:
         found = raise_attention(program, padded_rows)
@@ -215,6 +247,8 @@ def _raised(
     def compared(found: Program, own_masks: bool = False) -> Program:
         found = compare_with_model(found, expected, model)
         found = with_untraced_sizes(refusing_empty_rows(found, model, own_masks), model)
+        if one_row and BATCH in found.least:
+            raise OneRowApartError
         return _as_on_samples(found, model, samples)
 
     short = raised(False)

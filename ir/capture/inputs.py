@@ -145,20 +145,6 @@ def tokens_first(model: nn.Module) -> bool:
     return not next(m for m in model.modules() if isinstance(m, nn.MultiheadAttention)).batch_first
 
 
-def repeat_single_rows(inputs: Mapping[str, Tensor], batch_dim: int) -> dict[str, Tensor]:
-    """Inputs with their batch of one repeated to two; unchanged when the batch is larger."""
-
-    def single(tensor: Tensor) -> bool:
-        return tensor.dim() > batch_dim and tensor.shape[batch_dim] == 1
-
-    if not single(next(iter(inputs.values()))):
-        return dict(inputs)
-    return {
-        name: tensor.repeat_interleave(BATCH, batch_dim) if single(tensor) else tensor
-        for name, tensor in inputs.items()
-    }
-
-
 def lengthen_single_sizes(
     inputs: Mapping[str, Tensor],
     dims: Mapping[str, Mapping[int, str]],

@@ -1,4 +1,4 @@
-"""A model that takes a single row to hold no padding: the Program takes two rows or more then."""
+"""A model that takes a single row for something else: the Program takes what the example has, one row or more."""
 
 from __future__ import annotations
 
@@ -60,6 +60,15 @@ def check_takes_two_or_more(program: Program, model: nn.Module, example: dict[st
     torch.testing.assert_close(program(**two), model(**two), atol=1e-5, rtol=1e-5)
 
 
+def check_takes_the_one_row(program: Program, model: nn.Module, example: dict[str, Tensor]) -> None:
+    """It is what was given, and what is wanted."""
+    assert {spec.shape[0] for spec in program.inputs} == {1}
+    assert (
+        "the batch is fixed at 1, the example's: the model does something else" in program.notes["capture"][0]
+    )
+    torch.testing.assert_close(program(**example), model(**example), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("name", CASES)
 def test_padding_of_one_row_is_tried_though_the_example_has_none(name: str, rows: int) -> None:
@@ -67,7 +76,11 @@ def test_padding_of_one_row_is_tried_though_the_example_has_none(name: str, rows
     example = {"ids": IDS[:rows]} | ({} if other is None else {"other": other[:rows]})
     torch.manual_seed(0)
     model = Alone(apply).eval()
-    check_takes_two_or_more(capture(model, example), model, example)
+    program = capture(model, example)
+    if rows == 1:
+        check_takes_the_one_row(program, model, example)
+    else:
+        check_takes_two_or_more(program, model, example)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -140,12 +153,11 @@ def test_where_a_row_alone_loses_a_dim_it_is_left_out() -> None:
             return self.linear(x.mean(1)).squeeze()
 
     model = Squeezing().eval()
-    for rows in (1, 2):
-        program = capture(model, X[:rows])
-        assert program.ranges["batch"] == (2, None)
-        torch.testing.assert_close(program(X), model(X))
-    alone = capture(model, X[:1], {})
-    torch.testing.assert_close(alone(X[:1]), model(X[:1]))
+    program = capture(model, X)
+    assert program.ranges["batch"] == (2, None)
+    torch.testing.assert_close(program(X), model(X))
+    check_takes_the_one_row(capture(model, X[:1]), model, {"x": X[:1]})
+    assert capture(model, X[:1], {"x": {0: "batch"}}).ranges["batch"] == (2, None)
 
 
 def test_a_squeeze_beside_a_mask_is_captured() -> None:
@@ -177,7 +189,7 @@ def test_a_squeeze_beside_a_mask_is_captured() -> None:
 def test_what_is_no_plain_number_is_not_tried(other: Tensor) -> None:
     class Turned(nn.Module):
         def forward(self, x: Tensor, other: Tensor) -> Tensor:
-            return x * other.to(torch.complex64).real.reshape(x.shape[0], -1).mean(1)[:, None, None]
+            return x * (other.real if other.dim() == 1 else other.real.mean(1))[:, None, None]
 
     model, example = Turned(), {"x": X, "other": other}
     torch.testing.assert_close(capture(model, example)(**example), model(**example))
