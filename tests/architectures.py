@@ -27,6 +27,7 @@ class Architecture:
         exact: the Program must equal the model to the bit: the same kernels run.  Attention written by hand is
             raised to a fused kernel, and experts run densely; those agree to rounding.
         fails: reason why this row is known to fail, empty when it must pass.
+        told: what capture says of it then, in part.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Architecture:
     inputs: Callable[[], Mapping[str, torch.Tensor]] | None = None
     exact: bool = True
     fails: str = ""
+    told: str = ""
 
 
 def huggingface(
@@ -204,6 +206,7 @@ VISION = [
         timm("cait_xxs24_224", **TIMM),
         attention=4,
         fails="its talking heads mix the scores of different heads between product and softmax",
+        told="2 of 4 attention layers: softmax attention: permute_1 in blocks.0.attn: between product and softmax lies",
     ),
     Architecture("timm vit_relpos", "vision", timm("vit_relpos_small_patch16_224", **TIMM)),
 ]  # fmt: skip

@@ -14,6 +14,8 @@ by_name = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a
 def check(architecture: Architecture, problem: str) -> None:
     if architecture.fails:
         assert problem, f"{architecture.name} passes now: remove its `fails`"
+        assert architecture.told, "without it any other reason would do"
+        assert architecture.told in problem
     else:
         assert not problem
 

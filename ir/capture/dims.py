@@ -12,11 +12,13 @@ from torch import Tensor
 
 from ..errors import CaptureError, InputError
 from ..program import Program
+from .numbers_of_sizes import MADE
 
 Dims = dict[str, dict[int, str]]
 
 
 BATCH = "batch"
+_FIXING = "its code compares, unpacks or stores that size; where it takes the size from the tensor's shape it may vary"
 
 # Numerator, denominator and addend of every size, and the batch where it is another.
 _OTHERS = (
@@ -112,10 +114,12 @@ def check_dynamic(program: Program, dims: Dims) -> None:
     for spec in program.inputs:
         for dim, label in dims.get(spec.name, {}).items():
             if isinstance(spec.shape[dim], int):
+                noted = f"dim {dim} of {spec.name!r} is fixed at {spec.shape[dim]}: "
+                lines = program.notes.get("capture", ())
+                reasons = [line.removeprefix(noted) for line in lines if line.startswith((noted, MADE))]
                 raise CaptureError(
                     f"dim {dim} of {spec.name!r} was to vary as {label!r} but the model fixes it to "
-                    f"{spec.shape[dim]}: its code compares, unpacks or stores that size. Leave it out of dynamic, or "
-                    "make the code take the size from the tensor's shape"
+                    f"{spec.shape[dim]}: {'; '.join(reasons) or _FIXING}. Or leave it out of dynamic"
                 )
             if spec.shape[dim] != label and spec.shape.count(spec.shape[dim]) > 1:
                 raise CaptureError(

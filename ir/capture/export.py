@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from io import StringIO
@@ -24,6 +24,7 @@ from .conditions import Conditions, conditions_of, intersect
 from .explain import innermost, layer_of, locate
 from .functional import InPlaceError, make_functional
 from .inline import inline_regions, refuse_regions
+from .numbers_of_sizes import explain_numbers, numbers_noted
 from .outputs import flat_outputs, structure_of
 from .sources import SCRIPTED
 from .writes import constants_guarded, explain_writes
@@ -69,7 +70,7 @@ def export_program(request: Request) -> Program:
     with torch.no_grad():
         try:
             # On a failure torch prints the whole graph traced so far; the error says what the user needs.
-            with redirect_stderr(StringIO()), flat_outputs(model):
+            with redirect_stderr(StringIO()), flat_outputs(model), numbers_noted() as made:
                 exported = torch.export.export(
                     model, (), {**inputs, **request.fixed}, dynamic_shapes=shapes, strict=False
                 )
@@ -77,7 +78,8 @@ def export_program(request: Request) -> Program:
             raise CaptureError(
                 f"cannot capture {type(model).__name__}: {locate(error, model)}. {_way_out(error, model)}"
             ) from error
-    return convert(exported, request.structure, inputs, request.dynamic, request.facts, request.may_fix)
+    facts, may_fix = request.facts, request.may_fix
+    return convert(exported, request.structure, inputs, request.dynamic, facts, may_fix, made)
 
 
 def _way_out(error: Exception, model: nn.Module) -> str:
@@ -140,6 +142,7 @@ def convert(
     dynamic: Mapping[str, Mapping[int, str]],
     facts: ModelFacts,
     may_fix: bool = True,
+    made: Sequence[str] = (),
 ) -> Program:
     """``program_of``, with PyTorch's own functionalization where vmap or writes through several views need it.
 
@@ -150,13 +153,13 @@ def convert(
     if any(_is_level(node) for node in exported.graph.nodes):
         exported = _without_levels(exported, facts.family)
     try:
-        return program_of(exported, structure, example_inputs, dynamic, facts, may_fix)
+        return program_of(exported, structure, example_inputs, dynamic, facts, may_fix, made)
     except InPlaceError as error:
         try:
             functional = _decomposed(exported)
         except Exception:
             raise error from None
-        return program_of(functional, structure, example_inputs, dynamic, facts, may_fix)
+        return program_of(functional, structure, example_inputs, dynamic, facts, may_fix, made)
 
 
 def _is_level(node: fx.Node) -> bool:
@@ -188,8 +191,9 @@ def program_of(
     dynamic: Mapping[str, Mapping[int, str]],
     facts: ModelFacts,
     may_fix: bool = True,
+    made: Sequence[str] = (),
 ) -> Program:
-    """Rebuild the exported graph under the Program's conventions."""
+    """Rebuild the exported graph under the Program's conventions; ``made``: where numbers were made of sizes."""
     signature = exported.graph_signature
     tensors = {**dict(exported.state_dict), **dict(exported.constants)}
     lifted = {
@@ -243,11 +247,10 @@ def program_of(
     }
     numbers = [
         f"dim {dim} of {name!r} is fixed at {example_inputs[name].shape[dim]}: the model makes a number of that size, "
-        "as len(), float() and math.log() do, or computes with something that has it; with x.shape[0] in "
-        "place of len(x) it may vary"
+        "as len(), int(), float() and math.log() do, or computes with something that has it"
         for name, dims in varying.items()
         for dim in dynamic.get(name, {}).keys() - dims.keys()
-        if may_fix and example_inputs[name].shape[dim] != 1
+        if example_inputs[name].shape[dim] != 1
     ]
     conditions = conditions_of(exported, inputs, example_inputs, varying, may_fix)
     try:
@@ -267,7 +270,7 @@ def program_of(
             f"the model returns {len(spec_names)} tensors and the exported graph {len(outputs)}: some output is "
             "not a tensor computed from the inputs; return tensors only"
         )
-    notes = [*left_out, *numbers, *conditions.notes]
+    notes = [*left_out, *numbers, *conditions.notes, *explain_numbers(made)]
     untraced = {
         symbol: (conditions.wider.get(name, (1, None)), sorted(conditions.untraced[name]))
         for symbol, name in symbols.items()

@@ -1,4 +1,4 @@
-"""Sizes within a range that no trace stands for: one, and those that a guard leaves out alone.
+"""Sizes that no trace stands for: one, others below the least of a trace, and those that a guard leaves out alone.
 
 The exporter takes every size that varies for two or more and writes no guard against less.  And it takes ``table[:n]``
 of a table of 64 rows for the table itself at 64, and for a part of it at any other size.
@@ -23,6 +23,8 @@ from .export import UNTRACED
 from .one_row import treats_one_row_apart
 from .padded import holds, likely_fillers, masks_beside, padded, run_on, telling
 
+# Sizes below such a one are tried where the trace leaves them out: slices of the first and of the others do that.
+_FEW = 4
 # Up to such a size more rows than the example has are tried too.
 _SMALL = 128
 
@@ -39,14 +41,16 @@ def with_untraced_sizes(program: Program, model: Callable[..., Any]) -> Program:
         program = without_one(program, BATCH)
     for name in dict.fromkeys(program.symbols.values()):
         low, high = program.ranges.get(name, (1, None))
-        if name == BATCH or name not in example or low > 2:
+        if name == BATCH or name not in example or low > _FEW:
             continue
-        whole = replace(program, ranges=program.ranges | {name: (1, high)})
-        as_model = _as_model(whole, model, name, 1)
-        if low == 2 and as_model:
+        for size in range(max(1, low - 1), 0, -1):
+            whole = replace(program, ranges=program.ranges | {name: (size, high)})
+            as_model = _as_model(whole, model, name, size)
+            if low == 1 and as_model is False:
+                program = without_one(program, name)
+            if not as_model:
+                break
             program = whole
-        elif low == 1 and as_model is False:
-            program = without_one(program, name)
     # What a model does there with another input, or where two tables are read whole, is in no trial.
     ranges, untraced = dict(program.ranges), program.notes.get(UNTRACED, {})
     alone = len(untraced) == len(program.called_with) == 1

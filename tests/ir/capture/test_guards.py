@@ -257,3 +257,33 @@ def test_a_size_of_one_alone_fixes_none_of_two() -> None:
         inputs = {"image": torch.randn(3, tokens, 32), "ids": torch.randint(0, 50, (3, 7))}
         for found, want in zip(program(**inputs), model(**inputs), strict=True):
             torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)
+
+
+class Neighbours(nn.Module):
+    """Every token with those beside it, or, in the middle, with what lies between the ends."""
+
+    def __init__(self, middle: bool, apart: int = 0) -> None:
+        super().__init__()
+        self.middle, self.apart = middle, apart
+
+    def forward(self, x):
+        if self.middle:
+            y = torch.cat([x[:, :1], x[:, 1:-1] * 2, x[:, -1:]], 1)
+        else:
+            y = nn.functional.pad(x[:, 1:], (0, 0, 0, 1)) + nn.functional.pad(x[:, :-1], (0, 0, 1, 0))
+        return y * 3 if self.apart and x.shape[1] == self.apart else y
+
+
+@pytest.mark.parametrize("middle", [False, True])
+def test_sizes_that_slices_leave_out_are_tried(middle):
+    model = Neighbours(middle)
+    program = capture(model, {"x": torch.randn(2, 12, 4)})
+    assert program.ranges["tokens"] == (1, None)
+    for length in range(1, 6):
+        x = torch.randn(3, length, 4)
+        assert torch.equal(program(x), model(x))
+
+
+def test_a_size_that_is_something_else_ends_the_range():
+    program = capture(Neighbours(False, apart=2), {"x": torch.randn(2, 12, 4)})
+    assert program.ranges["tokens"] == (3, None)
