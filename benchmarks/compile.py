@@ -235,7 +235,8 @@ def section(results: dict[str, dict[str, list[Result]]]) -> str:
     header = ["model and side", "warm seconds", "stages", "cold seconds", "peak / weights"]
     runs = len(next(iter(next(iter(results.values())).values())))
     introduction = _INTRODUCTION.format(runs=runs)
-    return "\n".join([provenance("compile"), "", introduction, "", table(header, rows), "", *verdicts])
+    short = f"\nBelow what is asked: {'; '.join(missed(results)) or 'nothing'}."
+    return "\n".join([provenance("compile"), "", introduction, "", table(header, rows), "", *verdicts, short])
 
 
 def missed(results: dict[str, dict[str, list[Result]]]) -> list[str]:
@@ -270,7 +271,7 @@ def _verdict(subject: Subject, ours: Sequence[Result], theirs: Sequence[Result])
     return (
         f"- {subject.title}, `{' '.join(subject.passes)}`:{seconds} "
         f"{warm / median(r.seconds for r in theirs):.2f} of the exporter's time (limit {subject.ratio:g}), "
-        f"{cold / median(r.cold for r in theirs):.2f} of it cold; "
+        f"{cold / median(r.cold for r in theirs):.2f} of it cold, which is held to the same; "
         f"peak at most {max(r.memory for r in ours):.2f} times the weights (limit {MEMORY_LIMIT:g})."
     )
 
