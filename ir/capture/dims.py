@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..errors import CaptureError, InputError
 from ..program import Program
-from .numbers_of_sizes import MADE
 
 Dims = dict[str, dict[int, str]]
 
@@ -116,10 +115,10 @@ def check_dynamic(program: Program, dims: Dims) -> None:
             if isinstance(spec.shape[dim], int):
                 noted = f"dim {dim} of {spec.name!r} is fixed at {spec.shape[dim]}: "
                 lines = program.notes.get("capture", ())
-                reasons = [line.removeprefix(noted) for line in lines if line.startswith((noted, MADE))]
+                reason = next((line.removeprefix(noted) for line in lines if line.startswith(noted)), _FIXING)
                 raise CaptureError(
                     f"dim {dim} of {spec.name!r} was to vary as {label!r} but the model fixes it to "
-                    f"{spec.shape[dim]}: {'; '.join(reasons) or _FIXING}. Or leave it out of dynamic"
+                    f"{spec.shape[dim]}: {reason}. Or leave it out of dynamic"
                 )
             if spec.shape[dim] != label and spec.shape.count(spec.shape[dim]) > 1:
                 raise CaptureError(

@@ -1,40 +1,40 @@
-"""The rows of the example: one alone is repeated, as a traced size of one is fixed, unless the model takes no other."""
+"""Rows of the example: one alone is repeated, as a traced size of one is fixed, unless the model takes no other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from .dims import BATCH, Dims, dynamic_dims
+from ..program import Program
+from .dims import Dims, dynamic_dims
+
+Place = tuple[str, int]
+Reasons = Mapping[Place, str]
 
 ROWS = 2
-_APART = "the model does something else for a row alone than for several: give an example of two rows or more for those"
+_ANOTHER = "the model does something else at 1 than at more: give a longer example for that"
+_REJECTED = f"the model rejects the example with {ROWS} there; give a longer example if it is to vary"
 
 
-class OneRowApartError(Exception):
-    """A row alone, such as the example is, is something else to the model than to the Program that takes several."""
+class NotTheExampleError(Exception):
+    """The Program of an example whose sizes of one were repeated does not take the example as it was given."""
+
+    def __init__(self, kept: Reasons) -> None:
+        """``kept``: where sizes of one have to stay, and why."""
+        super().__init__()
+        self.kept = kept
 
 
 @dataclass(frozen=True)
 class Example:
-    """Inputs to capture with.
-
-    Attributes:
-        dims: those that may vary, by input.
-        why_one: why it has one row, which is all that the Program will take; empty where it may take more.
-    """
+    """Inputs to capture with, the dims of them that may vary, and what has to be said of them."""
 
     inputs: Mapping[str, Tensor]
     dims: Dims
-    why_one: str = ""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """One line where the batch is fixed."""
-        return (f"the batch is fixed at 1, the example's: {self.why_one}",) if self.why_one else ()
+    notes: tuple[str, ...] = ()
 
 
 def examples(
@@ -42,40 +42,80 @@ def examples(
     dynamic: Any,
     tokens_first: bool,
     suggested: bool = False,
-    apart: bool = False,
+    kept: Reasons | None = None,
 ) -> list[Example]:
-    """What to capture with: the first that the model takes.
+    """What to capture with, of which the first counts that the model takes.
+
+    An input of one row may have no batch, such as a temperature or a table of positions: where the model rejects all
+    of them with more rows, some are left as they are.
 
     Args:
-        dynamic: what ``capture`` was told; a batch of one is repeated where it is to vary.
+        dynamic: what ``capture`` was told.
         tokens_first: whether rows are counted by the second dim.
         suggested: whether nobody gave the inputs, so that one row of them would do.
-        apart: whether the model is known to do something else for a row alone, which is what is wanted.
+        kept: where sizes of one stay, and why.
     """
-    first, place = next(iter(inputs)), int(tokens_first)
+    place = int(tokens_first)
+    kept = kept or {}
     dims = dynamic_dims(inputs, dynamic, tokens_first)
-    rows = inputs[first].shape[place] if inputs[first].dim() > place else 0
-    if place not in dims[first] or rows != 1:
-        found = [Example(inputs, dims)]
-        if suggested:
-            one = {name: value.narrow(place, 0, 1) for name, value in inputs.items()}
-            found.append(_alone(one, "the model rejects an example of more rows", dynamic, tokens_first))
-        return found
-    two = {
-        name: value.repeat_interleave(ROWS, place)
-        if value.dim() > place and value.shape[place] == 1
-        else value
+    single = [
+        name
         for name, value in inputs.items()
-    }
-    several = Example(two, dynamic_dims(two, dynamic, tokens_first))
-    if apart:
-        return [_alone(inputs, _APART, dynamic, tokens_first)]
-    return [several, _alone(inputs, f"the model rejects it with {ROWS} such rows", dynamic, tokens_first)]
+        if value.dim() > place
+        and value.shape[place] == 1
+        and place in dims[name]
+        and (name, place) not in kept
+    ]
+    if not single or single[0] != next(name for name in inputs if place in dims[name]):
+        found = [_example(inputs, dynamic, tokens_first, kept)]
+        if suggested and (dynamic == "auto" or not any(place in named for named in dims.values())):
+            one = {name: value.narrow(place, 0, 1) for name, value in inputs.items()}
+            why = "the model rejects an example of more"
+            found.append(_example(one, dynamic, tokens_first, {(name, place): why for name in one}))
+        return found
+    first, *others = single
+    chosen = [single]
+    if dynamic == "auto":
+        chosen += [[name for name in single if name != left_out] for left_out in others]
+        chosen += [[first]] if len(others) > 1 else []
+    found = []
+    for names in chosen:
+        more = {n: v.repeat_interleave(ROWS, place) if n in names else v for n, v in inputs.items()}
+        found.append(_example(more, dynamic, tokens_first, kept))
+    if dynamic == "auto":
+        stay = dict(kept) | {(name, place): _REJECTED for name in single}
+        found.append(_example(inputs, dynamic, tokens_first, stay))
+    return found
 
 
-def _alone(inputs: Mapping[str, Tensor], why: str, dynamic: Any, tokens_first: bool) -> Example:
+def _example(inputs: Mapping[str, Tensor], dynamic: Any, tokens_first: bool, kept: Reasons) -> Example:
     dims = {
-        name: {dim: label for dim, label in named.items() if label != BATCH}
+        name: {dim: label for dim, label in named.items() if (name, dim) not in kept}
         for name, named in dynamic_dims(inputs, dynamic, tokens_first).items()
     }
-    return Example(inputs, dims, why)
+    notes = []
+    for dim, why in dict.fromkeys((dim, why) for (_, dim), why in kept.items()):
+        names = [repr(name) for (name, other), reason in kept.items() if (other, reason) == (dim, why)]
+        notes.append(f"dim {dim} of {' and of '.join(names)} is fixed at 1, the example's: {why}")
+    return Example(inputs, dims, tuple(notes))
+
+
+def check_takes(program: Program, given: Mapping[str, Tensor]) -> None:
+    """Raise NotTheExampleError where ``given`` has a size of one that ``program`` does not take."""
+    kept = {}
+    for spec in program.called_with:
+        for dim, (size, want) in enumerate(zip(given[spec.name].shape, spec.shape, strict=True)):
+            if size != 1:
+                continue
+            if isinstance(want, int) and want != 1:
+                kept[spec.name, dim] = _why_fixed(program, spec.name, dim)
+            elif isinstance(want, str) and program.ranges.get(want, (1, None))[0] > 1:
+                kept[spec.name, dim] = _ANOTHER
+    if kept:
+        raise NotTheExampleError(kept)
+
+
+def _why_fixed(program: Program, name: str, dim: int) -> str:
+    begins = f"dim {dim} of {name!r} is fixed at "
+    lines: Collection[str] = program.notes.get("capture", ())
+    return next((line.split(": ", 1)[1] for line in lines if line.startswith(begins)), _ANOTHER)

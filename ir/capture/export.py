@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from io import StringIO
@@ -24,12 +24,18 @@ from .conditions import Conditions, conditions_of, intersect
 from .explain import innermost, layer_of, locate
 from .functional import InPlaceError, make_functional
 from .inline import inline_regions, refuse_regions
-from .numbers_of_sizes import explain_numbers, numbers_noted
+from .numbers_of_sizes import Made, explain_number, numbers_noted
 from .outputs import flat_outputs, structure_of
 from .sources import SCRIPTED
 from .writes import constants_guarded, explain_writes
 
 aten = torch.ops.aten
+
+# Why a dim is fixed where no line is known to have done it.
+_MADE = (
+    "the model makes a number of that size, as len(), int(), float() and math.log() do, or computes with something "
+    "that has it"
+)
 
 # The note of a wider range, by symbol, and of the sizes to be tried for it: ``untraced_sizes.py`` takes it away.
 UNTRACED = "untraced"
@@ -142,7 +148,7 @@ def convert(
     dynamic: Mapping[str, Mapping[int, str]],
     facts: ModelFacts,
     may_fix: bool = True,
-    made: Sequence[str] = (),
+    made: Made | None = None,
 ) -> Program:
     """``program_of``, with PyTorch's own functionalization where vmap or writes through several views need it.
 
@@ -191,9 +197,9 @@ def program_of(
     dynamic: Mapping[str, Mapping[int, str]],
     facts: ModelFacts,
     may_fix: bool = True,
-    made: Sequence[str] = (),
+    made: Made | None = None,
 ) -> Program:
-    """Rebuild the exported graph under the Program's conventions; ``made``: where numbers were made of sizes."""
+    """Rebuild the exported graph under the Program's conventions; ``made``: where numbers are made of sizes."""
     signature = exported.graph_signature
     tensors = {**dict(exported.state_dict), **dict(exported.constants)}
     lifted = {
@@ -246,8 +252,8 @@ def program_of(
         if node.op == "placeholder"
     }
     numbers = [
-        f"dim {dim} of {name!r} is fixed at {example_inputs[name].shape[dim]}: the model makes a number of that size, "
-        "as len(), int(), float() and math.log() do, or computes with something that has it"
+        f"dim {dim} of {name!r} is fixed at {example_inputs[name].shape[dim]}: "
+        + (explain_number(made or {}, name, dim) or _MADE)
         for name, dims in varying.items()
         for dim in dynamic.get(name, {}).keys() - dims.keys()
         if example_inputs[name].shape[dim] != 1
@@ -270,7 +276,7 @@ def program_of(
             f"the model returns {len(spec_names)} tensors and the exported graph {len(outputs)}: some output is "
             "not a tensor computed from the inputs; return tensors only"
         )
-    notes = [*left_out, *numbers, *conditions.notes, *explain_numbers(made)]
+    notes = [*left_out, *numbers, *conditions.notes]
     untraced = {
         symbol: (conditions.wider.get(name, (1, None)), sorted(conditions.untraced[name]))
         for symbol, name in symbols.items()

@@ -19,9 +19,9 @@ from ..structure import Structure
 from .attributes import explain_attributes
 from .check import Samples, compare_on, compare_with_model
 from .dim_names import named_by_attention
-from .dims import BATCH, check_dynamic
+from .dims import check_dynamic
 from .empty_rows import can_be_tried, refusing_empty_rows, wrong_in_empty_rows
-from .example_rows import Example, OneRowApartError, examples
+from .example_rows import Example, NotTheExampleError, Reasons, check_takes, examples
 from .experts import dense_experts
 from .export import Request, call_model, run_model
 from .fused_layers import explain_fused_layers, zeros_at_padding
@@ -81,10 +81,16 @@ def capture(
     with torch.no_grad():
         if source.exported is not None:
             return _from_archive(source, samples)
+        captured = partial(_from_module, source, source.module, example_inputs, dynamic, samples)
         try:
-            return _from_module(source, source.module, example_inputs, dynamic, samples)
-        except OneRowApartError:
-            return _from_module(source, source.module, example_inputs, dynamic, samples, apart=True)
+            return captured(must_take=dynamic == "auto" and example_inputs is not None)
+        except NotTheExampleError as found:
+            kept = found.kept
+        try:
+            return captured(kept=kept)
+        except (InputError, CaptureError):
+            # Samples may hold more, and say what is wanted.
+            return captured()
 
 
 def _from_module(
@@ -93,12 +99,17 @@ def _from_module(
     example_inputs: Any,
     dynamic: Dynamic,
     samples: Samples | None,
-    apart: bool = False,
+    must_take: bool = False,
+    kept: Reasons | None = None,
 ) -> Program:
-    """``apart``: the model is known to do something else for a row alone, such as the example is.
+    """As :func:`capture`.
+
+    Args:
+        must_take: whether the Program must take the example as it was given, sizes of one included.
+        kept: where sizes of one stay, and why.
 
     Raises:
-        OneRowApartError: it turned out to, and the example is one.
+        NotTheExampleError: it does not take it.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
     with on_the_host(model), inference_state(model), zeros_at_padding(fused), ExitStack() as stack:
@@ -111,10 +122,9 @@ def _from_module(
         stack.enter_context(spelled_out(model, [*inputs, *fixed]))
         notes = tuple(f"{name} is fixed at {value!r}, as it was given" for name, value in fixed.items())
         before = Snapshot(model)
-        choice = examples(inputs, dynamic, tokens_first(model), example_inputs is None, apart)
-        example, (expected, structure) = _first_taken(model, fixed, choice)
-        if example.why_one and dynamic != "auto":
-            raise InputError(f"the batch is to vary, but {example.why_one}: leave it out of dynamic")
+        choice = examples(inputs, dynamic, tokens_first(model), example_inputs is None, kept)
+        as_given = inputs
+        example, (expected, structure) = _first_taken(model, fixed, choice, as_given, before)
         inputs, dims = dict(example.inputs), example.dims
         notes += example.notes
         if any(inputs[name].shape[dim] == 1 for name, named in dims.items() for dim in named):
@@ -135,7 +145,7 @@ def _from_module(
             candidates = list(exported(request))
             notes += tuple(sorted(experts))
         call = partial(call_model, model, fixed)
-        one_row = dynamic == "auto" and len(choice) > 1 and example_inputs is not None
+        check = partial(check_takes, given=as_given) if must_take else None
         rename = named_by_attention if dynamic == "auto" else None
         for program in candidates:
             if dynamic != "auto":
@@ -143,7 +153,7 @@ def _from_module(
             own = program is candidates[-1]
             result = expected if own else call(**program.example_inputs)
             try:
-                program = _raised(program, result, call, rename, samples, one_row)
+                program = _raised(program, result, call, rename, samples, check)
             except CaptureError:
                 if own:
                     raise
@@ -159,13 +169,31 @@ def _from_module(
 
 
 def _first_taken(
-    model: nn.Module, fixed: Mapping[str, Any], choice: Sequence[Example]
+    model: nn.Module,
+    fixed: Mapping[str, Any],
+    choice: Sequence[Example],
+    given: Mapping[str, torch.Tensor],
+    before: Snapshot,
 ) -> tuple[Example, tuple[Any, Structure]]:
-    """The first example that the model takes, and what it returns for it."""
+    """The first example that the model takes, and what it returns for it.
+
+    Args:
+        given: the example as it was given.
+        before: the model's state before, which a call that fails must not leave its mark on.
+    """
     for example in choice[:-1]:
         with suppress(InputError):
             return example, run_model(model, example.inputs, fixed)
-    return choice[-1], run_model(model, choice[-1].inputs, fixed)
+        before.restore()
+    try:
+        return choice[-1], run_model(model, choice[-1].inputs, fixed)
+    except InputError as error:
+        if all(choice[-1].inputs[name] is value for name, value in given.items()):
+            raise
+        raise InputError(
+            f"{error}; rows of the example were repeated, as dynamic lets their number vary: leave that dim out where "
+            "the model takes one row"
+        ) from error
 
 
 def _takes(program: Program, inputs: Mapping[str, torch.Tensor]) -> bool:
@@ -232,12 +260,11 @@ def _raised(
     model: Callable[..., Any],
     rename: Callable[[Program], Program] | None,
     samples: Samples | None,
-    one_row: bool = False,
+    check: Callable[[Program], None] | None = None,
 ) -> Program:
     """The Program with its attention raised, compared with the model, which returned ``expected`` for the example.
 
-    Raises:
-        OneRowApartError: it does not take the one row that was given for an example, according to ``one_row``.
+    ``check`` may raise where the Program is not to be used.
     """
 
     def raised(padded_rows: bool) -> Program:
@@ -247,8 +274,8 @@ def _raised(
     def compared(found: Program, own_masks: bool = False) -> Program:
         found = compare_with_model(found, expected, model)
         found = with_untraced_sizes(refusing_empty_rows(found, model, own_masks), model)
-        if one_row and BATCH in found.least:
-            raise OneRowApartError
+        if check is not None:
+            check(found)
         return _as_on_samples(found, model, samples)
 
     short = raised(False)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import linecache
+import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,32 +15,42 @@ from torch.fx.experimental.sym_node import SymNode
 
 from .explain import is_foreign
 
-# How the line of a note begins that says where.
-MADE = "a number is made of a size, which fixes it, at "
+# Lines of the model, as FILE:LINE (code), by the input and the dim of which they make a number.
+Made = Mapping[tuple[str, int], list[str]]
+
+_SIZE = re.compile(r"L\['(\w+)'\]\.size\(\)\[(\d+)\]")
 
 
 @contextmanager
-def numbers_noted() -> Iterator[list[str]]:
-    """Within the block, the list gets ``FILE:LINE (code)`` of the model's lines that make a size a number."""
-    places: list[str] = []
+def numbers_noted() -> Iterator[Made]:
+    """Within the block, every line of the model that makes a size a number is noted."""
+    made: dict[tuple[str, int], list[str]] = {}
     with ExitStack() as stack:
-        for made in ("guard_int", "guard_float"):
-            if hasattr(SymNode, made):
-                stack.enter_context(patch.object(SymNode, made, _noting(getattr(SymNode, made), places)))
-        yield places
+        for name in ("guard_int", "guard_float"):
+            if hasattr(SymNode, name):
+                stack.enter_context(patch.object(SymNode, name, _noting(getattr(SymNode, name), made)))
+        yield made
 
 
-def explain_numbers(places: Sequence[str]) -> list[str]:
-    """One line that says where numbers were made of sizes, and what to write; none where there are no places."""
-    how = "with x.shape[0] in place of len(x), and n // 2 in place of int(n / 2), it may vary"
-    return [f"{MADE}{' and '.join(places)}: {how}"] if places else []
+def explain_number(made: Made, name: str, dim: int) -> str:
+    """Where a number is made of a dim, and what to write in its place; empty where none is known to be."""
+    lines = made.get((name, dim))
+    if not lines:
+        return ""
+    how = "x.shape[0] in place of len(x) and n // 2 in place of int(n / 2) make none"
+    return f"a number is made of it at {' and '.join(lines)}; {how}"
 
 
-def _noting(make: Callable[..., Any], places: list[str]) -> Callable[..., Any]:
+def _noting(make: Callable[..., Any], made: dict[tuple[str, int], list[str]]) -> Callable[..., Any]:
     def noting(node: Any, *args: Any) -> Any:
-        place = _place() if node.expr.free_symbols else ""
-        if place and place not in places:
-            places.append(place)
+        sources = getattr(node.shape_env, "var_to_sources", {})
+        names = [str(source.name) for symbol in node.expr.free_symbols for source in sources.get(symbol, ())]
+        sizes = [match for name in names if (match := _SIZE.fullmatch(name))]
+        place = _place() if sizes else ""
+        for match in sizes if place else ():
+            lines = made.setdefault((match[1], int(match[2])), [])
+            if place not in lines:
+                lines.append(place)
         return make(node, *args)
 
     return noting

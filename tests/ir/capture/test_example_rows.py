@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,7 +14,7 @@ from tersor.ir.capture import capture
 from tersor.ir.errors import InputError
 
 IDS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(0))
-REJECTED = "the batch is fixed at 1, the example's: the model rejects it with 2 such rows"
+REJECTED = "is fixed at 1, the example's: the model rejects the example with 2 there"
 
 
 class OneText(nn.Module):
@@ -42,7 +45,8 @@ def test_the_row_is_kept_and_the_length_varies(tokens: int) -> None:
     model = OneText().eval()
     program = capture(model, {"ids": IDS[:1, :tokens], "scale": torch.ones(1)})
     assert [spec.shape for spec in program.inputs] == [(1, "tokens"), (1,)]
-    assert program.notes["capture"] == [REJECTED]
+    (note,) = program.notes["capture"]
+    assert note.startswith(f"dim 0 of 'ids' and of 'scale' {REJECTED}")
     torch.testing.assert_close(program(IDS[:1], torch.ones(1)), model(IDS[:1], torch.ones(1)))
     with pytest.raises(InputError, match="size 2 where the program takes 1"):
         program(IDS, torch.ones(1))
@@ -55,7 +59,7 @@ def test_a_classifier_without_padding_id_is_captured_from_a_row_and_from_nothing
     suggested = capture(classifier)
     for program, more in ((given, {}), (suggested, {"attention_mask": torch.ones(1, 9, dtype=torch.int64)})):
         assert {spec.shape for spec in program.inputs} == {(1, "tokens")}
-        assert "the batch is fixed at 1" in program.notes["capture"][0]
+        assert "is fixed at 1, the example's: the model rejects" in program.notes["capture"][0]
         inputs = {"input_ids": IDS[:1], **more}
         torch.testing.assert_close(program(**inputs)["logits"], classifier(**inputs).logits)
 
@@ -64,11 +68,13 @@ def test_it_is_optimized_with_calibration_of_one_row(classifier: nn.Module) -> N
     inputs = {"input_ids": IDS[:1]}
     fast = tersor.optimize_model(classifier, passes=[], target="onnx", calibration=inputs)
     torch.testing.assert_close(fast(**inputs).logits, classifier(**inputs).logits, atol=1e-5, rtol=1e-5)
-    assert REJECTED in fast.report.notes
+    assert REJECTED in fast.report.notes[0]
 
 
 def test_a_batch_that_was_named_is_not_fixed() -> None:
-    with pytest.raises(InputError, match="the batch is to vary, but the model rejects it with 2 such rows"):
+    with pytest.raises(
+        InputError, match=r"one text, please.*rows of the example were repeated, as dynamic lets"
+    ):
         capture(OneText().eval(), {"ids": IDS[:1]}, {"ids": {0: "batch", 1: "tokens"}})
     program = capture(OneText().eval(), {"ids": IDS[:1]}, {"ids": {1: "tokens"}})
     assert program.inputs[0].shape == (1, "tokens")
@@ -79,3 +85,113 @@ def test_what_the_model_does_not_take_at_all_is_told_as_it_was_given() -> None:
         capture(OneText().eval(), {"ids": IDS})
     with pytest.raises(InputError, match=r"ids float32 \[1, 9\]"):
         capture(OneText().eval(), {"ids": IDS[:1].float()})
+
+
+def test_what_is_suggested_is_cut_to_a_row_where_no_batch_was_named(classifier: nn.Module) -> None:
+    for dynamic in ({}, {"input_ids": {1: "tokens"}, "attention_mask": {1: "tokens"}}):
+        program = capture(classifier, dynamic=dynamic)
+        assert {spec.shape[0] for spec in program.inputs} == {1}
+    with pytest.raises(InputError, match="Cannot handle batch sizes > 1"):
+        capture(classifier, dynamic={"input_ids": {0: "batch"}, "attention_mask": {0: "batch"}})
+
+
+def test_a_call_that_was_rejected_leaves_no_mark() -> None:
+    class Keeping(OneText):
+        def __init__(self) -> None:
+            super().__init__()
+            self.share: float | None = None
+
+        def forward(self, ids: Tensor) -> Tensor:
+            if self.share is None:
+                self.share = 1.0 / ids.shape[0]
+            return super().forward(ids) * self.share
+
+    torch.manual_seed(0)
+    model = Keeping().eval()
+    program = capture(model, {"ids": IDS[:1]})
+    torch.testing.assert_close(program(IDS[:1]), model(IDS[:1]))
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor, temperature: Tensor, bias: Tensor | None = None) -> Tensor:
+        x = x if bias is None else x + bias.view(8)
+        return (self.linear(x) / temperature.view([])).softmax(-1)
+
+
+@pytest.mark.parametrize("dynamic", ["auto", {"x": {0: "batch", 1: "tokens"}}], ids=["auto", "named"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_what_has_no_batch_is_not_repeated_beside_one_row(biased: bool, dynamic: Any) -> None:
+    model = Scaled().eval()
+    rest = {"temperature": torch.full((1,), 2.0)} | ({"bias": torch.randn(1, 8)} if biased else {})
+    program = capture(model, {"x": torch.randn(1, 6, 8), **rest}, dynamic)
+    assert [spec.shape[0] for spec in program.inputs] == ["batch", 1, 1][: 2 + biased]
+    x = torch.randn(3, 4, 8)
+    torch.testing.assert_close(program(x, **rest), model(x, **rest))
+
+
+class TokensFirst(nn.Module):
+    """In PyTorch's default layout, behind a wrapper of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 16), 1, enable_nested_tensor=False
+        )
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(x)[0]).squeeze()
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8), (5, 1, 8)])
+def test_only_the_dim_that_is_apart_is_fixed(shape: tuple[int, ...]) -> None:
+    model, x = TokensFirst().eval(), torch.randn(shape)
+    program = capture(model, x)
+    torch.testing.assert_close(program(x), model(x))
+    rows = x.shape[1]
+    assert (program.inputs[0].shape[1] == 1) == (rows == 1)
+    longer = torch.randn(7, rows, 8)
+    torch.testing.assert_close(program(longer), model(longer))
+
+
+FIXING: dict[str, Callable[[Tensor], Tensor]] = {
+    "len": lambda x: x.reshape(len(x), -1),
+    "rows one by one": lambda x: torch.stack([row.softmax(-1) for row in x]),
+}
+
+
+@pytest.mark.parametrize("name", FIXING)
+def test_a_program_takes_its_example_where_the_batch_is_fixed(name: str) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return FIXING[name](x * 2)
+
+    x = torch.randn(1, 5, 8)
+    program = capture(Model(), x)
+    assert program.inputs[0].shape == (1, "tokens", 8)
+    torch.testing.assert_close(program(x), Model()(x))
+    assert (
+        "dim 0 of 'x' is fixed at 1, the example's: a number is made of it at" in program.notes["capture"][0]
+    )
+
+
+def test_calibration_of_many_rows_says_what_is_wanted() -> None:
+    class Score(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x.mean(1)).squeeze()
+
+    model, many = Score().eval(), torch.randn(4, 5, 8)
+    fast = tersor.optimize_model(
+        model, passes=[], target="torch", example_inputs={"x": many[:1]}, calibration={"x": many}
+    )
+    torch.testing.assert_close(fast(x=many), model(many))
+    with pytest.raises(InputError, match="batch = 1; 2 to any are taken"):
+        fast(x=many[:1])
