@@ -6,15 +6,15 @@
 #   make lint types    ruff, mypy --strict        make format         rewrite in place
 #   make bench         every table of docs/benchmarks.md again; takes long, on a machine with nothing else to do
 #
-# Variables: PYTHON (which interpreter makes .venv), ARGS (passed on to pytest or the demo), JOBS (pytest workers;
-# tests that compare times want the machine for themselves, so the default is none).
+# Variables: PYTHON (which interpreter makes .venv), ARGS (passed on to pytest or the demo), JOBS (pytest workers, with
+# a thread each: two take half the time of one with two threads, as most of it is Python; 0 is none).
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check --no-input
 STUB   := tests/stubs/torchvision
-JOBS   ?= 0
+JOBS   ?= 2
 ARGS   ?=
 
 # The stamp is named after what was installed, so that a change of these files, and nothing else, installs again.
@@ -54,7 +54,8 @@ bench: $(STAMP)
 	$(PY) -m benchmarks.identity
 
 test: $(STAMP)
-	$(PY) -m pytest $(if $(ALL),-m "") $(if $(filter-out 0,$(JOBS)),-n $(JOBS)) $(ARGS)
+	$(if $(filter-out 0,$(JOBS)),OMP_NUM_THREADS=1) $(PY) -m pytest $(if $(ALL),-m "") \
+		$(if $(filter-out 0,$(JOBS)),-n $(JOBS)) $(ARGS)
 
 fuzz: export HYPOTHESIS_PROFILE := fuzz
 fuzz: $(STAMP)

@@ -52,7 +52,9 @@ def provenance(module: str) -> str:
     """When, where, with what and by which command a section was made."""
     facts = machine_facts()
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    command = shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
+    # What --check adds is an exit status, and nothing of the section.
+    options = [option for option in sys.argv[1:] if option != "--check"]
+    command = shlex.join(["python", "-m", f"benchmarks.{module}", *options])
     return "\n".join(
         [
             f"Made by `{command}` on {datetime.now(UTC):%Y-%m-%d}.",
