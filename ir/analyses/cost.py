@@ -26,6 +26,8 @@ from tersor.ir.views import is_view
 aten = torch.ops.aten
 Expr = Any  # sympy ships no types
 
+_OF_A_MODE = "_tersor_flops"
+
 # Operators that read as many elements of their first operand as they return.
 _LOOKUPS = {
     aten.embedding.default,
@@ -150,12 +152,14 @@ def _computes(node: fx.Node) -> bool:
 
 
 class _Counter:
-    """Costs nodes one by one; equal calls are counted once."""
+    """Costs nodes one by one; equal calls are counted once, those of Programs that share their sizes too."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self.mode = fake_mode(program)
         self.read: set[str] = set()
+        # What is counted is in this mode's symbols, and must not outlive them.
+        self.counted: dict[Any, Any] = self.mode.__dict__.setdefault(_OF_A_MODE, {})
         self.flops_of: dict[Any, Expr] = {}
         self.bytes_of: dict[Any, Expr] = {}
 
@@ -168,11 +172,13 @@ class _Counter:
             return sympy.Integer(0)
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
         key = (node.target, signature(args), signature(kwargs))
-        if key not in self.flops_of:
+        if key not in self.counted:
             environment = self.mode.shape_env
             assert environment is not None
             with environment.suppress_guards(), self.mode, torch.no_grad():
-                self.flops_of[key] = self._named(formula(node, args, kwargs))
+                self.counted[key] = formula(node, args, kwargs)
+        if key not in self.flops_of:
+            self.flops_of[key] = self._named(self.counted[key])
         return self.flops_of[key]
 
     def _bytes(self, node: fx.Node) -> Expr:

@@ -43,7 +43,10 @@ def solve_flops(
     full = program.analysis(cost).at(**sizes).flops
     trial = fix_sizes(program, sizes)
     without_choosing = forecast(program, chosen, sizes)
-    choosing = _foretold_choosing(program, trial, chosen, without_choosing, share, least_keep, rewrite)
+    first = min(chosen)
+    alone = _largest(partial(_fits, share, without_choosing, lambda _: 0.0), least_keep)
+    once = cost(rewrite(trial, {first: alone})).at().flops / full - forecast(program, [first], sizes)(alone)
+    choosing = _choosing(once, len(chosen))
     tried: dict[int, float] = {}
     best = (float("inf"), least_keep)
     results: dict[int, Program] = {}
@@ -87,27 +90,12 @@ def forecast(program: Program, chosen: Collection[int], sizes: dict[str, int]) -
     return lambda keep: sum(flops * (keep / 1000) ** power for power, flops in by_power.items()) / total
 
 
-def _foretold_choosing(
-    program: Program,
-    trial: Program,
-    chosen: Collection[int],
-    without_choosing: Share,
-    share: float,
-    least_keep: int,
-    rewrite: Callable[[Program, dict[int, int]], Program],
-) -> Share:
+def _choosing(once: float, sites: int) -> Share:
     """The share of its FLOPs that choosing adds, from what it costs at the first site alone.
 
     Methods compare tokens in pairs, so choosing at a later site costs the square of the share that is left there.
-
-    Args:
-        trial: ``program`` at its example's sizes.
     """
-    sizes, first = program.sizes(), min(chosen)
-    keep = _largest(partial(_fits, share, without_choosing, lambda _: 0.0), least_keep)
-    full, reduced = (cost(p).at().flops for p in (trial, rewrite(trial, {first: keep})))
-    once = reduced / full - forecast(program, [first], sizes)(keep)
-    return lambda kept: once * sum((kept / 1000) ** (2 * site) for site in range(len(chosen)))
+    return lambda kept: once * sum((kept / 1000) ** (2 * site) for site in range(sites))
 
 
 def _fits(share: float, without_choosing: Share, choosing: Share, keep: int) -> bool:
