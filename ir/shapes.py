@@ -30,7 +30,7 @@ class SymbolTable:
     def __init__(self) -> None:
         self.shape_env = ShapeEnv()
         self.mode = FakeTensorMode(shape_env=self.shape_env, allow_non_fake_inputs=False)
-        # Calls that are equal are known to `Inference`; for the others, its hashes of expressions take longer than the call.
+        # `Inference` knows equal calls, and of others a cache that hashes expressions takes longer than the call.
         self.mode.cache_enabled = False
         self.names: dict[str, str] = {}
         self._symbols: dict[str, torch.SymInt] = {}
