@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 from torch import Tensor
@@ -14,9 +16,9 @@ from .dims import Dims, dynamic_dims
 Place = tuple[str, int]
 Reasons = Mapping[Place, str]
 
-ROWS = 2
 _ANOTHER = "the model does something else at 1 than at more: give a longer example for that"
-_REJECTED = f"the model rejects the example with {ROWS} there; give a longer example if it is to vary"
+_REJECTED = "the model rejects the example with more there; give a longer example if it is to vary"
+_TIED = "another input of the example has more where the two have to be alike; give longer examples of both"
 
 
 class NotTheExampleError(Exception):
@@ -47,7 +49,7 @@ def examples(
     """What to capture with, of which the first counts that the model takes.
 
     An input of one row may have no batch, such as a temperature or a table of positions: where the model rejects all
-    of them with more rows, some are left as they are.
+    of them with more rows, some are left as they are.  Where dims are named, those are repeated that have one name.
 
     Args:
         dynamic: what ``capture`` was told.
@@ -74,18 +76,37 @@ def examples(
             found.append(_example(one, dynamic, tokens_first, {(name, place): why for name in one}))
         return found
     first, *others = single
-    chosen = [single]
+    size = _unlike(value.shape[place] for value in inputs.values() if value.dim() > place)
     if dynamic == "auto":
-        chosen += [[name for name in single if name != left_out] for left_out in others]
-        chosen += [[first]] if len(others) > 1 else []
+        chosen = [single, [name for name in single if inputs[name].numel() > 1]]
+        chosen += [[name for name in single if name != left_out] for left_out in others] + [[first]]
+        repeated = [dict.fromkeys(names, place) for names in chosen if names]
+    else:
+        repeated = [
+            {
+                name: dim
+                for name, named in dims.items()
+                for dim, label in named.items()
+                if label == dims[first][place] and inputs[name].shape[dim] == 1
+            }
+        ]
     found = []
-    for names in chosen:
-        more = {n: v.repeat_interleave(ROWS, place) if n in names else v for n, v in inputs.items()}
-        found.append(_example(more, dynamic, tokens_first, kept))
+    for places in [one for at, one in enumerate(repeated) if one not in repeated[:at]]:
+        more = {n: v.repeat_interleave(size, places[n]) if n in places else v for n, v in inputs.items()}
+        # What has rows says how many there are, and not an input before it that has none.
+        ordered = {name: more[name] for name in sorted(more, key=lambda name: name not in places)}
+        example = _example(ordered, dynamic, tokens_first, kept)
+        found.append(replace(example, inputs=more))
     if dynamic == "auto":
         stay = dict(kept) | {(name, place): _REJECTED for name in single}
         found.append(_example(inputs, dynamic, tokens_first, stay))
     return found
+
+
+def _unlike(sizes: Iterable[int]) -> int:
+    """A number of rows that no input has: two must not fit each other because one was repeated."""
+    taken = set(sizes)
+    return next(size for size in count(2) if size not in taken)
 
 
 def _example(inputs: Mapping[str, Tensor], dynamic: Any, tokens_first: bool, kept: Reasons) -> Example:
@@ -103,6 +124,10 @@ def _example(inputs: Mapping[str, Tensor], dynamic: Any, tokens_first: bool, kep
 def check_takes(program: Program, given: Mapping[str, Tensor]) -> None:
     """Raise NotTheExampleError where ``given`` has a size of one that ``program`` does not take."""
     kept = {}
+    sizes = defaultdict(set)
+    for spec in program.called_with:
+        for size, want in zip(given[spec.name].shape, spec.shape, strict=True):
+            sizes[want].add(size)
     for spec in program.called_with:
         for dim, (size, want) in enumerate(zip(given[spec.name].shape, spec.shape, strict=True)):
             if size != 1:
@@ -111,6 +136,8 @@ def check_takes(program: Program, given: Mapping[str, Tensor]) -> None:
                 kept[spec.name, dim] = _why_fixed(program, spec.name, dim)
             elif isinstance(want, str) and program.ranges.get(want, (1, None))[0] > 1:
                 kept[spec.name, dim] = _ANOTHER
+            elif isinstance(want, str) and len(sizes[want]) > 1:
+                kept[spec.name, dim] = _TIED
     if kept:
         raise NotTheExampleError(kept)
 

@@ -18,6 +18,8 @@ from .explain import is_foreign
 # Lines of the model, as FILE:LINE (code), by the input and the dim of which they make a number.
 Made = Mapping[tuple[str, int], list[str]]
 
+# What called the exporter, and what called that, are not the model's.
+_CALLER = str(Path(__file__).with_name("export.py"))
 _SIZE = re.compile(r"L\['(\w+)'\]\.size\(\)\[(\d+)\]")
 
 
@@ -37,7 +39,7 @@ def explain_number(made: Made, name: str, dim: int) -> str:
     lines = made.get((name, dim))
     if not lines:
         return ""
-    how = "x.shape[0] in place of len(x) and n // 2 in place of int(n / 2) make none"
+    how = "where it says len(x) or int(n / 2), x.shape[0] and n // 2 make none"
     return f"a number is made of it at {' and '.join(lines)}; {how}"
 
 
@@ -57,10 +59,12 @@ def _noting(make: Callable[..., Any], made: dict[tuple[str, int], list[str]]) ->
 
 
 def _place() -> str:
-    """The innermost line that is neither PyTorch's nor Tersor's; empty where there is none."""
+    """The innermost line of the model that is neither PyTorch's nor Tersor's; empty where there is none."""
     frame = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename
+        if file == _CALLER:
+            break
         if Path(file).is_file() and not is_foreign(file):
             return f"{file}:{frame.f_lineno} ({linecache.getline(file, frame.f_lineno).strip()})"
         frame = frame.f_back  # type: ignore[assignment]

@@ -27,14 +27,10 @@ def inference_state(model: nn.Module) -> Iterator[None]:
     of a mask to find out whether it is causal, which no traced mask can answer: they apply it as it is.
     """
     found = Snapshot(model)
-    buffers = [_values(module) for module in found.modules]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     detect = getattr(transformer, _DETECT, None)
     # Each is put back, whatever happens when another is.
     with ExitStack() as stack:
-        for module, values in zip(found.modules, buffers, strict=True):
-            for name, (buffer, before) in values.items():
-                stack.callback(_put_back, module, name, buffer, before)
         stack.callback(found.restore)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
         if detect is not None:
@@ -46,13 +42,14 @@ def inference_state(model: nn.Module) -> Iterator[None]:
 
 
 class Snapshot:
-    """The attributes and parts of every module, and what is in attributes that are lists, dicts and sets."""
+    """The attributes, buffers and parts of every module, and what is in attributes that are lists, dicts and sets."""
 
     def __init__(self, model: nn.Module) -> None:
         self.names = {module: name for name, module in model.named_modules()}
         self.modules = list(self.names)
         self._before = [(type(module), _attributes(module)) for module in self.modules]
         self._parts = [dict(module._modules) for module in self.modules]
+        self._buffers = [_values(module) for module in self.modules]
 
     def rebuilt(self) -> bool:
         """Whether modules have other parts by now."""
@@ -74,6 +71,13 @@ class Snapshot:
         return places
 
     def restore(self) -> None:
+        # Each is put back, whatever happens when another is.
+        with ExitStack() as stack:
+            for module, (kind, _), values in zip(self.modules, self._before, self._buffers, strict=True):
+                stack.callback(_put_back, module, values, whole=type(module) is kind)
+            stack.callback(self._restore_attributes)
+
+    def _restore_attributes(self) -> None:
         for module, parts in zip(self.modules, self._parts, strict=True):
             if module._modules != parts:
                 module._modules.clear()
@@ -127,11 +131,17 @@ def _values(module: nn.Module) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _put_back(module: nn.Module, name: str, buffer: Any, before: Any) -> None:
-    if before is not None:
-        module._buffers[name] = buffer
-        if not _equal(buffer, before):
-            buffer.copy_(before)
+def _put_back(module: nn.Module, values: dict[str, tuple[Any, Any]], whole: bool) -> None:
+    """Buffers of a module; ``whole``: those that it did not have, or had no value of, too."""
+    if whole:
+        for name in module._buffers.keys() - values.keys():
+            del module._buffers[name]
+        module._buffers.update({name: None for name, (buffer, _) in values.items() if buffer is None})
+    for name, (buffer, before) in values.items():
+        if before is not None:
+            module._buffers[name] = buffer
+            if not _equal(buffer, before):
+                buffer.copy_(before)
 
 
 def _equal(left: Tensor, right: Tensor) -> bool:

@@ -14,7 +14,7 @@ from tersor.ir.capture import capture
 from tersor.ir.errors import InputError
 
 IDS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(0))
-REJECTED = "is fixed at 1, the example's: the model rejects the example with 2 there"
+REJECTED = "is fixed at 1, the example's: the model rejects the example with more there"
 
 
 class OneText(nn.Module):
@@ -195,3 +195,78 @@ def test_calibration_of_many_rows_says_what_is_wanted() -> None:
     torch.testing.assert_close(fast(x=many), model(many))
     with pytest.raises(InputError, match="batch = 1; 2 to any are taken"):
         fast(x=many[:1])
+
+
+class Lazy(nn.Module):
+    """Builds a buffer for as many rows as its first call has."""
+
+    def __init__(self, how: str, one_only: bool) -> None:
+        super().__init__()
+        self.how, self.one_only, self.linear = how, one_only, nn.Linear(8, 8)
+        if how != "registered by the call":
+            self.register_buffer("state", None if how == "None" else torch.zeros(0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if getattr(self, "state", None) is None or self.state.numel() == 0:
+            state = torch.ones(x.shape[0], 1, 8) / x.shape[0]
+            if self.how == "registered by the call":
+                self.register_buffer("state", state, persistent=False)
+            else:
+                self.state = state
+        if self.one_only and x.shape[0] > 1:
+            raise ValueError("one row, please")
+        return self.linear(x + self.state)
+
+
+@pytest.mark.parametrize("one_only", [False, True])
+@pytest.mark.parametrize("how", ["None", "empty", "registered by the call"])
+def test_buffers_of_a_call_with_more_rows_are_gone(how: str, one_only: bool) -> None:
+    model, x = Lazy(how, one_only).eval(), torch.randn(1, 5, 8)
+    before = {name: buffer if buffer is None else buffer.shape for name, buffer in model._buffers.items()}
+    program = capture(model, x)
+    after = {name: buffer if buffer is None else buffer.shape for name, buffer in model._buffers.items()}
+    assert after == before
+    assert program(x).shape == x.shape
+    torch.testing.assert_close(program(x), model(x))
+
+
+class Pairs(nn.Module):
+    """Texts and pictures, as many of each as there are, compared with one another."""
+
+    def forward(self, texts: Tensor, pictures: Tensor) -> Tensor:
+        return texts.softmax(-1) @ pictures.softmax(-1).T
+
+
+@pytest.mark.parametrize(("texts", "pictures"), [(1, 2), (2, 1), (1, 3), (1, 1)])
+def test_rows_of_two_inputs_are_not_tied_by_being_repeated(texts: int, pictures: int) -> None:
+    example = {"texts": torch.randn(texts, 8), "pictures": torch.randn(pictures, 8)}
+    dynamic = {"texts": {0: "texts"}, "pictures": {0: "pictures"}}
+    for program in (capture(Pairs(), example), capture(Pairs(), example, dynamic)):
+        torch.testing.assert_close(program(**example), Pairs()(**example))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.GRU(8, 8, batch_first=True)
+
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        return self.layer(x, state)[0]
+
+
+def test_all_dims_of_one_name_are_repeated() -> None:
+    model = Recurrent().eval()
+    program = capture(
+        model, {"x": torch.randn(1, 5, 8), "state": torch.zeros(1, 1, 8)}, {"x": {0: "b"}, "state": {1: "b"}}
+    )
+    x, state = torch.randn(3, 5, 8), torch.randn(1, 3, 8)
+    torch.testing.assert_close(program(x, state), model(x, state), atol=1e-5, rtol=1e-5)
+
+
+def test_a_number_before_the_rows_has_no_batch() -> None:
+    class Timed(nn.Module):
+        def forward(self, step: Tensor, x: Tensor) -> Tensor:
+            return x * step.view(1, 1, 1)
+
+    program = capture(Timed(), {"step": torch.ones(1), "x": torch.randn(1, 5, 8)})
+    assert [spec.shape for spec in program.inputs] == [(1,), ("batch", "tokens", 8)]

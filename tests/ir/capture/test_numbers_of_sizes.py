@@ -75,3 +75,9 @@ def test_a_number_of_one_dim_is_not_blamed_for_another() -> None:
 
     (rows, tokens) = capture(Both().eval(), X).notes["capture"]
     assert ("len(x[0])" in rows, "len(x[0])" in tokens) in ((True, False), (False, True))
+
+
+def test_no_line_is_told_where_none_is_the_models() -> None:
+    notes = capture(nn.GRU(8, 8, batch_first=True).eval(), X).notes["capture"]
+    assert notes
+    assert not any(".py:" in note for note in notes)
