@@ -57,50 +57,55 @@ def examples(
         suggested: whether nobody gave the inputs, so that one row of them would do.
         kept: where sizes of one stay, and why.
     """
-    place = int(tokens_first)
+    # Of [tokens, rows, features]; what has two dims, such as a mask, has rows first.
+    place = {name: int(tokens_first and value.dim() == 3) for name, value in inputs.items()}
     kept = kept or {}
     dims = dynamic_dims(inputs, dynamic, tokens_first)
+    counted = [name for name, value in inputs.items() if value.dim() and place[name] in dims[name]]
     single = [
-        name
-        for name, value in inputs.items()
-        if value.dim() > place
-        and value.shape[place] == 1
-        and place in dims[name]
-        and (name, place) not in kept
+        name for name in counted if inputs[name].shape[place[name]] == 1 and (name, place[name]) not in kept
     ]
-    if not single or single[0] != next(name for name in inputs if place in dims[name]):
+    if not single or single[0] != counted[0]:
         found = [_example(inputs, dynamic, tokens_first, kept)]
-        if suggested and (dynamic == "auto" or not any(place in named for named in dims.values())):
-            one = {name: value.narrow(place, 0, 1) for name, value in inputs.items()}
+        if suggested and (dynamic == "auto" or not counted):
+            one = {name: value.narrow(place[name], 0, 1) for name, value in inputs.items()}
             why = "the model rejects an example of more"
-            found.append(_example(one, dynamic, tokens_first, {(name, place): why for name in one}))
+            found.append(_example(one, dynamic, tokens_first, {(name, place[name]): why for name in one}))
         return found
-    first, *others = single
-    size = _unlike(value.shape[place] for value in inputs.values() if value.dim() > place)
-    if dynamic == "auto":
-        chosen = [single, [name for name in single if inputs[name].numel() > 1]]
-        chosen += [[name for name in single if name != left_out] for left_out in others] + [[first]]
-        repeated = [dict.fromkeys(names, place) for names in chosen if names]
-    else:
-        repeated = [
-            {
-                name: dim
-                for name, named in dims.items()
-                for dim, label in named.items()
-                if label == dims[first][place] and inputs[name].shape[dim] == 1
-            }
-        ]
+    size = _unlike(value.shape[place[name]] for name, value in inputs.items() if value.dim())
     found = []
-    for places in [one for at, one in enumerate(repeated) if one not in repeated[:at]]:
-        more = {n: v.repeat_interleave(size, places[n]) if n in places else v for n, v in inputs.items()}
+    for places in _repeated(inputs, dims, {name: place[name] for name in single}, dynamic == "auto"):
+        more = dict(inputs)
+        for name, dim in ((name, dim) for name, several in places.items() for dim in several):
+            more[name] = more[name].repeat_interleave(size, dim)
         # What has rows says how many there are, and not an input before it that has none.
         ordered = {name: more[name] for name in sorted(more, key=lambda name: name not in places)}
         example = _example(ordered, dynamic, tokens_first, kept)
         found.append(replace(example, inputs=more))
     if dynamic == "auto":
-        stay = dict(kept) | {(name, place): _REJECTED for name in single}
+        stay = dict(kept) | {(name, place[name]): _REJECTED for name in single}
         found.append(_example(inputs, dynamic, tokens_first, stay))
     return found
+
+
+def _repeated(
+    inputs: Mapping[str, Tensor], dims: Dims, single: Mapping[str, int], guess: bool
+) -> list[dict[str, list[int]]]:
+    """Which dims of which inputs to repeat; each to be tried where the model rejects those before it.
+
+    Args:
+        single: the dim of each input that may count rows, of which it has one.
+        guess: whether nobody named the dims.
+    """
+    first, *others = single
+    if not guess:
+        label = dims[first][single[first]]
+        alike = {name: [dim for dim in named if named[dim] == label] for name, named in dims.items()}
+        return [{name: [dim for dim in alike[name] if inputs[name].shape[dim] == 1] for name in inputs}]
+    chosen = [list(single), [name for name in single if inputs[name].numel() > 1]]
+    chosen += [[name for name in single if name != left_out] for left_out in others] + [[first]]
+    distinct = [names for at, names in enumerate(chosen) if names and names not in chosen[:at]]
+    return [{name: [single[name]] for name in names} for names in distinct]
 
 
 def _unlike(sizes: Iterable[int]) -> int:

@@ -180,8 +180,8 @@ def lengthen_single_sizes(
         else:
             name, dim = found[0]
             notes.append(
-                f"dim {dim} of {name!r} is fixed at 1, the example's: the model rejects the example with that dim "
-                f"repeated to {size}; give a longer example if it is to vary"
+                f"dim {dim} of {name!r} is fixed at 1, the example's: the model rejects the example with more there "
+                "alone; give a longer example if it is to vary"
             )
     return result, tuple(notes)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -42,7 +42,7 @@ def inference_state(model: nn.Module) -> Iterator[None]:
 
 
 class Snapshot:
-    """The attributes, buffers and parts of every module, and what is in attributes that are lists, dicts and sets."""
+    """Attributes, buffers, parameters and parts of every module, and what is in lists, dicts and sets among them."""
 
     def __init__(self, model: nn.Module) -> None:
         self.names = {module: name for name, module in model.named_modules()}
@@ -50,13 +50,11 @@ class Snapshot:
         self._before = [(type(module), _attributes(module)) for module in self.modules]
         self._parts = [dict(module._modules) for module in self.modules]
         self._buffers = [_values(module) for module in self.modules]
+        self._parameters = [dict(module._parameters) for module in self.modules]
 
     def rebuilt(self) -> bool:
         """Whether modules have other parts by now."""
-        return any(
-            parts.keys() != now.keys() or any(parts[name] is not now[name] for name in parts)
-            for parts, now in zip(self._parts, (module._modules for module in self.modules), strict=True)
-        )
+        return not all(map(_identical, self._parts, (module._modules for module in self.modules)))
 
     def changed(self) -> list[tuple[nn.Module, str]]:
         """Attributes that hold something else by now."""
@@ -75,6 +73,10 @@ class Snapshot:
         with ExitStack() as stack:
             for module, (kind, _), values in zip(self.modules, self._before, self._buffers, strict=True):
                 stack.callback(_put_back, module, values, whole=type(module) is kind)
+            for module, (kind, _), held in zip(self.modules, self._before, self._parameters, strict=True):
+                if type(module) is kind and not _identical(module._parameters, held):
+                    stack.callback(module._parameters.update, held)
+                    stack.callback(module._parameters.clear)
             stack.callback(self._restore_attributes)
 
     def _restore_attributes(self) -> None:
@@ -90,6 +92,10 @@ class Snapshot:
             module.__dict__.update({name: value for name, (value, _) in before.items()})
             for value, contents in before.values():
                 _refill(value, contents)
+
+
+def _identical(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+    return left.keys() == right.keys() and all(left[name] is right[name] for name in left)
 
 
 def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:

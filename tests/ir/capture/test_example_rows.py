@@ -270,3 +270,57 @@ def test_a_number_before_the_rows_has_no_batch() -> None:
 
     program = capture(Timed(), {"step": torch.ones(1), "x": torch.randn(1, 5, 8)})
     assert [spec.shape for spec in program.inputs] == [(1,), ("batch", "tokens", 8)]
+
+
+class Grown(nn.Module):
+    """Makes a parameter for as many rows as its first call has."""
+
+    def __init__(self, registered: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        if registered:
+            self.register_parameter("state", None)
+        else:
+            self.state = None
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        if self.state is None:
+            self.state = nn.Parameter(torch.ones(x.shape[0], 1, 8) / x.shape[0])
+        return (self.linear(x) + self.state) * scale.view(1)
+
+
+@pytest.mark.parametrize("registered", [False, True])
+def test_parameters_of_a_call_are_gone(registered: bool) -> None:
+    model, x, scale = Grown(registered).eval(), torch.randn(1, 5, 8), torch.ones(1)
+    program = capture(model, {"x": x, "scale": scale})
+    assert model.state is None
+    assert "state" not in model.state_dict()
+    torch.testing.assert_close(program(x, scale), model(x, scale))
+
+
+def test_both_dims_of_a_square_are_repeated() -> None:
+    class Graph(nn.Module):
+        def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+            return edges @ x.softmax(-1)
+
+    named = {"x": {0: "n"}, "edges": {0: "n", 1: "n"}}
+    program = capture(Graph(), {"x": torch.randn(1, 8), "edges": torch.ones(1, 1)}, named)
+    x, edges = torch.randn(4, 8), torch.randn(4, 4)
+    torch.testing.assert_close(program(x, edges), Graph()(x, edges))
+
+
+def test_a_mask_beside_tokens_first_has_rows_first() -> None:
+    layer = nn.MultiheadAttention(8, 2).eval()
+
+    def inputs(rows: int, tokens: int) -> dict[str, Tensor]:
+        x = torch.randn(tokens, rows, 8)
+        return {
+            "query": x,
+            "key": x,
+            "value": x,
+            "key_padding_mask": torch.arange(tokens).expand(rows, -1) > 2,
+        }
+
+    program = capture(layer, inputs(1, 5))
+    more = inputs(3, 7)
+    torch.testing.assert_close(program(**more)[0], layer(**more)[0], atol=1e-5, rtol=1e-5)
