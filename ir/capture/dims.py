@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from keyword import iskeyword
 from typing import Any
@@ -113,9 +113,7 @@ def check_dynamic(program: Program, dims: Dims) -> None:
     for spec in program.inputs:
         for dim, label in dims.get(spec.name, {}).items():
             if isinstance(spec.shape[dim], int):
-                noted = f"dim {dim} of {spec.name!r} is fixed at {spec.shape[dim]}: "
-                lines = program.notes.get("capture", ())
-                reason = next((line.removeprefix(noted) for line in lines if line.startswith(noted)), _FIXING)
+                reason = why_fixed(program, spec.name, dim) or _FIXING
                 raise CaptureError(
                     f"dim {dim} of {spec.name!r} was to vary as {label!r} but the model fixes it to "
                     f"{spec.shape[dim]}: {reason}. Or leave it out of dynamic"
@@ -125,6 +123,13 @@ def check_dynamic(program: Program, dims: Dims) -> None:
                     f"dim {dim} of {spec.name!r} was to vary as {label!r}, but to the model it is {spec.shape[dim]!r}, "
                     "as another is: give both one name, or make the code take either size from its own dim"
                 )
+
+
+def why_fixed(program: Program, name: str, dim: int) -> str:
+    """Why a dim of an input is a number, as it was noted while capturing; empty where nothing was."""
+    begins = f"dim {dim} of {name!r} is fixed at "
+    lines: Sequence[str] = program.notes.get("capture", ())
+    return next((line.split(": ", 1)[1] for line in lines if line.startswith(begins)), "")
 
 
 def resized(program: Program) -> Iterator[dict[str, Tensor]]:

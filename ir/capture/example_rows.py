@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import count
 from typing import Any
 
 from torch import Tensor
 
 from ..program import Program
-from .dims import Dims, dynamic_dims
+from .dims import Dims, dynamic_dims, why_fixed
+from .inputs import unlike
 
 Place = tuple[str, int]
 Reasons = Mapping[Place, str]
@@ -72,7 +72,8 @@ def examples(
             why = "the model rejects an example of more"
             found.append(_example(one, dynamic, tokens_first, {(name, place[name]): why for name in one}))
         return found
-    size = _unlike(value.shape[place[name]] for name, value in inputs.items() if value.dim())
+    # Two inputs must not fit each other because one was repeated.
+    size = unlike(value.shape[place[name]] for name, value in inputs.items() if value.dim())
     found = []
     for places in _repeated(inputs, dims, {name: place[name] for name in single}, dynamic == "auto"):
         more = dict(inputs)
@@ -108,12 +109,6 @@ def _repeated(
     return [{name: [single[name]] for name in names} for names in distinct]
 
 
-def _unlike(sizes: Iterable[int]) -> int:
-    """A number of rows that no input has: two must not fit each other because one was repeated."""
-    taken = set(sizes)
-    return next(size for size in count(2) if size not in taken)
-
-
 def _example(inputs: Mapping[str, Tensor], dynamic: Any, tokens_first: bool, kept: Reasons) -> Example:
     dims = {
         name: {dim: label for dim, label in named.items() if (name, dim) not in kept}
@@ -138,16 +133,10 @@ def check_takes(program: Program, given: Mapping[str, Tensor]) -> None:
             if size != 1:
                 continue
             if isinstance(want, int) and want != 1:
-                kept[spec.name, dim] = _why_fixed(program, spec.name, dim)
+                kept[spec.name, dim] = why_fixed(program, spec.name, dim) or _ANOTHER
             elif isinstance(want, str) and program.ranges.get(want, (1, None))[0] > 1:
                 kept[spec.name, dim] = _ANOTHER
             elif isinstance(want, str) and len(sizes[want]) > 1:
                 kept[spec.name, dim] = _TIED
     if kept:
         raise NotTheExampleError(kept)
-
-
-def _why_fixed(program: Program, name: str, dim: int) -> str:
-    begins = f"dim {dim} of {name!r} is fixed at "
-    lines: Collection[str] = program.notes.get("capture", ())
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith(begins)), _ANOTHER)

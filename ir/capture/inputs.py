@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count
 from keyword import iskeyword
 from typing import Any
 
@@ -145,6 +146,12 @@ def tokens_first(model: nn.Module) -> bool:
     return not next(m for m in model.modules() if isinstance(m, nn.MultiheadAttention)).batch_first
 
 
+def unlike(sizes: Iterable[int]) -> int:
+    """The smallest size of two or more that is none of ``sizes``."""
+    taken = set(sizes)
+    return next(size for size in count(2) if size not in taken)
+
+
 def lengthen_single_sizes(
     inputs: Mapping[str, Tensor],
     dims: Mapping[str, Mapping[int, str]],
@@ -170,8 +177,7 @@ def lengthen_single_sizes(
     notes = []
     for found in places.values():
         # A size that nothing else has: two dims must not fit each other because both were one.
-        taken = {size for tensor in result.values() for size in tensor.shape}
-        size = next(n for n in range(BATCH, len(taken) + BATCH + 1) if n not in taken)
+        size = unlike(size for tensor in result.values() for size in tensor.shape)
         longer = dict(result)
         for name, dim in found:
             longer[name] = longer[name].repeat_interleave(size, dim)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tersor
 from tersor.ir.capture import capture
 from tersor.ir.errors import CaptureError, InputError
 from tersor.ir.program import Program
@@ -143,15 +144,26 @@ def test_what_else_tells_rows_is_tried_too(name: str) -> None:
     )
 
 
+class Squeezing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.mean(1)).squeeze()
+
+
+def test_calibration_of_many_rows_says_what_is_wanted() -> None:
+    model, many = Squeezing().eval(), torch.randn(4, 5, 8)
+    fast = tersor.optimize_model(
+        model, passes=[], target="torch", example_inputs={"x": many[:1]}, calibration={"x": many}
+    )
+    torch.testing.assert_close(fast(x=many), model(many))
+    with pytest.raises(InputError, match="batch = 1; 2 to any are taken"):
+        fast(x=many[:1])
+
+
 def test_where_a_row_alone_loses_a_dim_it_is_left_out() -> None:
-    class Squeezing(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(8, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.linear(x.mean(1)).squeeze()
-
     model = Squeezing().eval()
     program = capture(model, X)
     assert program.ranges["batch"] == (2, None)
