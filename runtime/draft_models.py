@@ -6,25 +6,14 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Protocol
 
 from torch import Tensor
 
-from tersor.ir.program import Program
+from tersor.ir.drafting import DraftModel, DraftRow
 from tersor.ir.stepping import Stepping
 
 from .decoder import Decoder, Lower
 from .kv_cache import KvCache
-
-
-class Model(Protocol):
-    """What a drafter declares; ``passes.speculate.drafter`` says what it means."""
-
-    @property
-    def program(self) -> Program: ...
-
-    @property
-    def cache(self) -> str: ...
 
 
 @dataclass
@@ -45,7 +34,7 @@ class Place:
 class DraftModels:
     """The models of a drafter, each lowered when it is first needed."""
 
-    def __init__(self, models: Mapping[str, Model], lower: Lower) -> None:
+    def __init__(self, models: Mapping[str, DraftModel], lower: Lower) -> None:
         self._decoders = {name: Decoder(model.program, lower) for name, model in models.items()}
         self._caches = {name: model.cache for name, model in models.items()}
 
@@ -64,8 +53,8 @@ class DraftModels:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One model over the tokens of one text; see ``passes.speculate.drafter.DraftRow``."""
+class Row(DraftRow):
+    """One model over the tokens of one text."""
 
     decoder: Decoder
     place: Place

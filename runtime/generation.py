@@ -10,6 +10,7 @@ from numbers import Integral
 
 from torch import Tensor
 
+from tersor.ir.drafting import Draft, Drafting, Outlook
 from tersor.ir.errors import InputError
 
 from .decoder import Decoder
@@ -18,8 +19,8 @@ from .kv_cache import KvCache
 from .probing import Gains, ranked_probes
 from .processors import Text
 from .sampling import Sampler, Sampling
-from .speculation import Guesser, Policy, Rates, Statistics
-from .tree import Chain, TokenTree, side_by_side
+from .speculation import Policy, Rates, Statistics
+from .tree import TokenTree, side_by_side
 
 # Called with the number of the prompt and its new token; what it returns is not looked at.
 Stream = Callable[[int, int], object]
@@ -78,7 +79,7 @@ class _Row:
     gains: Gains
     probed: int = 0
     place: Place = field(init=False)
-    guesser: Guesser | None = None
+    guesser: Drafting | None = None
     rates: Rates = field(default_factory=Rates)
     new: list[int] = field(default_factory=list)
     over: bool = False
@@ -94,7 +95,7 @@ def generate(
     stopping: Stopping,
     sampling: Sampling,
     stream: Stream | None = None,
-    guess: Callable[[Mapping[str, Row]], Guesser] | None = None,
+    guess: Callable[[Mapping[str, Row]], Drafting] | None = None,
     statistics: Statistics | None = None,
     batch: int | None = None,
     models: DraftModels | None = None,
@@ -145,7 +146,7 @@ class _Loop:
     stopping: Stopping
     stream: Stream
     statistics: Statistics
-    guess: Callable[[Mapping[str, Row]], Guesser] | None
+    guess: Callable[[Mapping[str, Row]], Drafting] | None
     models: DraftModels
     policy: Policy | None
 
@@ -214,7 +215,7 @@ class _Loop:
             return 0
         return min(self.policy.longest(rows), self.decoder.most_new(cache) - 1)
 
-    def _draft(self, row: _Row, rows: int, most: int) -> Sequence[Chain]:
+    def _draft(self, row: _Row, rows: int, most: int) -> Sequence[Draft]:
         """What may follow a row, as far as there is room for it."""
         if row.guesser is None or self.policy is None:
             return ()
@@ -292,7 +293,7 @@ class _Loop:
 
 
 @dataclass(frozen=True)
-class _Outlook:
+class _Outlook(Outlook):
     """What is known of the step that guesses of one of several rows are for."""
 
     row: _Row
@@ -309,8 +310,8 @@ class _Outlook:
     def noisy(self, ahead: int, tokens: Sequence[int], scores: Sequence[float]) -> list[float]:
         return self.row.sampler.noisy(len(self.row.tokens) + ahead, tokens, scores)
 
-    def worth(self, draft: Chain, seconds: float) -> bool:
-        return self.policy.worth(self.rows, len(draft.tokens), self.row.rates.of_chain(draft), seconds)
+    def worth(self, draft: Draft, seconds: float) -> bool:
+        return self.policy.worth(self.rows, len(draft.tokens), self.row.rates.of_draft(draft), seconds)
 
 
 def _sampler(sampling: Sampling, number: int, prompt: Sequence[int], stopping: Stopping) -> Sampler:

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from math import prod
-from typing import Any, Protocol
 
-from torch import Tensor
+from tersor.ir.drafting import Draft
 
 from .cost_curve import CostCurve
-from .tree import Chain, TokenTree
+from .tree import TokenTree
 
 # What is known of a kind of guess loses this share of its weight with every one that turns out right or wrong.
 _FORGET = 0.03
@@ -25,26 +24,6 @@ _MAY_LOSE, _CREDIT = 0.01, 2.0
 _SURE = 1.3
 # Of what is known of the time that guessing takes, so much is the last step's.
 _LATELY = 0.1
-
-
-class Guesser(Protocol):
-    """Who guesses what follows a sequence; ``passes.speculate`` has several."""
-
-    def extend(self, tokens: Sequence[int]) -> None:
-        """Tokens that have been added to the sequence."""
-
-    def observe(self, tokens: Sequence[int], logits: Tensor) -> None:
-        """What the model said, ``[tokens, vocabulary]``, behind tokens that it was given, be they right or wrong."""
-
-    def probed(self, logits: Tensor) -> None:
-        """What the model said, ``[probes, vocabulary]``, behind probes at the end of the sequence; told last."""
-
-    def draft(self, most: int, outlook: Any) -> Sequence[Chain]:
-        """Chains of at most ``most`` guesses; none where there is nothing to go by.
-
-        Args:
-            outlook: how the tokens will be chosen that are to be guessed, and what a guess is worth.
-        """
 
 
 @dataclass
@@ -103,9 +82,9 @@ class Rates:
         key = (kind, depth)
         return (self._right[key] + chance * _PRIOR_WEIGHT) / (self._tried[key] + _PRIOR_WEIGHT)
 
-    def of_chain(self, chain: Chain) -> float:
+    def of_draft(self, draft: Draft) -> float:
         """How likely all of it is right."""
-        rates = (self.of(*guess) for guess in zip(chain.kinds, count(1), chain.chances, strict=False))
+        rates = (self.of(*guess) for guess in zip(draft.kinds, count(1), draft.chances, strict=False))
         return prod(rates)
 
     def ranked(self, tree: TokenTree, most: int) -> tuple[list[int], list[float]]:

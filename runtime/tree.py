@@ -4,29 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-
-class Chain(Protocol):
-    """Guesses that follow each other, the next token first."""
-
-    @property
-    def tokens(self) -> Sequence[int]: ...
-
-    @property
-    def kinds(self) -> Sequence[int]:
-        """How each guess came about; those of one kind are right about as often as each other."""
-
-    @property
-    def chances(self) -> Sequence[float]:
-        """How likely each is if those before it are right, as long as nothing is known of its kind."""
-
-    @property
-    def probed(self) -> bool:
-        """Whether they follow from what the model said behind probes."""
+from tersor.ir.drafting import Draft
 
 
 @dataclass
@@ -52,13 +34,13 @@ class TokenTree:
     probes: dict[int, list[int]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, root: int, chains: Iterable[Chain]) -> TokenTree:
-        """All chains behind ``root``."""
+    def of(cls, root: int, drafts: Iterable[Draft]) -> TokenTree:
+        """All drafts behind ``root``."""
         tree = cls([root])
-        for chain in chains:
+        for draft in drafts:
             node = 0
-            for token, kind, chance in zip(chain.tokens, chain.kinds, chain.chances, strict=True):
-                node = tree._child(node, token, chain.probed)
+            for token, kind, chance in zip(draft.tokens, draft.kinds, draft.chances, strict=True):
+                node = tree._child(node, token, draft.probed)
                 tree.kinds[node][kind] = chance
         return tree
 

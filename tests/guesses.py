@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from tersor.ir.drafting import Draft
 from tersor.ir.straight import straight
 from tersor.passes.speculate.drafter import Drafter
 from tersor.runtime.cost_curve import CostCurve
@@ -18,22 +18,9 @@ from tersor.runtime.tree import TokenTree
 CHEAP = CostCurve((1, 2, 3, 5, 9, 33), (1.0, 1.02, 1.04, 1.08, 1.2, 1.4))
 
 
-@dataclass
-class Chain:
+def draft_of(tokens: list[int], kind: int = 0, chance: float = 0.6, probed: bool = False) -> Draft:
     """Guesses of one kind that follow each other."""
-
-    tokens: list[int]
-    kind: int = 0
-    chance: float = 0.6
-    probed: bool = False
-
-    @property
-    def kinds(self) -> list[int]:
-        return [self.kind] * len(self.tokens)
-
-    @property
-    def chances(self) -> list[float]:
-        return [self.chance] * len(self.tokens)
+    return Draft(tokens, [kind] * len(tokens), [chance] * len(tokens), probed)
 
 
 class Eager(Policy):

@@ -43,6 +43,8 @@ def session_options(threads: int | None) -> Any:
     options = runtime().SessionOptions()
     # Fatal only: what fails is raised, and comes to the user as our error.
     options.log_severity_level = 4
+    # Threads that go on spinning behind a run take cores from what chooses the token, and from another session's run.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     return options

@@ -10,12 +10,14 @@ from functools import cached_property
 from itertools import takewhile
 from time import perf_counter
 
-from .drafter import GREEDILY, NO_ROWS, Draft, Drafter, Drafting, Guessing, Outlook, Rows, confidence
+from tersor.ir.drafting import GREEDILY, NO_ROWS, Draft, Drafting, Guessing, Outlook, Rows
+
+from .drafter import Drafter, confidence
 
 # Guesses of which the model is as sure, in tenths, are of one kind.
 _KINDS = 10
 # A model may have cost, on balance, this share of the time without it and the time of so many of its steps.
-_MAY_LOSE, _CREDIT = 0.01, 3.0
+_MAY_LOSE, _CREDIT = 0.01, 1.0
 _NOTHING = Draft([], [], [])
 # What is known of a model loses this share of its weight with every text it guesses.
 _FORGET = 0.1
@@ -100,6 +102,7 @@ class ModelDrafting(Drafting):
         kinds = list(self._rows).index(name) * _KINDS
         draft = Draft([], [], [])
         logits = row.start(self._text, most)
+        slowest = balance.seconds
         while True:
             if bool(logits.isnan().any()):
                 balance.give_up()
@@ -109,9 +112,12 @@ class ModelDrafting(Drafting):
             draft.tokens.append(token)
             draft.kinds.append(kinds + min(int(sure * _KINDS), _KINDS - 1))
             draft.chances.append(sure)
-            if len(draft.tokens) >= most or not outlook.worth(draft, balance.seconds):
+            if len(draft.tokens) >= most or not outlook.worth(draft, slowest):
                 break
+            stepped = perf_counter()
             logits = row.next(token)
+            # One that takes longer than it was known to must not go on for as long as it is right.
+            slowest = max(slowest, perf_counter() - stepped)
         self._open = _Open(name, draft.tokens, len(self._text), perf_counter() - started)
         return [draft]
 

@@ -12,11 +12,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from tersor.ir.drafting import NO_ROWS, Drafting, DraftModel, DraftRow, Rows
 from tersor.ir.fewer_layers import parallel_layers
 from tersor.ir.program import Program
 
 from .draft_loop import ModelDrafter, ModelDrafting
-from .drafter import NO_ROWS, Drafting, DraftModel, DraftRow, Rows
 from .second_model import load_draft
 
 _EXACT, _PARALLEL = "exact", "parallel"

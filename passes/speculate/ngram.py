@@ -8,7 +8,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from .drafter import GREEDILY, NO_ROWS, Draft, Drafter, Drafting, Outlook, Rows, chance_of_match
+from tersor.ir.drafting import GREEDILY, NO_ROWS, Draft, Drafting, Outlook, Rows
+
+from .drafter import Drafter, chance_of_match
 from .lookup import Lookup
 
 

@@ -18,11 +18,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tersor.ir.drafting import GREEDILY, NO_ROWS, Draft, Drafting, Outlook, Rows
 from tersor.ir.errors import InputError
 from tersor.ir.program import Program
 from tersor.ir.prompt_tokens import embeddings, with_prompt_tokens
 
-from .drafter import GREEDILY, NO_ROWS, Draft, Drafter, Drafting, Outlook, Rows
+from .drafter import Drafter
 from .likeliest import likeliest
 
 PROMPTS = "prompts"

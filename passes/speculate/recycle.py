@@ -13,7 +13,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .drafter import GREEDILY, NO_ROWS, Draft, Drafter, Drafting, Outlook, Rows
+from tersor.ir.drafting import GREEDILY, NO_ROWS, Draft, Drafting, Outlook, Rows
+
+from .drafter import Drafter
 from .likeliest import likeliest
 
 # Ranks along a path add up to this at most: of a tree that is asked for its likeliest nodes, others are never chosen.

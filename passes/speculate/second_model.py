@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from tersor.ir import archive
+from tersor.ir.drafting import DraftModel
 from tersor.ir.errors import InputError
 from tersor.ir.fewer_layers import fewer_layers
 from tersor.ir.program import Program
 from tersor.ir.straight import straight
 
 from .draft_loop import ModelDrafter, check_exits
-from .drafter import DraftModel
 
 _WHOLE = "whole"
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from tersor.ir.analyses.layers import layers
+from tersor.ir.drafting import DraftModel
 from tersor.ir.fewer_layers import fewer_layers
 from tersor.ir.program import Program
 
 from .draft_loop import ModelDrafter, check_exits
-from .drafter import DraftModel
 
 
 @dataclass(frozen=True)

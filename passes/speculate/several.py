@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from tersor.ir.drafting import GREEDILY, NO_ROWS, Draft, Drafting, DraftModel, Outlook, Rows
 from tersor.ir.program import Program
 
 from ..option_types import value_of
 from ..registry import find_methods
-from .drafter import GREEDILY, NO_ROWS, Draft, Drafter, Drafting, DraftModel, Outlook, Rows
+from .drafter import Drafter
 
 # No drafter tells more kinds of guesses apart.
 _KINDS = 1000

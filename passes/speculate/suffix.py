@@ -12,8 +12,10 @@ from typing import ClassVar
 
 from torch import nn
 
+from tersor.ir.drafting import GREEDILY, NO_ROWS, Draft, Drafting, Outlook, Rows
+
 from .automaton import SuffixAutomaton
-from .drafter import GREEDILY, NO_ROWS, Draft, Drafter, Drafting, Outlook, Rows, chance_of_match
+from .drafter import Drafter, chance_of_match
 from .lookup import Lookup
 
 # Between texts; no token id.

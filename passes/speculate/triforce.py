@@ -16,13 +16,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tersor.ir.drafting import NO_ROWS, Drafting, DraftModel, DraftRow, Guessing, Rows
 from tersor.ir.fewer_layers import fewer_layers
 from tersor.ir.program import Program
 from tersor.ir.show_queries import query_name, show_queries
 from tersor.ir.stepping import Stepping
 
 from .draft_loop import ModelDrafter, ModelDrafting
-from .drafter import NO_ROWS, Drafting, DraftModel, DraftRow, Guessing, Rows
 
 _QUERIES, _SPARSE, _STREAM = "queries", "sparse", "stream"
 # Tokens at the start that StreamingLLM keeps.

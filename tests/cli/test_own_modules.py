@@ -208,8 +208,9 @@ def test_a_module_that_cannot_be_run_is_one_clear_error(tmp_path: Path, content:
 DRAFTER = """
 from dataclasses import dataclass
 from typing import ClassVar
+from tersor.ir.drafting import Drafting
 from tersor.passes.registry import unregistered
-from tersor.passes.speculate.drafter import Drafter, Drafting
+from tersor.passes.speculate.drafter import Drafter
 
 class _Nothing(Drafting):
     def extend(self, tokens): pass

@@ -6,7 +6,7 @@ import pytest
 import torch
 from architectures import VOCABULARY
 from decoders import PAGED, decoder_on
-from guesses import Chain
+from guesses import draft_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,7 +69,7 @@ histories = given(
 
 def random_tree(count: int, generator: torch.Generator) -> TokenTree:
     """One of ``count`` nodes at most, whose chains begin alike now and then."""
-    chains = [Chain(torch.randint(3, 6, (count,), generator=generator).tolist()) for _ in range(3)]
+    chains = [draft_of(torch.randint(3, 6, (count,), generator=generator).tolist()) for _ in range(3)]
     tree = TokenTree.of(7, chains)
     return tree.part(range(1, min(count, len(tree))))
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from decoders import DECODERS, PAGED, PROMPTS, decoder_on, decoder_program, rows
-from guesses import CHEAP, Chain, Eager, guessing
+from guesses import CHEAP, Eager, draft_of, guessing
 
 from tersor.passes.pipeline import run
 from tersor.passes.speculate.drafter import Drafter
@@ -93,7 +93,7 @@ def test_tokens_are_those_of_rows_with_slots_of_their_own(name: str, target: str
 def test_a_path_of_a_tree_is_kept_across_the_end_of_a_page(name: str, target: str) -> None:
     decoder = decoder_on(name, target, PAGED)
     chains = [[3, 4, 5, 6], [3, 9, 10], [11, 12]]
-    trees = [TokenTree.of(8, map(Chain, chains)), TokenTree.of(8, map(Chain, chains[1:]))]
+    trees = [TokenTree.of(8, map(draft_of, chains)), TokenTree.of(8, map(draft_of, chains[1:]))]
     texts = [[5, 6, 7, 5, 6, 7], [9]]
     cache = decoder.new_cache(2)
     for row, text in enumerate(texts):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from guesses import CHEAP, Chain
+from guesses import CHEAP, draft_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +15,7 @@ from tersor.runtime.tree import TokenTree, side_by_side
 
 
 def tree_of(*chains: list[int]) -> TokenTree:
-    return TokenTree.of(9, [Chain(tokens, probed=True) for tokens in chains])
+    return TokenTree.of(9, [draft_of(tokens, probed=True) for tokens in chains])
 
 
 def test_probes_are_seen_by_no_other_and_are_no_guesses() -> None:
@@ -99,7 +99,7 @@ def test_what_guesses_by_probes_give_is_learned_and_forgotten() -> None:
 
 def test_guesses_that_another_drafter_made_too_are_no_gain() -> None:
     gains = Gains(1)
-    tree = TokenTree.of(9, [Chain([1]), Chain([1], probed=True)])
+    tree = TokenTree.of(9, [draft_of([1]), draft_of([1], probed=True)])
     for _ in range(50):
         gains.learn(1, tree, [0, 1], lambda guesses: 0.0)
     assert gains.of(0) < 0.1
@@ -118,7 +118,7 @@ def test_probes_are_fed_as_long_as_they_pay() -> None:
 
 
 def test_of_a_tree_that_is_cut_it_is_known_what_probes_gave() -> None:
-    tree = TokenTree.of(9, [Chain([1, 2], probed=True), Chain([1])])
+    tree = TokenTree.of(9, [draft_of([1, 2], probed=True), draft_of([1])])
     assert tree.probed == [False, False, True]
     assert tree.part([1, 2]).probed == [False, False, True]
     assert torch.equal(tree.part([1, 2]).paths(), tree.paths())

@@ -10,22 +10,23 @@ import pytest
 import torch
 from architectures import VOCABULARY
 from decoders import DECODERS, PROMPTS, decoder_on, decoder_program
-from guesses import CHEAP, Chain, learn
+from guesses import CHEAP, draft_of, learn
 from torch import Tensor
 
 from tersor.codegen.target import find_target
+from tersor.ir.drafting import Draft, Drafting
 from tersor.ir.errors import InputError
 from tersor.passes.pipeline import run
 from tersor.runtime.cost_curve import CostCurve
 from tersor.runtime.decoder import Decoder
 from tersor.runtime.generation import Stopping, generate
 from tersor.runtime.sampling import Sampling
-from tersor.runtime.speculation import Guesser, Policy, Rates, Statistics
+from tersor.runtime.speculation import Policy, Rates, Statistics
 from tersor.runtime.tree import TokenTree, side_by_side
 
 
 @dataclass
-class Knowing:
+class Knowing(Drafting):
     """Guesses from a text that it has been given, some of it changed; in a tree, other guesses are beside them."""
 
     text: list[int]
@@ -39,16 +40,16 @@ class Knowing:
     def observe(self, tokens: Sequence[int], logits: Tensor) -> None:
         assert logits.shape == (len(tokens), VOCABULARY)
 
-    def draft(self, most: int, outlook: Any = None) -> list[Chain]:
+    def draft(self, most: int, outlook: Any = None) -> list[Draft]:
         start = len(self.seen)
         ahead = self.text[start : start + most]
         known = [(t + 1) % 120 if start + i in self.wrong_at else t for i, t in enumerate(ahead)]
         others = [
-            Chain([*known[:place], (token + 2 + other) % 120, *known[place:-1]], 1 + other)
+            draft_of([*known[:place], (token + 2 + other) % 120, *known[place:-1]], 1 + other)
             for place, token in enumerate(known)
             for other in range(self.siblings)
         ]
-        return [*others, Chain(known)]
+        return [*others, draft_of(known)]
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_tokens_are_the_same_with_guesses_right_and_wrong(
     prompt = PROMPTS[1]
     plain = generate(decoder, [prompt], Stopping(30), sampling)[0]
     counts = Statistics()
-    made: Callable[[Any], Guesser] = lambda _: Knowing(prompt + plain, frozenset(wrong))  # noqa: E731
+    made: Callable[[Any], Drafting] = lambda _: Knowing(prompt + plain, frozenset(wrong))  # noqa: E731
     assert generate(decoder, [prompt], Stopping(30), sampling, None, made, counts)[0] == plain
     assert counts.tokens == 29  # the first comes of the prompt
     if not len(wrong):
@@ -115,7 +116,7 @@ def test_tokens_are_the_same_with_trees_of_guesses(
     wrong = frozenset(range(0, 1000, 5))
     for prompt, new in zip(PROMPTS, plain, strict=True):
         counts = Statistics()
-        made: Callable[[Any], Guesser] = lambda _, text=prompt + new: Knowing(text, wrong, 2)  # type: ignore[misc]  # noqa: E731
+        made: Callable[[Any], Drafting] = lambda _, text=prompt + new: Knowing(text, wrong, 2)  # type: ignore[misc]  # noqa: E731
         assert generate(decoder, [prompt], Stopping(16), Sampling(), None, made, counts)[0] == new
         assert counts.guesses > sum(counts.drafted)
         assert counts.steps < 16
@@ -138,7 +139,7 @@ def test_nothing_follows_an_end_in_the_midst_of_right_guesses(decoder: Decoder) 
     plain = generate(decoder, [prompt], Stopping(20), Sampling())[0]
     end = plain[6]
     cut = plain[: plain.index(end) + 1]
-    made: Callable[[Any], Guesser] = lambda _: Knowing(prompt + plain)  # noqa: E731
+    made: Callable[[Any], Drafting] = lambda _: Knowing(prompt + plain)  # noqa: E731
     assert generate(decoder, [prompt], Stopping(20, ends={end}), Sampling(), None, made)[0] == cut
     for most in range(1, 9):
         assert generate(decoder, [prompt], Stopping(most), Sampling(), None, made)[0] == plain[:most]
@@ -149,7 +150,7 @@ def simulated(curve: CostCurve, right: Callable[[int], int], steps: int) -> tupl
     policy, rates = Policy(curve), Rates()
     seconds = tokens = 0.0
     for step in range(steps):
-        tree = TokenTree.of(0, [Chain([1] * policy.longest(1))])
+        tree = TokenTree.of(0, [draft_of([1] * policy.longest(1))])
         _, chances = rates.ranked(tree, policy.longest(1))
         checked = policy.guesses([chances])
         accepted = min(checked, right(step))
@@ -210,7 +211,7 @@ def test_after_losses_only_what_is_surer_is_checked() -> None:
 
 
 def test_what_is_not_checked_is_learned_from_too() -> None:
-    rates, tree = Rates(), TokenTree.of(0, [Chain([1] * 8)])
+    rates, tree = Rates(), TokenTree.of(0, [draft_of([1] * 8)])
     before = rates.of(0, 1, 0.6)
     for _ in range(60):
         learn(rates, tree, [0])
@@ -231,8 +232,8 @@ def test_the_curve_rises_and_is_read_between_its_points() -> None:
 
 def test_statistics_are_one_line() -> None:
     counts = Statistics()
-    counts.count(TokenTree.of(0, [Chain([1, 2, 3]), Chain([1, 4])]), 2)
-    counts.count(TokenTree.of(0, [Chain([1])]), 0)
+    counts.count(TokenTree.of(0, [draft_of([1, 2, 3]), draft_of([1, 4])]), 2)
+    counts.count(TokenTree.of(0, [draft_of([1])]), 0)
     counts.steps, counts.tokens = 2, 4
     assert "4 tokens in 2 steps (2.00 a step); 5 guesses, right by place: 1/2 1/1 0/1" in str(counts)
     assert "\n" not in str(counts)
@@ -251,7 +252,7 @@ def test_logits_of_every_guess_are_looked_at(decoder: Decoder) -> None:
 @pytest.mark.parametrize("name", ["gemma3", "gemma2", "gpt2"])
 def test_logits_behind_every_node_of_a_tree_are_those_of_its_path(name: str, target: str) -> None:
     decoder = decoder_on(name, target)
-    tree = TokenTree.of(5, [Chain([6, 7, 8]), Chain([6, 9]), Chain([10, 7, 11])])
+    tree = TokenTree.of(5, [draft_of([6, 7, 8]), draft_of([6, 9]), draft_of([10, 7, 11])])
     for prompts in ([PROMPTS[1]], [PROMPTS[1], PROMPTS[2]]):
         cache = decoder.new_cache(len(prompts))
         for row, prompt in enumerate(prompts):

@@ -11,11 +11,12 @@ import pytest
 import torch
 from architectures import LLAMA, huggingface
 from decoders import DECODERS, PROMPTS, decoder_program
-from guesses import CHEAP, Chain
+from guesses import CHEAP, draft_of
 from torch import Tensor
 
 from tersor.codegen.target import find_target
 from tersor.ir.capture import capture
+from tersor.ir.drafting import Draft, Drafting
 from tersor.passes.pipeline import run
 from tersor.runtime.decoder import Decoder
 from tersor.runtime.generation import Stopping, generate
@@ -31,7 +32,7 @@ def decoder_stored(name: str, kind: str) -> Decoder:
 
 
 @dataclass
-class Mostly:
+class Mostly(Drafting):
     """Guesses a text, every fifth token wrong, with another guess beside each."""
 
     text: list[int]
@@ -43,12 +44,12 @@ class Mostly:
     def observe(self, tokens: Sequence[int], logits: Tensor) -> None:
         pass
 
-    def draft(self, most: int, outlook: Any = None) -> list[Chain]:
+    def draft(self, most: int, outlook: Any = None) -> list[Draft]:
         start = len(self.seen)
         ahead = self.text[start : start + most]
         known = [(t + 1) % 100 if (start + i) % 5 == 0 else t for i, t in enumerate(ahead)]
-        others = [Chain([*known[:place], (token + 2) % 100], 1) for place, token in enumerate(known)]
-        return [*others, Chain(known)]
+        others = [draft_of([*known[:place], (token + 2) % 100], 1) for place, token in enumerate(known)]
+        return [*others, draft_of(known)]
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-from guesses import learn
+from guesses import draft_of, learn
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,20 +11,8 @@ from tersor.runtime.speculation import Rates
 from tersor.runtime.tree import TokenTree, side_by_side
 
 
-@dataclass
-class Chain:
-    tokens: list[int]
-    kinds: list[int]
-    chance: float = 0.6
-    probed: bool = False
-
-    @property
-    def chances(self) -> list[float]:
-        return [self.chance] * len(self.tokens)
-
-
 def tree_of(*chains: list[int]) -> TokenTree:
-    return TokenTree.of(9, [Chain(tokens, [0] * len(tokens)) for tokens in chains])
+    return TokenTree.of(9, [draft_of(tokens) for tokens in chains])
 
 
 chains = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), max_size=6)
@@ -83,7 +69,7 @@ def test_of_siblings_one_is_right_at_most() -> None:
 
 def test_what_was_right_comes_first() -> None:
     rates = Rates()
-    tree = TokenTree.of(9, [Chain([1], [0]), Chain([2], [1])])
+    tree = TokenTree.of(9, [draft_of([1]), draft_of([2], 1)])
     for _ in range(5):
         learn(rates, tree, [2, 7])
     nodes, chances = rates.ranked(tree, 2)
@@ -113,6 +99,6 @@ def test_rows_are_filled_up_with_what_nobody_sees() -> None:
 
 
 def test_of_what_nothing_is_known_the_drafters_own_chances_count() -> None:
-    nodes, chances = Rates().ranked(TokenTree.of(9, [Chain([1], [0]), Chain([2], [1], 0.9)]), 2)
+    nodes, chances = Rates().ranked(TokenTree.of(9, [draft_of([1]), draft_of([2], 1, 0.9)]), 2)
     assert nodes == [2, 1]
     assert chances == [0.9 / 1.5, 0.6 / 1.5]

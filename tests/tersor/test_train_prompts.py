@@ -9,7 +9,7 @@ import pytest
 import torch
 from architectures import LLAMA, huggingface
 from decoders import decoder_program
-from guesses import CHEAP, Chain, Eager, guessing
+from guesses import CHEAP, Eager, draft_of, guessing
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -111,7 +111,7 @@ def test_training_sees_what_decoding_sees(name: str) -> None:
         cache = decoder.new_cache(1)
         if place:
             decoder.prefill(cache, 0, row[:place].tolist())
-        tree = TokenTree.of(int(row[place]), [Chain([5])])
+        tree = TokenTree.of(int(row[place]), [draft_of([5])])
         for _ in range(3):
             tree.probe(0)
         cache.reserve(len(tree))

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import tersor
+from tersor.ir.drafting import Greedily
 from tersor.ir.errors import InputError, SpecError
 from tersor.passes.pipeline import run
 from tersor.passes.spec import parse_spec
-from tersor.passes.speculate.drafter import Greedily
 from tersor.passes.speculate.ppd import PromptTokens
 from tersor.passes.speculate.several import Several
 from tersor.runtime import generation
