@@ -302,7 +302,7 @@ def main() -> None:
     text = section(
         results, first_token([bench.peer, bench.plain], long), bytes_read, curve, options.new, options.repeats
     )
-    put_section("decoding", text, bool(options.print or options.prompts))
+    put_section("decoding", text, bool(options.print or options.prompts), elsewhere=True)
     check_limits(missed(results), options.check)
 
 

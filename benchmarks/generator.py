@@ -153,9 +153,8 @@ def main() -> None:
                 + "".join(f"; parts at {d}" for d in last.divergences),
                 highlight=False,
             )
-    put_section(
-        "generator", section(results, options.new, options.repeats), bool(options.print or options.prompts)
-    )
+    text = section(results, options.new, options.repeats)
+    put_section("generator", text, bool(options.print or options.prompts), elsewhere=True)
     check_limits(missed(results), options.check)
 
 

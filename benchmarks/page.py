@@ -1,4 +1,8 @@
-"""The page that benchmarks write: each owns the text between its two markers."""
+"""The page that benchmarks write: each owns the text between its two markers.
+
+What a machine's memory decides differs from one to another by more than any limit leaves room for, so that a benchmark
+may keep the newest part of its section from every other machine, behind that of the last one.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,15 @@ from pathlib import Path
 from tersor.runtime.machine import machine_facts
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+# Between parts from different machines.
+RULE = "\n\n---\n\n"
 
 
-def write_section(name: str, body: str, page: Path = PAGE) -> None:
+def write_section(name: str, body: str, page: Path = PAGE, elsewhere: bool = False) -> None:
     """Replace what stands between ``<!-- name -->`` and ``<!-- /name -->``.
+
+    Args:
+        elsewhere: keep what other machines have found.
 
     Raises:
         ValueError: the page does not have both markers, once each and in this order.
@@ -24,16 +33,24 @@ def write_section(name: str, body: str, page: Path = PAGE) -> None:
     if text.count(opening) != 1 or text.count(closing) != 1 or text.index(opening) > text.index(closing):
         raise ValueError(f"{page} must hold {opening} and then {closing}, each once")
     before, rest = text.split(opening)
-    after = rest.split(closing)[1]
-    page.write_text(f"{before}{opening}\n{body.strip()}\n{closing}{after}", encoding="utf-8")
+    old, after = rest.split(closing)
+    parts = [body.strip()]
+    if elsewhere:
+        parts += [part for part in old.strip().split(RULE) if _machine(part) not in ("", _machine(body))]
+    page.write_text(f"{before}{opening}\n{RULE.join(parts)}\n{closing}{after}", encoding="utf-8")
 
 
-def put_section(name: str, body: str, printed: bool) -> None:
-    """Write a section, or print it alone, as a run of a part of a benchmark does."""
+def _machine(part: str) -> str:
+    """The line of its ``provenance`` that names the processor."""
+    return (part.strip().splitlines() + ["", ""])[1]
+
+
+def put_section(name: str, body: str, printed: bool, elsewhere: bool = False) -> None:
+    """Write a section, or print it alone, as a run of a part of a benchmark does; ``elsewhere`` as above."""
     if printed:
         print(body)
     else:
-        write_section(name, body)
+        write_section(name, body, elsewhere=elsewhere)
 
 
 def check_limits(missed: Sequence[str], asked: bool) -> None:

@@ -192,9 +192,8 @@ def main() -> None:
         speeds = ", ".join(f"{n} {len(last.tokens[n]) / median(s):.1f}" for n, s in last.seconds.items())
         _console.print(f"{prompt.kind}, {len(prompt.tokens)} tokens: {speeds} tokens/s", highlight=False)
     first = first_token([side for side in bench.sides if side.name in (PEER, *KINDS, LLAMA)], long)
-    put_section(
-        "quantised", section(results, first, bench, options.repeats), bool(options.print or options.prompts)
-    )
+    text = section(results, first, bench, options.repeats)
+    put_section("quantised", text, bool(options.print or options.prompts), elsewhere=True)
     check_limits(missed(results, first), options.check)
 
 

@@ -71,7 +71,7 @@ def lower_stored(
             break
     else:
         if asked != "auto" and on_violation == "raise":
-            raise PromiseError(_refusal(asked, trials, most))
+            raise PromiseError(_refusal(asked, trials, most, calibrated))
         trials.attempt("fp32", {}, most)
     return trials.stored(most)
 
@@ -158,10 +158,13 @@ def _bytes(program: Program, kind: str, others: Mapping[str, str]) -> int:
     return sum(kept.values()) + sum(weight.nbytes for weight in stored.values())
 
 
-def _refusal(kind: str, trials: _Trials, most: float) -> str:
+def _refusal(kind: str, trials: _Trials, most: float, calibrated: bool) -> str:
     best = min(trials.done, key=lambda trial: abs(trial.loss))
+    error = f" (standard error {best.error:.1%})" if best.error else ""
+    # What an example holds is often random, and predictions of that are of nothing that is ever asked.
+    advice = "" if calibrated else "give inputs that the model is meant for as calibration, "
     return (
-        f"weights={kind!r} costs {best.loss:.1%} of {trials.losses.measure}, measured on {trials.losses.positions} "
-        f"positions, and may cost {most:.0%}: store them in more bits, or pass on_violation='revert' to leave them as "
-        "they are"
+        f"weights={kind!r} costs {best.loss:.1%} of {trials.losses.measure}{error}, measured on "
+        f"{trials.losses.positions} positions, and may cost {most:.0%}: {advice}store them in more bits, or pass "
+        "on_violation='revert' to leave them as they are"
     )

@@ -52,7 +52,31 @@ def load_folder(folder: Path) -> tuple[nn.Module, dict[str, str]]:
     _check_shapes(folder, kind, files)
     model = _load(folder, kind)
     check_finite(model.named_parameters(), folder)
-    return model, {name: str(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
+    return model, tokenizer_files(folder)
+
+
+def tokenizer_files(folder: Path) -> dict[str, str]:
+    """Those of a tokenizer in a folder, path by name."""
+    return {name: str(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
+
+
+def tokenizer_files_of(model: Any) -> dict[str, str]:
+    """Those beside the weights that a Hugging Face model was loaded from, as far as they are on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    name = str(getattr(model, "name_or_path", "") or "")
+    if not name:
+        return {}
+    if Path(name).is_dir():
+        return tokenizer_files(Path(name))
+    revision = getattr(model.config, "_commit_hash", None)
+    try:
+        cached = {file: try_to_load_from_cache(name, file, revision=revision) for file in TOKENIZER_FILES}
+    except HFValidationError:
+        # A folder that is gone, or a name of the caller's own.
+        return {}
+    return {file: path for file, path in cached.items() if isinstance(path, str)}
 
 
 def _model_class(folder: Path, config: dict[str, Any]) -> Any:

@@ -81,7 +81,10 @@ def _of_module(model: nn.Module, source: str, tokenizer_files: dict[str, str] | 
     config = config_of(model)
     route = "module"
     if is_huggingface(model):
+        from .folder import tokenizer_files_of
+
         route = "huggingface"
+        tokenizer_files = tokenizer_files or tokenizer_files_of(model)
     elif type(model).__module__.startswith("timm."):
         route = "timm"
     facts = ModelFacts(

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import benchmarks
-from benchmarks.page import PAGE, provenance, table, write_section
+from benchmarks.page import PAGE, RULE, provenance, table, write_section
 
 BENCHMARKS = [
     path.stem
@@ -29,6 +29,16 @@ def test_only_the_text_between_the_markers_changes(tmp_path: Path) -> None:
     assert (
         page.read_text() == "top\n<!-- a -->\nnew\n<!-- /a -->\nmiddle\n<!-- b -->\nkept\n<!-- /b -->\nend\n"
     )
+
+
+def test_what_another_machine_found_is_kept_behind(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- a -->\nold\n<!-- /a -->\nend\n")
+    found = (("A", 1), ("B", 2), ("A", 3))
+    first, other, again = (f"Made by\n{machine}, 2 cores\n\n{figure}" for machine, figure in found)
+    for text in (first, other, again):
+        write_section("a", text, page, elsewhere=True)
+    assert page.read_text() == f"<!-- a -->\n{again}{RULE}{other}\n<!-- /a -->\nend\n"
 
 
 @pytest.mark.parametrize(
@@ -54,7 +64,7 @@ def test_the_real_page_has_a_place_for_every_benchmark(name: str, tmp_path: Path
 def test_the_real_page_says_what_its_benchmark_says_now(name: str) -> None:
     """A section whose introduction is another one was made by other code: run that benchmark again."""
     page = PAGE.read_text()
-    section = page[page.index(f"<!-- {name} -->") : page.index(f"<!-- /{name} -->")]
+    section = page[page.index(f"<!-- {name} -->") : page.index(f"<!-- /{name} -->")].split(RULE)[0]
     # A setting in braces is whatever the run had.
     parts = Formatter().parse(import_module(f"benchmarks.{name}")._INTRODUCTION)
     pattern = "".join(re.escape(text) + (".+?" if setting else "") for text, setting, *_ in parts)

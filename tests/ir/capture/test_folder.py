@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tersor.ir.capture import capture
+from tersor.ir.capture.folder import tokenizer_files_of
 from tersor.ir.errors import InputError
 
 WEIGHT = "encoder.layer.0.attention.self.query.weight"
@@ -118,6 +119,27 @@ def test_a_sound_folder_becomes_a_program_that_knows_where_it_came_from(sound):
     assert program.facts.config["hidden_size"] == 16
     assert program.facts.tokenizer_files == {"vocab.txt": str(sound / "vocab.txt")}
     assert program.facts.deviation == 0.0
+
+
+def test_a_model_that_was_loaded_from_a_folder_has_the_tokenizer_there(sound, tmp_path, monkeypatch):
+    import huggingface_hub
+    from transformers import BertModel
+
+    model = BertModel.from_pretrained(sound).eval()
+    ids = torch.arange(12).view(2, 6)
+    assert capture(model, {"input_ids": ids}).facts.tokenizer_files == {"vocab.txt": str(sound / "vocab.txt")}
+
+    # From a hub: what its cache holds.
+    cached = {"vocab.txt": "there/vocab.txt", "tokenizer.json": None}
+    monkeypatch.setattr(
+        huggingface_hub, "try_to_load_from_cache", lambda repository, file, revision: cached.get(file)
+    )
+    model.config.name_or_path = "somebody/bert"
+    assert tokenizer_files_of(model) == {"vocab.txt": "there/vocab.txt"}
+    monkeypatch.undo()
+    for name in ("", "somebody/bert", str(tmp_path / "gone"), "no: name"):
+        model.config.name_or_path = name
+        assert tokenizer_files_of(model) == {}
 
 
 def test_an_index_that_leads_outside_the_folder_is_refused(sound, tmp_path):
