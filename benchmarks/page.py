@@ -42,7 +42,7 @@ def write_section(name: str, body: str, page: Path = PAGE, elsewhere: bool = Fal
 
 def _machine(part: str) -> str:
     """The line of its ``provenance`` that names the processor."""
-    return (part.strip().splitlines() + ["", ""])[1]
+    return [*part.strip().splitlines(), "", ""][1]
 
 
 def put_section(name: str, body: str, printed: bool, elsewhere: bool = False) -> None:

@@ -43,29 +43,43 @@ def load_tokenizer(folder: Path | None) -> Any:
 
 
 class Written:
-    """Text that grows token by token."""
+    """Text that grows token by token; ``text`` is what is complete of it."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._tokens: list[int] = []
-        self._shown = 0
+        # Of the last tokens that gave characters, where they begin and end: a token is decoded behind these alone,
+        # whatever its own first character depends on.
+        self._begin = self._end = 0
         self.text = ""
 
     def append(self, token: int) -> str:
         """The characters that are complete since the last call: a character may take several tokens."""
         self._tokens.append(token)
-        text = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
-        if text.endswith(_UNFINISHED):
+        new = self._behind()
+        if not new or new.endswith(_UNFINISHED):
             return ""
-        return self._up_to(text)
+        self._begin, self._end = self._end, len(self._tokens)
+        self.text += new
+        return new
 
     def finish(self) -> str:
-        """What is left at the end, complete or not."""
-        return self._up_to(self._tokenizer.decode(self._tokens, skip_special_tokens=True))
+        """What is left at the end, complete or not.
 
-    def _up_to(self, text: str) -> str:
-        new, self._shown, self.text = text[self._shown :], len(text), text
-        return new
+        ``text`` is that of all tokens then: bytes that are no characters may be shown otherwise once more follow.
+        """
+        rest = self._behind()
+        self.text = self._decoded(self._tokens)
+        return rest
+
+    def _behind(self) -> str:
+        """What the tokens behind the last that gave characters add to these."""
+        known, text = (self._decoded(self._tokens[self._begin : end]) for end in (self._end, None))
+        return text[len(known) :]
+
+    def _decoded(self, tokens: list[int]) -> str:
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
 
 
 def stops_at(tokenizer: Any, texts: Sequence[str]) -> Any:
