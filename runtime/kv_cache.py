@@ -35,7 +35,7 @@ class KvCache:
         inputs: Sequence[TensorSpec],
         rows: int,
         *,
-        longest_step: int = 512,
+        longest_step: int = 256,
         longest_rollback: int = 64,
         in_chunks: bool = False,
     ) -> None:
