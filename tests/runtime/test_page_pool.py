@@ -258,7 +258,7 @@ def test_memory_is_that_of_the_tokens_and_not_of_the_longest_row() -> None:
     for layout in ("kv-cache:layout=contiguous", PAGED):
         program, _ = run(decoder_program("llama"), [layout])
         assert program.stepping is not None
-        cache = KvCache(program.stepping, program.inputs, len(lengths))
+        cache = KvCache(program.stepping, program.inputs, len(lengths), longest_step=max(lengths))
         for row, count in enumerate(lengths):
             cache.reserve(count, row)
             cache.advance([count], row)

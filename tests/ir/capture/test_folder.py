@@ -134,11 +134,11 @@ def test_a_model_that_was_loaded_from_a_folder_has_the_tokenizer_there(sound, tm
     monkeypatch.setattr(
         huggingface_hub, "try_to_load_from_cache", lambda repository, file, revision: cached.get(file)
     )
-    model.config.name_or_path = "somebody/bert"
+    model.name_or_path = "somebody/bert"
     assert tokenizer_files_of(model) == {"vocab.txt": "there/vocab.txt"}
     monkeypatch.undo()
     for name in ("", "somebody/bert", str(tmp_path / "gone"), "no: name"):
-        model.config.name_or_path = name
+        model.name_or_path = name
         assert tokenizer_files_of(model) == {}
 
 
