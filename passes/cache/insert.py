@@ -59,14 +59,14 @@ class KvCache(Pass):
             raise RefusedError(str(decoder))
         stack = work.analysis(layers)
         tokens, _ = follow(work, decoder.start, None, (0, 0))
-        tail = token_axis_to_outputs(work, stack.end, 0, 0)
         ids = work.find(decoder.ids)
         batch, count = ids.meta["val"].shape
         refuse_whole_rows(work, decoder, tokens, count)
         positions = add_input(work, "positions", (batch, count), torch.int64)
         wanted = add_input(work, "wanted", (batch, new_dim(work, "wanted")), torch.int64)
         by_index = _place(work, decoder, tokens.axis, positions)
-        _leave_out(work, stack, tail, wanted)
+        # What was placed lines up with the tokens behind the last block too.
+        _leave_out(work, stack, token_axis_to_outputs(work, stack.end, 0, 0), wanted)
         slots = _give_slots(work, decoder, self.layout, batch)
         work.stepping = Stepping(
             decoder.ids_name, decoder.padding, str(positions.target), str(wanted.target), by_index, slots

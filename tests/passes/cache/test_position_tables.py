@@ -47,8 +47,9 @@ def test_it_generates_what_the_model_does(name: str) -> None:
 class Learned(nn.Module):
     """As many GPTs are written: the first rows of a table of positions."""
 
-    def __init__(self, three_dims: bool) -> None:
+    def __init__(self, three_dims: bool, behind: tuple[int, ...] = ()) -> None:
         super().__init__()
+        self.behind = nn.Parameter(torch.randn(behind)) if behind else None
         self.table, self.head = nn.Embedding(50, 16), nn.Linear(16, 50)
         self.places = nn.Parameter(torch.randn(*([1] if three_dims else []), 24, 16))
         layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
@@ -61,7 +62,21 @@ class Learned(nn.Module):
         hidden = torch.ones(count, count, dtype=torch.bool).triu(1)
         for layer in self.layers:
             x = layer(x, src_mask=hidden)
-        return {"logits": self.head(x)}
+        scores = self.head(x)
+        return {"logits": scores if self.behind is None else scores + self.behind[:count]}
+
+
+@pytest.mark.parametrize("shape", [(24, 50), (24, 1)])
+@pytest.mark.parametrize("target", ["torch", "onnx"])
+def test_places_that_are_added_behind_the_head(shape: tuple[int, ...], target: str) -> None:
+    torch.manual_seed(0)
+    model = Learned(False, shape).eval()
+    fast = tersor.optimize_model(model, ["kv-cache"], target, example_inputs=torch.randint(0, 50, (2, 9)))
+    for prompt in ([5], [5, 7, 9]):
+        text = list(prompt)
+        for _ in range(12):
+            text.append(int(model(torch.tensor([text]))["logits"][0, -1].argmax()))
+        assert fast.generate([prompt], max_new_tokens=12)[0] == text
 
 
 @pytest.mark.parametrize("three_dims", [False, True])
