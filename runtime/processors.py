@@ -127,11 +127,15 @@ def processors_of(
 
 def check_processors(options: Mapping[str, Any], text: Text, vocabulary: int) -> None:
     """Raise InputError where an option, of those that are not checked otherwise, does not fit the vocabulary."""
-    ids, scores = text.ids, torch.zeros(1, vocabulary)
+    scores = torch.zeros(1, vocabulary)
+    # Some do nothing but behind the first token, or before the last.
+    lengths = {1, len(text.prompt), max(1, text.longest - 1)}
+    texts = [text.ids, *(torch.zeros(1, length, dtype=torch.int64) for length in lengths)]
     for name, option in _ALWAYS.items():
         for processor in _made({name: option}, options, text):
             try:
-                processor(ids, scores.clone())
+                for ids in texts:
+                    processor(ids, scores.clone())
             except (IndexError, RuntimeError, ValueError) as error:
                 raise _no_sense(name, options[name], error) from error
 

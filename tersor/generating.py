@@ -129,6 +129,7 @@ class Generator:
         if not prompts:
             raise InputError("there is no prompt: give a text, or rows of token ids")
         most, longest = settings.most, settings.longest
+        Stopping(most, longest=longest)  # raises where one of them is no number
         if longest is not None and isinstance(inputs, Tensor | np.ndarray):
             # Padding counts, as the row is so long with it.
             left = _left(longest, inputs.shape[1])
@@ -211,16 +212,30 @@ def _left(longest: int, width: int) -> int:
     return longest - width
 
 
+def _tensor(name: str, given: Any) -> Tensor:
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{name} is no tensor: give numbers [batch, tokens], as many in every row ({' '.join(str(error).split())})"
+        ) from error
+
+
 def _prompts(inputs: Any, attention_mask: Any, padding: int | None) -> list[list[int]]:
     """Rows of token ids without their padding, which is what the mask says, or has the id ``padding``."""
     if isinstance(inputs, Tensor | np.ndarray):
-        ids = torch.as_tensor(inputs)
+        ids = _tensor("input_ids", inputs)
         if ids.dim() != 2 or ids.dtype not in (torch.int32, torch.int64):
             raise InputError(
                 f"input_ids is {list(ids.shape)} {ids.dtype}: give integers [batch, tokens] of int64 or int32, or texts"
             )
         if attention_mask is not None:
-            real = torch.as_tensor(attention_mask)
+            real = _tensor("attention_mask", attention_mask)
+            if not ((real == 0) | (real == 1)).all():
+                raise InputError(
+                    "attention_mask holds other numbers than 0 and 1: give 1 at tokens and 0 at padding, and not what "
+                    "is added to scores"
+                )
         else:
             real = torch.ones_like(ids) if padding is None else ids != padding
         if real.shape != ids.shape:

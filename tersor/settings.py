@@ -17,6 +17,8 @@ from .runtime.sampling import Sampling
 # As many as transformers.generate makes of a model that says nothing else.
 _MOST = 20
 _LENGTHS = ("max_new_tokens", "max_length")
+# Of which int32 holds all.
+_IDS = 2**31
 _TOKENS = ("eos_token_id", "pad_token_id")
 _DIRECT = ("top_k", "top_p", "repetition_penalty")
 # By the names of transformers.generate.
@@ -64,10 +66,16 @@ class Settings:
             InputError: one of them is unknown or makes no sense; or the model came with settings that have no form
                 here.
         """
-        given = {n: v for n, v in given.items() if n not in _ASKS_NOTHING or v != _ASKS_NOTHING[n]}
+        asks_nothing = {**_ASKS_NOTHING, **_WITHOUT_FORM}
+        given = {n: v for n, v in given.items() if n not in asks_nothing or v not in (None, asks_nothing[n])}
         for name in given:
             if name == "generation_config":
                 raise InputError("generate takes settings by name: **generation_config.to_diff_dict()")
+            if name in (*_ASKS_NOTHING, *_WITHOUT_FORM):
+                raise InputError(
+                    f"{name}={given[name]!r} has no form here, where each prompt goes on by one token after another, "
+                    "over a cache: leave it out"
+                )
             if name not in NAMES:
                 raise InputError(f"generate has no option {name!r}{nearest(name, [*NAMES, *_OF_CALLS])}")
         own = dict(program.facts.generation)
@@ -158,9 +166,8 @@ def _ends(both: Mapping[str, Any], config: Mapping[str, Any]) -> list[int]:
 
 
 def _padding(both: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
-    found = both.get("pad_token_id")
-    found = config.get("pad_token_id") if found is None else found
-    if found is not None and (isinstance(found, bool) or not isinstance(found, int)):
+    found = both["pad_token_id"] if "pad_token_id" in both else config.get("pad_token_id")
+    if found is not None and (isinstance(found, bool) or not isinstance(found, int) or abs(found) >= _IDS):
         raise InputError(f"pad_token_id={found!r} is no token id")
     return found
 

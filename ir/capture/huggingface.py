@@ -36,12 +36,17 @@ CONTEXT = "max_position_embeddings"
 
 
 def generation_of(model: nn.Module) -> dict[str, Any]:
-    """What the model's ``generate`` goes by where its caller says nothing, as plain JSON data."""
+    """What the model's ``generate`` goes by where its caller says nothing, as plain JSON data.
+
+    Empty where it has no settings of its own.  Where it has, and they name no end or padding, there is none, whatever
+    the configuration says: that is kept as None.
+    """
     settings: Any = getattr(model, "generation_config", None)
     if not hasattr(settings, "to_json_string"):
         return {}
     # Those with an underscore say how the settings came about.
     found = {n: v for n, v in json.loads(settings.to_json_string()).items() if n[:1] != "_" and v is not None}
+    found = {**dict.fromkeys(("eos_token_id", "pad_token_id")), **found}
     if isinstance(settings.sequence_bias, dict):
         found["sequence_bias"] = [[list(tokens), bias] for tokens, bias in settings.sequence_bias.items()]
     # Where nothing says how many tokens there are to be, it counts.

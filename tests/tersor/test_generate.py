@@ -185,7 +185,11 @@ def test_a_mask_belongs_to_a_tensor(fast: Any) -> None:
 def test_a_model_without_a_tokenizer_takes_ids_only(folder: Path) -> None:
     from transformers import LlamaForCausalLM
 
-    bare = optimize_model(LlamaForCausalLM.from_pretrained(folder).eval(), ["kv-cache"], "torch")
+    model: Any = LlamaForCausalLM.from_pretrained(folder).eval()
+    # Of the folder that it was loaded from it has the tokenizer.
+    assert optimize_model(model, ["kv-cache"], "torch").generate(PROMPT, max_new_tokens=3)
+    model.name_or_path = ""
+    bare = optimize_model(model, ["kv-cache"], "torch")
     assert len(bare.generate([[5, 6]], max_new_tokens=3)[0]) == 5
     with pytest.raises(InputError, match="came without a tokenizer"):
         bare.generate(PROMPT)
@@ -218,6 +222,16 @@ def test_a_model_without_a_tokenizer_takes_ids_only(folder: Path) -> None:
         ([[5]], {"input_ids": [[5]]}, "one of inputs and input_ids"),
         (torch.ones(1, 3, dtype=torch.int64), {"max_length": 3}, "the prompts have 3 tokens already"),
         (PROMPT, {"attention_mask": torch.ones(1, 4)}, "texts have no padding"),
+        (torch.ones(1, 3, dtype=torch.int64), {"max_length": "x"}, "max_length='x'"),
+        (np.array([["a", "b"]], dtype=object), {}, "input_ids is no tensor"),
+        (torch.ones(1, 3, dtype=torch.int64), {"attention_mask": "x"}, "attention_mask is no tensor"),
+        (torch.ones(2, 2, dtype=torch.int64), {"attention_mask": [[1, 1], [1]]}, "as many in every row"),
+        (
+            torch.ones(1, 2, dtype=torch.int64),
+            {"attention_mask": [[-1e9, 0.0]]},
+            "other numbers than 0 and 1",
+        ),
+        (torch.ones(1, 2, dtype=torch.int64), {"attention_mask": [[float("nan"), 1]]}, "than 0 and 1"),
         (PROMPT, {"stop": 5}, "stop=5 is no text"),
         (PROMPT, {"stream": "x"}, "cannot be called"),
         (PROMPT, {"seed": "x"}, "seed='x'"),

@@ -97,6 +97,38 @@ def test_settings_that_a_model_came_with_and_options_of_a_call_are_transformers_
     assert said[0][len(PROMPT) :] == expected[:2]
 
 
+@pytest.mark.parametrize("name", ["eos_token_id", "pad_token_id"])
+def test_what_settings_leave_out_is_not_what_the_configuration_says(
+    name: str, free: list[int], tmp_path: Path
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    def edit(file: Path, **change: Any) -> None:
+        found = {**json.loads(file.read_text()), **change}
+        file.write_text(json.dumps({n: v for n, v in found.items() if v is not None}))
+
+    folder = save_text_model(tmp_path / "model")
+    token = free[1] if name == "eos_token_id" else PROMPT[1]
+    edit(folder / "config.json", **{name: token})
+    edit(folder / "generation_config.json", max_new_tokens=NEW, **{name: None})
+    expected = by_transformers(folder, {})
+    assert len(expected) == NEW
+    in_memory = LlamaForCausalLM.from_pretrained(folder).eval()
+    for model in (folder, in_memory):
+        made = optimize_model(model, ["kv-cache"], "torch")
+        assert made.generate(torch.tensor([PROMPT]))[0, len(PROMPT) :].tolist() == expected
+    made.save(tmp_path / "out")
+    again = tersor.load(tmp_path / "out")
+    assert again.generate(torch.tensor([PROMPT]))[0, len(PROMPT) :].tolist() == expected
+    # Where there are no settings, transformers makes them of the configuration.
+    (folder / "generation_config.json").unlink()
+    ids = torch.tensor([PROMPT])
+    with torch.no_grad():
+        plain: Any = LlamaForCausalLM.from_pretrained(folder).eval()
+        own = plain.generate(ids, max_new_tokens=NEW, do_sample=False)
+    assert torch.equal(optimize_model(folder, ["kv-cache"], "torch").generate(ids, max_new_tokens=NEW), own)
+
+
 @pytest.mark.parametrize("kind", ["Llama", "GPT2"])
 def test_where_nothing_says_how_many_there_are_twenty_within_the_context(kind: str) -> None:
     sizes = dict(vocab_size=90, eos_token_id=None, bos_token_id=None)
@@ -204,7 +236,11 @@ def test_settings_without_a_form_here_are_refused(
         ({"eos_token_id": "x"}, "eos_token_id='x'"),
         ({"pad_token_id": 1.5}, "pad_token_id=1.5"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size=-1"),
-        ({"num_beams": 4}, "no option 'num_beams'"),
+        ({"pad_token_id": 10**30}, "pad_token_id=1000"),
+        ({"forced_eos_token_id": [1, 999]}, r"forced_eos_token_id=\[1, 999\]"),
+        ({"num_beams": 4}, "num_beams=4 has no form here"),
+        ({"use_cache": False}, "use_cache=False has no form here"),
+        ({"guidance_scale": 2.0}, "guidance_scale=2.0 has no form here"),
         ({"stops": "x"}, "did you mean 'stop'"),
     ],
     ids=str,
