@@ -86,7 +86,9 @@ class OptimizedModel:
                 without one, ids that are ``pad_token_id`` are padding, where that ends no text),
                 ``max_new_tokens`` (20) or ``max_length``, ``temperature`` (0: the most likely token; above: a draw),
                 ``do_sample``, ``top_k`` (50), ``top_p``, ``repetition_penalty``, ``eos_token_id``, ``pad_token_id``,
-                and what else of ``tersor.settings.NAMES`` changes scores; ``stop``, texts behind which nothing
+                and what else of ``tersor.settings.NAMES`` changes scores. Padding is no token to these: ``min_length``
+                counts a row's own, where transformers counts padding on its left too (``max_length`` of a tensor
+                does so here as well). ``stop``, texts behind which nothing
                 follows; ``seed`` of the draws; ``stream``, called with every piece of text (of several prompts: with
                 the row and the piece; of token ids: the row and the token); ``tokenizer``, where the model came
                 without one; ``batch_size``, prompts under way at once, all of them by default: when one is over, the
