@@ -235,8 +235,8 @@ class Decoder:
     def _form(self, rows: int, new: int) -> tuple[Executable, Branches | None]:
         """What runs such a step, and the inputs of it that say how new tokens branch.
 
-        Steps of one row all go through one form, whether they branch or not: the bias that a tree is costs next to
-        nothing, and another session would hold what it packs of the weights a second time.
+        Steps of one row all go through one form, whether they branch or not: another session would hold what it packs
+        of the weights a second time.
         """
         one_token = rows > 1 and new == 1
         sizes = {"batch": 1} if rows == 1 else {"tokens": 1, "wanted": 1} if new == 1 else {}

@@ -129,8 +129,8 @@ def check_processors(options: Mapping[str, Any], text: Text, vocabulary: int) ->
     """Raise InputError where an option, of those that are not checked otherwise, does not fit the vocabulary."""
     scores = torch.zeros(1, vocabulary)
     # Some do nothing but behind the first token, or before the last.
-    lengths = {1, len(text.prompt), max(1, text.longest - 1)}
-    texts = [text.ids, *(torch.zeros(1, length, dtype=torch.int64) for length in lengths)]
+    others = {1, max(1, text.longest - 1)}
+    texts = [text.ids, *(torch.zeros(1, length, dtype=torch.int64) for length in others)]
     for name, option in _ALWAYS.items():
         for processor in _made({name: option}, options, text):
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,14 +128,13 @@ class Generator:
             prompts = _prompts(inputs, attention_mask, settings.padding)
         if not prompts:
             raise InputError("there is no prompt: give a text, or rows of token ids")
-        most, longest = settings.most, settings.longest
-        Stopping(most, longest=longest)  # raises where one of them is no number
-        if longest is not None and isinstance(inputs, Tensor | np.ndarray):
-            # Padding counts, as the row is so long with it.
-            left = _left(longest, inputs.shape[1])
-            most, longest = left if most is None else min(most, left), None
         ends_text = stops_at(tokenizer, stops) if stops else None
-        stopping = Stopping(most, settings.ends, ends_text, longest)
+        stopping = Stopping(settings.most, settings.ends, ends_text, settings.longest)
+        if settings.longest is not None and isinstance(inputs, Tensor | np.ndarray):
+            # Padding counts, as the row is so long with it.
+            left = _left(settings.longest, inputs.shape[1])
+            most = left if settings.most is None else min(settings.most, left)
+            stopping = replace(stopping, most=most, longest=None)
         written = [Written(tokenizer) for _ in prompts] if is_text else []
 
         def tell(row: int, token: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .ir.capture.huggingface import CONTEXT
+from .ir.capture.huggingface import CONTEXT, TOKENS
 from .ir.errors import InputError
 from .ir.program import Program
 from .passes.spec import nearest
@@ -17,12 +17,11 @@ from .runtime.sampling import Sampling
 # As many as transformers.generate makes of a model that says nothing else.
 _MOST = 20
 _LENGTHS = ("max_new_tokens", "max_length")
-# Of which int32 holds all.
+# No token id is as large: int32 holds all.
 _IDS = 2**31
-_TOKENS = ("eos_token_id", "pad_token_id")
 _DIRECT = ("top_k", "top_p", "repetition_penalty")
 # By the names of transformers.generate.
-NAMES: Sequence[str] = (*_LENGTHS, *_TOKENS, "do_sample", *OPTIONS)
+NAMES: Sequence[str] = (*_LENGTHS, *TOKENS, "do_sample", *OPTIONS)
 # Options of a call that are none of transformers'.
 _OF_CALLS = ("attention_mask", "stop", "seed", "stream", "tokenizer", "batch_size")
 # Options of transformers that change nothing, with the value at which they do not.
@@ -71,7 +70,7 @@ class Settings:
         for name in given:
             if name == "generation_config":
                 raise InputError("generate takes settings by name: **generation_config.to_diff_dict()")
-            if name in (*_ASKS_NOTHING, *_WITHOUT_FORM):
+            if name in asks_nothing:
                 raise InputError(
                     f"{name}={given[name]!r} has no form here, where each prompt goes on by one token after another, "
                     "over a cache: leave it out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tersor.ir.drafting import Draft
@@ -20,7 +21,7 @@ CHEAP = CostCurve((1, 2, 3, 5, 9, 33), (1.0, 1.02, 1.04, 1.08, 1.2, 1.4))
 
 def draft_of(tokens: list[int], kind: int = 0, chance: float = 0.6, probed: bool = False) -> Draft:
     """Guesses of one kind that follow each other."""
-    return Draft(tokens, [kind] * len(tokens), [chance] * len(tokens), probed)
+    return replace(Draft.of_kind(tokens, kind, chance), probed=probed)
 
 
 class Eager(Policy):

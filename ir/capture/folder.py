@@ -30,8 +30,8 @@ TOKENIZER_FILES = (
 GENERATION = "generation_config.json"
 
 
-def load_folder(folder: Path) -> tuple[nn.Module, dict[str, str]]:
-    """The model of ``folder`` in float32 and evaluation mode, and its tokenizer files by name.
+def load_folder(folder: Path) -> nn.Module:
+    """The model of ``folder`` in float32 and evaluation mode.
 
     Raises:
         InputError: a file is missing, damaged, pickled, or does not fit the configuration.
@@ -47,29 +47,28 @@ def load_folder(folder: Path) -> tuple[nn.Module, dict[str, str]]:
     if "model_type" not in config and isinstance(config.get("architecture"), str):
         from .timm import load_timm_weights
 
-        return load_timm_weights(str(config["architecture"]), files[0]), {}
+        return load_timm_weights(str(config["architecture"]), files[0])
     kind = _model_class(folder, config)
     _check_shapes(folder, kind, files)
     model = _load(folder, kind)
     check_finite(model.named_parameters(), folder)
-    return model, tokenizer_files(folder)
-
-
-def tokenizer_files(folder: Path) -> dict[str, str]:
-    """Those of a tokenizer in a folder, path by name."""
-    return {name: str(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
+    return model
 
 
 def tokenizer_files_of(model: Any) -> dict[str, str]:
-    """Those beside the weights that a Hugging Face model was loaded from, as far as they are on this machine."""
+    """Tokenizer files beside the weights that a Hugging Face model was loaded from, path by name.
+
+    Of a hub, those that are in its cache on this machine.
+    """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     name = str(getattr(model, "name_or_path", "") or "")
     if not name:
         return {}
-    if Path(name).is_dir():
-        return tokenizer_files(Path(name))
+    folder = Path(name)
+    if folder.is_dir():
+        return {file: str(folder / file) for file in TOKENIZER_FILES if (folder / file).is_file()}
     revision = getattr(model.config, "_commit_hash", None)
     try:
         cached = {file: try_to_load_from_cache(name, file, revision=revision) for file in TOKENIZER_FILES}

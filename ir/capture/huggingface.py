@@ -33,6 +33,8 @@ def config_of(model: nn.Module) -> dict[str, Any]:
 
 # How many tokens a model reads, as its configuration says it.
 CONTEXT = "max_position_embeddings"
+# Settings of generation that name the tokens which end and pad a text.
+TOKENS = ("eos_token_id", "pad_token_id")
 
 
 def generation_of(model: nn.Module) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def generation_of(model: nn.Module) -> dict[str, Any]:
         return {}
     # Those with an underscore say how the settings came about.
     found = {n: v for n, v in json.loads(settings.to_json_string()).items() if n[:1] != "_" and v is not None}
-    found = {**dict.fromkeys(("eos_token_id", "pad_token_id")), **found}
+    found = {**dict.fromkeys(TOKENS), **found}
     if isinstance(settings.sequence_bias, dict):
         found["sequence_bias"] = [[list(tokens), bias] for tokens, bias in settings.sequence_bias.items()]
     # Where nothing says how many tokens there are to be, it counts.

@@ -53,8 +53,7 @@ def find_source(model_or_path: Any) -> Source:
     if path.is_dir():
         from .folder import load_folder
 
-        model, tokenizer_files = load_folder(path)
-        return _of_module(model, text, tokenizer_files)
+        return _of_module(load_folder(path), text)
     if path.suffix == ".pt2":
         from .pt2.archive import load_archive
 
@@ -73,18 +72,18 @@ def find_source(model_or_path: Any) -> Source:
     )
 
 
-def _of_module(model: nn.Module, source: str, tokenizer_files: dict[str, str] | None = None) -> Source:
+def _of_module(model: nn.Module, source: str) -> Source:
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError(
             f"{source or 'the model'} is a {type(model).__name__}. {SCRIPTED}: give the nn.Module that it was made of"
         )
     config = config_of(model)
-    route = "module"
+    route, tokenizer_files = "module", {}
     if is_huggingface(model):
         from .folder import tokenizer_files_of
 
         route = "huggingface"
-        tokenizer_files = tokenizer_files or tokenizer_files_of(model)
+        tokenizer_files = tokenizer_files_of(model)
     elif type(model).__module__.startswith("timm."):
         route = "timm"
     facts = ModelFacts(
@@ -93,7 +92,7 @@ def _of_module(model: nn.Module, source: str, tokenizer_files: dict[str, str] | 
         config=config,
         generation=generation_of(model),
         captured_by=route,
-        tokenizer_files=tokenizer_files or {},
+        tokenizer_files=tokenizer_files,
     )
     return Source(facts, model)
 
