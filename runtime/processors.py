@@ -56,6 +56,12 @@ def _not_one(value: Any) -> bool:
     return value is not None and value != 1
 
 
+def _said(value: Any) -> bool:
+    if value is not None and not isinstance(value, bool):
+        raise TypeError("it is neither True nor False")
+    return value is True
+
+
 # Of every token, the most likely one's too; `t` is transformers' module of processors.
 _ALWAYS: Mapping[str, _Option] = {
     "sequence_bias": _Option(_given, lambda v, text, t: t.SequenceBiasLogitsProcessor(v)),
@@ -82,7 +88,7 @@ _ALWAYS: Mapping[str, _Option] = {
     "forced_eos_token_id": _Option(
         _given, lambda v, text, t: t.ForcedEOSTokenLogitsProcessor(text.longest, v)
     ),
-    "remove_invalid_values": _Option(lambda v: v is True, lambda v, text, t: t.InfNanRemoveLogitsProcessor()),
+    "remove_invalid_values": _Option(_said, lambda v, text, t: t.InfNanRemoveLogitsProcessor()),
     "exponential_decay_length_penalty": _Option(
         _given,
         lambda v, text, t: t.ExponentialDecayLengthPenalty(tuple(v), list(text.ends), len(text.prompt)),
@@ -103,7 +109,7 @@ _DRAWS: Mapping[str, _Option] = {
     "typical_p": _Option(_not_one, lambda v, text, t: t.TypicalLogitsWarper(v)),
     "epsilon_cutoff": _Option(_positive, lambda v, text, t: t.EpsilonLogitsWarper(v)),
     "eta_cutoff": _Option(_positive, lambda v, text, t: t.EtaLogitsWarper(v)),
-    "renormalize_logits": _Option(lambda v: v is True, lambda v, text, t: t.LogitNormalization()),
+    "renormalize_logits": _Option(_said, lambda v, text, t: t.LogitNormalization()),
 }
 # What leaves the same of all tokens and of those alone that the processors before it leave is not among these.
 ABOVE_TOP_K = frozenset({"top_h"})

@@ -115,7 +115,7 @@ class Generator:
     ) -> Any:
         """See ``OptimizedModel.generate``."""
         settings = Settings.of(self.program, options, seed)
-        check_call(stop, stream, batch_size)
+        check_call(stop, stream, batch_size, tokenizer)
         is_text = _is_text(inputs)
         stops = [*([stop] if isinstance(stop, str) else stop or ()), *settings.stops]
         tokenizer = tokenizer or (self.tokenizer if is_text or stops else None)
@@ -175,7 +175,7 @@ def _padded(ids: Tensor, new: list[list[int]], fill: int) -> Tensor:
     return torch.cat([ids, torch.tensor(rows, dtype=ids.dtype)], dim=1)
 
 
-def check_call(stop: Any, stream: Any, batch_size: Any) -> None:
+def check_call(stop: Any, stream: Any, batch_size: Any, tokenizer: Any) -> None:
     """Raises InputError where one of these arguments makes no sense."""
     texts = () if stop is None else [stop] if isinstance(stop, str) else stop
     if not isinstance(texts, Sequence) or any(not isinstance(text, str) or not text for text in texts):
@@ -185,6 +185,8 @@ def check_call(stop: Any, stream: Any, batch_size: Any) -> None:
     whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
     if batch_size is not None and not (whole and batch_size >= 1):
         raise InputError(f"batch_size={batch_size!r} is no number of prompts: give an integer from 1 up")
+    if tokenizer is not None and not (callable(tokenizer) and hasattr(tokenizer, "decode")):
+        raise InputError(f"tokenizer={tokenizer!r} is none: give one of transformers, or leave it out")
 
 
 def _is_text(inputs: Any) -> bool:

@@ -233,6 +233,7 @@ def test_a_model_without_a_tokenizer_takes_ids_only(folder: Path) -> None:
         ),
         (torch.ones(1, 2, dtype=torch.int64), {"attention_mask": [[float("nan"), 1]]}, "than 0 and 1"),
         (PROMPT, {"stop": 5}, "stop=5 is no text"),
+        (PROMPT, {"tokenizer": 3}, "tokenizer=3 is none"),
         (PROMPT, {"stream": "x"}, "cannot be called"),
         (PROMPT, {"seed": "x"}, "seed='x'"),
         (PROMPT, {"temperature": "0.8"}, "temperature='0.8'"),

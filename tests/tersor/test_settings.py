@@ -239,6 +239,8 @@ def test_settings_without_a_form_here_are_refused(
         ({"pad_token_id": 10**30}, "pad_token_id=1000"),
         ({"forced_eos_token_id": [1, 999]}, r"forced_eos_token_id=\[1, 999\]"),
         ({"num_beams": 4}, "num_beams=4 has no form here"),
+        ({"renormalize_logits": "yes", "temperature": 1.0}, "renormalize_logits='yes'"),
+        ({"remove_invalid_values": 1}, "remove_invalid_values=1 makes no sense"),
         ({"use_cache": False}, "use_cache=False has no form here"),
         ({"guidance_scale": 2.0}, "guidance_scale=2.0 has no form here"),
         ({"stops": "x"}, "did you mean 'stop'"),
