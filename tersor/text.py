@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ TOKENIZER = "tokenizer"
 # Tokens that are decoded again with each new one: more than one character's bytes come from.
 _TAIL = 64
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+# Where a tokenizer tidies spaces, how many tokens behind a text may change it: those of "do n ' t" become "don't".
+_TIDIED = 3
 
 
 def tokenizer_folder(program: Program, artifact: Path | None) -> Path | None:
@@ -51,15 +54,19 @@ class Written:
         # Of the last tokens that gave characters, where they begin and end: a token is decoded behind these alone,
         # whatever its own first character depends on.
         self._begin = self._end = 0
+        self._ahead = _TIDIED if getattr(tokenizer, "clean_up_tokenization_spaces", False) else 0
         self.text = ""
 
     def append(self, token: int) -> str:
         """The characters that are complete since the last call: a character may take several tokens."""
         self._tokens.append(token)
-        new = self._behind()
-        if not new or new.endswith(_UNFINISHED):
+        ready = len(self._tokens) - self._ahead
+        if ready <= self._end:
             return ""
-        self._begin, self._end = self._end, len(self._tokens)
+        new = self._behind(ready)
+        if not new or new.endswith(_UNFINISHED) or (self._ahead and not self._behind().startswith(new)):
+            return ""
+        self._begin, self._end = self._end, ready
         self.text += new
         return new
 
@@ -72,9 +79,9 @@ class Written:
         self.text = self._decoded(self._tokens)
         return rest
 
-    def _behind(self) -> str:
-        """What the tokens behind the last that gave characters add to these."""
-        known, text = (self._decoded(self._tokens[self._begin : end]) for end in (self._end, None))
+    def _behind(self, ready: int | None = None) -> str:
+        """What the tokens behind the last that gave characters add to these, up to a token."""
+        known, text = (self._decoded(self._tokens[self._begin : end]) for end in (self._end, ready))
         return text[len(known) :]
 
     def _decoded(self, tokens: list[int]) -> str:
@@ -90,8 +97,8 @@ def stops_at(tokenizer: Any, texts: Sequence[str]) -> Any:
     def stops(tokens: Sequence[int]) -> bool:
         tail = list(tokens[-most:])
         before, text = (tokenizer.decode(part, skip_special_tokens=False) for part in (tail[:-1], tail))
-        # The bytes of an unfinished character are one of this kind, and may be of the text that follows.
-        known = len(before.rstrip(_UNFINISHED))
+        # The last token may complete a character that was begun, or take a space away.
+        known = len(commonprefix([before, text]))
         return any(text.rfind(stop) + len(stop) > known for stop in texts if stop in text)
 
     return stops

@@ -38,6 +38,7 @@ from .passes.deviation import Deviation, OutputDeviation, Reference
 from .passes.report import Report, Step, totals_at
 from .progress import Report as Progress
 from .progress import Steps
+from .same_text import other_text
 from .saved_report import read_deviation
 
 # Another machine's kernels sum in another order.  The direction of an output moves by far less than its largest
@@ -150,6 +151,8 @@ def _stages(folder: Path, against: Any, steps: Steps) -> Iterator[Check]:
     if found != recorded:
         told = f"{other_model(source, program, certificate['model'].get('family'))}: {told}"
     yield Check("model", found == recorded, told)
+    other = other_text(source, program, folder)
+    yield Check("text", not other, other or "the same tokenizer and settings of generation")
 
     steps.begin("applying the passes again")
     yield from _passes_again(source, program, report, manifest, samples)

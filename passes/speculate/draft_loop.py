@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ _KINDS = 10
 # A model may have cost, on balance, this share of the time without it and the time of so many of its steps.
 _MAY_LOSE, _CREDIT = 0.01, 1.0
 _NOTHING = Draft([], [], [])
-# What is known of a model loses this share of its weight with every text it guesses.
+# What is known of a model loses this share of its weight with every draft of it.
 _FORGET = 0.1
 
 
@@ -30,26 +29,30 @@ class Balance:
     Attributes:
         seconds: of one of its steps, on average.
         right: guesses that were right of one draft, on average.
-        lost: seconds that drafts took, less those that right guesses saved.
+        lost: seconds that its last drafts took, less those that right guesses saved.
+        works: whether it makes numbers; else what it guesses is nothing to go by.
     """
 
     seconds: float = 0.0
     right: float = 1.0
     lost: float = 0.0
+    works: bool = True
 
-    def learn(self, steps: int, seconds: float, right: int, plain: float) -> None:
+    @property
+    def credit(self) -> float:
+        """Seconds that a text may lose to it before anything was won."""
+        return _CREDIT * self.seconds
+
+    def learn(self, steps: int, seconds: float, right: int) -> None:
         """One draft of so many steps."""
         each = seconds / steps
         self.seconds = each if not self.seconds else self.seconds + _FORGET * (each - self.seconds)
         self.right += _FORGET * (right - self.right)
-        self.lost = max(0.0, self.lost + seconds - right * plain)
-
-    def give_up(self) -> None:
-        """It makes no numbers: what it guesses is nothing to go by."""
-        self.right, self.lost = -1.0, math.inf
 
     def rate(self, plain: float) -> float:
         """Tokens a second, if it goes on as before."""
+        if not self.works:
+            return 0.0
         seconds = plain + (1 + self.right) * self.seconds
         return (1 + self.right) / seconds if seconds else float("inf")
 
@@ -80,6 +83,7 @@ class ModelDrafting(Drafting):
         self._rows, self._balances = rows, balances
         self._text: list[int] = []
         self._spent = 0.0
+        self._lost: dict[str, float] = {}
         self._open: _Open | None = None
 
     def extend(self, tokens: Sequence[int]) -> None:
@@ -92,7 +96,7 @@ class ModelDrafting(Drafting):
             self._balances[one].seconds = self._balances[one].seconds or row.seconds
         name = max(self._rows, key=lambda one: self._balances[one].rate(outlook.plain))
         balance, row = self._balances[name], self._rows[name]
-        if outlook.plain and not self._may_pay(balance, outlook):
+        if not balance.works or (outlook.plain and not self._may_pay(name, outlook)):
             return []
         if row.longest is not None:
             most = min(most, row.longest - len(self._text))
@@ -105,7 +109,7 @@ class ModelDrafting(Drafting):
         slowest = balance.seconds
         while True:
             if bool(logits.isnan().any()):
-                balance.give_up()
+                balance.works = False
                 return []
             token = outlook.choose(draft.tokens, logits)
             sure = confidence(logits, token)
@@ -121,12 +125,15 @@ class ModelDrafting(Drafting):
         self._open = _Open(name, draft.tokens, len(self._text), perf_counter() - started)
         return [draft]
 
-    def _may_pay(self, balance: Balance, outlook: Outlook) -> bool:
+    def _may_pay(self, name: str, outlook: Outlook) -> bool:
         """Whether it has not lost too much, and a guess that is right would save more than it takes.
 
         A model that never can is not even begun with, which would mean to let it read all of the text.
         """
-        if balance.lost > _MAY_LOSE * self._spent + _CREDIT * balance.seconds:
+        balance = self._balances[name]
+        # Texts before this one may have used up its credit, and no more: of each a model may be right anew.
+        lost = self._lost.setdefault(name, min(balance.lost, balance.credit))
+        if lost > _MAY_LOSE * self._spent + balance.credit:
             return False
         return outlook.worth(_NOTHING, balance.seconds)
 
@@ -136,8 +143,11 @@ class ModelDrafting(Drafting):
             return
         both = zip(self._open.guesses, self._text[self._open.place :], strict=False)
         right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
-        balance = self._balances[self._open.model]
-        balance.learn(len(self._open.guesses), self._open.seconds, right, outlook.plain)
+        name = self._open.model
+        balance = self._balances[name]
+        balance.learn(len(self._open.guesses), self._open.seconds, right)
+        lost = self._lost.get(name, 0.0) + self._open.seconds - right * outlook.plain
+        balance.lost = self._lost[name] = max(0.0, lost)
         self._open = None
 
 

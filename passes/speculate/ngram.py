@@ -14,6 +14,10 @@ from .drafter import Drafter, chance_of_match
 from .lookup import Lookup
 
 
+# Runs of every length are noted with each token.
+_LONGEST = 64
+
+
 @dataclass(frozen=True)
 class NGram(Drafter):
     """Guess what followed the last tokens where they stood before in the sequence."""
@@ -27,6 +31,10 @@ class NGram(Drafter):
     def __post_init__(self) -> None:
         if not 1 <= self.shortest <= self.longest:
             raise ValueError(f"shortest={self.shortest} and longest={self.longest} are no range from 1 up")
+        if self.longest > _LONGEST:
+            raise ValueError(
+                f"longest={self.longest}: give {_LONGEST} at most; drafter=suffix looks for runs of any length"
+            )
 
     def begin(self, rows: Rows = NO_ROWS) -> Drafting:
         return _Lookup(self.shortest, self.longest)

@@ -87,7 +87,8 @@ def _outcome(error: BaseException, arguments: list[str], shown: bool) -> int:
         return emit_error("interrupted", "Interrupted", ExitCode.INTERRUPTED, arguments)
     if asked is not None:
         return asked
-    if isinstance(error, BrokenPipeError):
+    # Typer makes an exit of it too.
+    if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
         # Whoever read our output has seen enough; Python must not try to flush the rest on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,16 @@ def test_it_prints_the_text_or_json(tersor: Tersor, talking: Path) -> None:
     told = tersor("generate", talking, "Once", "--max-new-tokens", "12", "--json")
     assert told.json["prompt"] == "Once"
     assert plain.stdout == told.json["text"] + "\n"
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(talking: Path) -> None:
+    command = [sys.executable, "-m", "tersor", "generate", str(talking), "Once", "--max-new-tokens", "100"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    with process.stderr as errors:
+        assert errors.read() == b""
+    assert process.wait(timeout=60) == 0
 
 
 def test_draws_are_made_again_by_a_seed(tersor: Tersor, talking: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from text_folder import save_text_model
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel, ViTConfig, ViTModel
 
@@ -89,3 +91,32 @@ def test_a_model_of_fixed_sizes_verifies_with_a_batch_of_one(encoder: nn.Module,
     optimize_model(encoder, target="torch", example_inputs=given, dynamic={}).save(tmp_path / "out")
     found = verify_artifact(tmp_path / "out", encoder)
     assert found.ok, found
+
+
+def _edited(folder: Path, file: str, **changes: Any) -> None:
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "reason"),
+    [
+        (
+            "generation_config.json",
+            {"do_sample": True, "temperature": 0.3},
+            "it generates with do_sample=True",
+        ),
+        ("generation_config.json", {"eos_token_id": 101}, "it generates with eos_token_id=101"),
+        ("tokenizer_config.json", {"model_max_length": 77}, "tokenizer_config.json differs"),
+    ],
+)
+def test_a_model_with_the_same_weights_that_reads_or_writes_other_text_does_not_verify(
+    tmp_path: Path, file: str, changes: dict[str, Any], reason: str
+) -> None:
+    model = save_text_model(tmp_path / "model")
+    optimize_model(model, ["kv-cache"], target="torch").save(tmp_path / "out")
+    assert verify_artifact(tmp_path / "out", model).ok
+    _edited(model, file, **changes)
+    (failed,) = [check for check in verify_artifact(tmp_path / "out", model).checks if not check.ok]
+    assert failed.name == "text"
+    assert reason in failed.detail

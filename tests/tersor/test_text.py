@@ -11,7 +11,7 @@ from text_folder import save_text_model
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tersor.text import Written, load_tokenizer
+from tersor.text import Written, load_tokenizer, stops_at
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,26 @@ def of_words() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, sep_token="[SEP]", unk_token="[UNK]")
 
 
-@pytest.mark.parametrize("name", ["of_bytes", "of_pieces", "of_words"])
+@pytest.fixture(scope="module")
+def tidying() -> Any:
+    """As Llama 3's: spaces before marks and in contractions are taken away from what was decoded."""
+    vocabulary = ["[UNK]", "do", "n", "'", "t", "##s", ".", "i", "'", "m", "!", "n't", "'s", ",", "ve", "re"]
+    words = {word: number for number, word in enumerate(dict.fromkeys(vocabulary))}
+    tokenizer = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+    tokenizer.decoder = decoders.WordPiece(cleanup=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", clean_up_tokenization_spaces=True
+    )
+
+
+def test_a_text_that_takes_a_space_away_stops(tidying: Any) -> None:
+    tokens = tidying.convert_tokens_to_ids(["do", "n", "'", "t"])
+    assert tidying.decode(tokens) == "don't"
+    stops = stops_at(tidying, ["don't"])
+    assert [stops(tokens[: 1 + last]) for last in range(4)] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("name", ["of_bytes", "of_pieces", "of_words", "tidying"])
 def test_pieces_add_up_to_the_text(name: str, request: pytest.FixtureRequest) -> None:
     tokenizer = request.getfixturevalue(name)
 

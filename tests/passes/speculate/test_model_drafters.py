@@ -211,6 +211,27 @@ def test_a_model_that_costs_more_than_it_saves_rests(monkeypatch: pytest.MonkeyP
     assert sum(found) < 20
 
 
+def test_of_a_text_on_which_a_model_is_always_wrong_the_next_does_not_suffer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = count(step=0.1)
+    monkeypatch.setattr(draft_loop, "perf_counter", lambda: next(clock))
+    balances = {"a": Balance()}
+    outlook = _Pays()
+    outlook.plain = 1.0
+
+    def drafts(token: int, tokens: int) -> int:
+        drafting = ModelDrafting({"a": _Row()}, balances)
+        found = 0
+        for _ in range(tokens):
+            found += bool(drafting.draft(5, outlook))
+            drafting.extend([token])
+        return found
+
+    assert drafts(2, 3000) < 200
+    assert drafts(1, 400) == 400
+
+
 def test_the_model_is_used_that_gives_most_tokens_a_second() -> None:
     """Of two that take as long, the one that is right; its guesses have kinds of their own."""
     balances = {"a": Balance(seconds=1e-12, right=0.0), "b": Balance(seconds=1e-12, right=2.0)}

@@ -52,3 +52,8 @@ def test_sequences_know_nothing_of_each_other() -> None:
 def test_its_range_must_be_one() -> None:
     with pytest.raises(SpecError, match="no range from 1 up"):
         parse_spec("speculate:drafter=ngram,shortest=3,longest=2")
+
+
+def test_runs_longer_than_are_noted_are_refused() -> None:
+    with pytest.raises(ValueError, match="drafter=suffix looks for runs of any length"):
+        NGram(longest=10**9)
