@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os.path import commonprefix
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,8 @@ def stops_at(tokenizer: Any, texts: Sequence[str]) -> Any:
         tail = list(tokens[-most:])
         before, text = (tokenizer.decode(part, skip_special_tokens=False) for part in (tail[:-1], tail))
         # The last token may complete a character that was begun, or take a space away.
-        known = len(commonprefix([before, text]))
+        same = zip(before, text, strict=False)
+        known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], same))
         return any(text.rfind(stop) + len(stop) > known for stop in texts if stop in text)
 
     return stops

@@ -13,7 +13,6 @@ from tersor.ir.drafting import GREEDILY, NO_ROWS, Draft, Drafting, Outlook, Rows
 from .drafter import Drafter, chance_of_match
 from .lookup import Lookup
 
-
 # Runs of every length are noted with each token.
 _LONGEST = 64
 

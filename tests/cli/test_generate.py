@@ -40,7 +40,8 @@ def test_it_prints_the_text_or_json(tersor: Tersor, talking: Path) -> None:
 def test_a_reader_that_has_seen_enough_ends_it_quietly(talking: Path) -> None:
     command = [sys.executable, "-m", "tersor", "generate", str(talking), "Once", "--max-new-tokens", "100"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     process.stdout.close()
     with process.stderr as errors:
         assert errors.read() == b""
