@@ -67,8 +67,8 @@ def optimize_model(
             the first calibration batch; on when calibration is given.
         dynamic: as for ``capture``.
         ops: ``portable`` or ``ort``, for ONNX: standard operators only, or ONNX Runtime's own too (the default).
-        weights: how matrices are stored, for ONNX: ``fp32`` (the default), ``fp16``, ``bf16``, ``int8``, ``int4``,
-            ``gguf``, or ``auto``, the smallest that costs at most 1%; see ``tersor.storing`` for what is measured.
+        weights: how matrices are stored, for ONNX: ``fp32`` (the default), a kind of ``codegen/onnx/weights/`` such as
+            ``int8``, or ``auto``, the smallest that costs at most 1%; see ``tersor.storing`` for what is measured.
         threads: threads of one session; all cores by default.
         progress: called as a step begins, with its name, the number of steps done and the number of steps.
         options: further options of the target, such as ``compile=True`` for torch.

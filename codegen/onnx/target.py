@@ -37,9 +37,8 @@ class OnnxTarget(Target):
             ops: ``ort`` allows ONNX Runtime's own operators where they were measured faster; ``portable`` does not.
             threads: threads per operator; all cores when None.
             providers: execution providers in order; CUDA before CPU, where present, when None.
-            weights: how matrices are stored: as the Program holds them (``fp32``), in 16 bits on disk (``fp16``,
-                ``bf16``), in blocks of 8 or 4 bits (``int8``, ``int4``), or in the blocks of the GGUF file that they
-                came from (``gguf``).  ``auto`` is for ``optimize_model``, which measures.
+            weights: how matrices are stored: as the Program holds them (``fp32``), or in one of the kinds of the
+                folder ``weights``.  ``auto`` is for ``optimize_model``, which measures.
             weight_kinds: the kind of single weights, by name, where it is another.
         """
         return OnnxExecutable.of(

@@ -151,31 +151,38 @@ def attention(
     """
     unmoved = query_positions is None and key_positions is None
     plain_causal = causal and window <= 0 and padding is None and mask is None and unmoved
+    bias = None
+    if not plain_causal or softcap > 0 or sinks is not None:
+        visible = visible_keys(
+            query.shape[2], key.shape[2], query.device, padding, query_positions, key_positions, causal, window
+        )
+        bias = combined_mask(visible, mask, query.dtype)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and bias is not None and sinks is None and query.shape[2] <= key.shape[3]:
+        return _by_groups(query, key, value, bias, scale, softcap)
+    if groups > 1 and (softcap <= 0 and sinks is None):
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if softcap <= 0 and sinks is None:
-        gqa = query.shape[1] != key.shape[1]
-        if gqa:
-            groups = query.shape[1] // key.shape[1]
-            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        bias = None
-        if not plain_causal:
-            visible = visible_keys(
-                query.shape[2],
-                key.shape[2],
-                query.device,
-                padding,
-                query_positions,
-                key_positions,
-                causal,
-                window,
-            )
-            bias = combined_mask(visible, mask, query.dtype)
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=bias, is_causal=plain_causal, scale=scale
         )
-    visible = visible_keys(
-        query.shape[2], key.shape[2], query.device, padding, query_positions, key_positions, causal, window
-    )
-    bias = combined_mask(visible, mask, query.dtype)
     probabilities = attention_probabilities(query, key, bias, sinks, scale, softcap)
-    groups = query.shape[1] // key.shape[1]
     return torch.matmul(probabilities, value.repeat_interleave(groups, dim=1) if groups > 1 else value)
+
+
+def _by_groups(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float, softcap: float
+) -> Tensor:
+    """Attention in which the heads that share keys are queries of one head.
+
+    A few queries with a bias of their own take less than as many copies of all keys and values as there are heads.
+    """
+    batch, heads, queries, head_dim = query.shape
+    kv_heads, keys = key.shape[1], key.shape[2]
+    groups = heads // kv_heads
+    bias = bias[(None,) * (4 - bias.dim())]
+    folded = query.reshape(batch, kv_heads, groups * queries, head_dim)
+    own = kv_heads if bias.shape[1] > 1 else 1
+    spread = bias.expand(-1, own * groups, queries, keys).reshape(-1, own, groups * queries, keys)
+    result = attention(folded, key, value, spread, scale=scale, softcap=softcap)
+    return result.reshape(batch, heads, queries, value.shape[3])

@@ -83,7 +83,7 @@ def convert(
         str | None,
         typer.Option(
             metavar="KIND",
-            help="How matrices are stored, for onnx: fp32, fp16, bf16, int8, int4, gguf, or auto.",
+            help="How matrices are stored, for onnx: fp32, int8 or another kind that `tersor passes` lists, or auto.",
             show_default="fp32",
         ),
     ] = None,

@@ -22,7 +22,8 @@ def passes(
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
-    """List every pass and method with its promise, options and defaults."""
+    """List every pass and method with its promise, options and defaults, and every kind of weights."""
+    from ..codegen.onnx.weights import kinds
     from ..ir.errors import SpecError
     from ..passes.registry import find_passes
     from ..passes.spec import nearest
@@ -32,7 +33,11 @@ def passes(
     if name is not None and name not in found:
         raise SpecError(f"there is no pass {name!r}{nearest(name, found)}")
     entries = [describe(kind) for key, kind in found.items() if name in (None, key)]
-    emit({"passes": entries}, _text(entries), json)
+    weights = [
+        {"name": kind.name, "about": _first_line(type(kind)), "most_loss": kind.most_loss}
+        for kind in (kinds().values() if name is None else ())
+    ]
+    emit({"passes": entries, "weights": weights}, _text(entries, weights), json)
 
 
 def describe(kind: type[Pass]) -> dict[str, Any]:
@@ -71,7 +76,7 @@ def _first_line(kind: type[Any]) -> str:
     return (kind.__doc__ or "").strip().partition("\n")[0]
 
 
-def _text(entries: list[dict[str, Any]]) -> Group:
+def _text(entries: list[dict[str, Any]], weights: list[dict[str, Any]]) -> Group:
     from rich.console import Group
     from rich.padding import Padding
 
@@ -86,7 +91,10 @@ def _text(entries: list[dict[str, Any]]) -> Group:
                 if method["options"]:
                     parts.append(Padding(_options(method["options"]), (0, 0, 0, 6), expand=False))
         parts.append("")
-    return Group(*parts[:-1])
+    for kind in weights:
+        loss = f"{kind['most_loss']:.0%} of perplexity at most"
+        parts.append(f"--weights {kind['name']}  [{loss}]  {kind['about']}")
+    return Group(*(parts if weights else parts[:-1]))
 
 
 def _options(options: list[dict[str, Any]]) -> Any:

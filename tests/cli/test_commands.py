@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tersor import load
+from tersor.codegen.onnx.weights import kinds
 from tersor.codegen.target import target_names
 from tersor.ir.program import Program
 from tersor.passes.contract import Method, Pass, Promise, Refusal, Site
@@ -79,6 +80,8 @@ def test_passes_lists_every_pass_and_method_with_its_options(tersor: Any) -> Non
     assert [entry["name"] for entry in tersor("passes", "token-drop", "--json").json["passes"]] == [
         "token-drop"
     ]
+    assert {entry["name"] for entry in tersor("passes", "--json").json["weights"]} == set(kinds())
+    assert all(f"--weights {name} " in text for name in kinds())
 
 
 def test_inspect_shows_layers_cost_and_legality(tersor: Any, model_folder: Path) -> None:
