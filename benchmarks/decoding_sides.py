@@ -18,7 +18,9 @@ from examples.prompts import Prompt
 from examples.real_models import gemma3_270m
 from tersor.ir.straight import straight
 from tersor.passes.registry import find_methods
+from tersor.passes.spec import parse_spec
 from tersor.passes.speculate.drafter import Drafter
+from tersor.passes.speculate.insert import Speculate
 from tersor.runtime.cost_curve import CostCurve
 from tersor.runtime.decoder import Decoder
 from tersor.runtime.draft_models import DraftModels
@@ -31,8 +33,13 @@ DRAFTERS = tuple(find_methods(Drafter))  # type: ignore[type-abstract]
 _GIVEN: dict[str, dict[str, Any]] = {"ppd": {"prompts": str(PROMPT_TOKENS)}}
 
 
-def drafter(name: str) -> Drafter:
-    return find_methods(Drafter)[name](**_GIVEN.get(name, {}))  # type: ignore[type-abstract]
+def drafter(spec: str) -> Drafter:
+    """That of a name, or of a spec such as ``self,exits=3+6``."""
+    if spec in DRAFTERS:
+        return find_methods(Drafter)[spec](**_GIVEN.get(spec, {}))  # type: ignore[type-abstract]
+    pass_ = parse_spec(f"speculate:drafter={spec}")
+    assert isinstance(pass_, Speculate)
+    return pass_.drafter
 
 
 class Side(Protocol):
@@ -144,7 +151,7 @@ class Transformers:
 
 @dataclass
 class Ours:
-    """Tersor; with the drafter of that name, or without one.
+    """Tersor; with the drafter of that name or spec, or without one.
 
     Attributes:
         curve: what steps are taken to cost; as measured by default.

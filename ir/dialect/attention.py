@@ -154,7 +154,14 @@ def attention(
     bias = None
     if not plain_causal or softcap > 0 or sinks is not None:
         visible = visible_keys(
-            query.shape[2], key.shape[2], query.device, padding, query_positions, key_positions, causal, window
+            query.shape[2],
+            key.shape[2],
+            query.device,
+            padding,
+            query_positions,
+            key_positions,
+            causal,
+            window,
         )
         bias = combined_mask(visible, mask, query.dtype)
     groups = query.shape[1] // key.shape[1]

@@ -12,12 +12,12 @@ def test_ties_are_counted_and_listed_and_what_is_none_is_said() -> None:
     found = [
         Found("plain", 1),
         Found("plain", 4, {2: TIE}),
-        Found("ngram", 1, {2: TIE}),
-        Found("ngram", 4, {0: BUG}),
+        Found("ngram", 1, {2: TIE}, 400, 100),
+        Found("ngram", 4, {0: BUG}, 300, 90),
     ]
     text = section(found, 6, 128)
-    assert "| plain | 6 of 6 | 5 of 6, 1 at ties |" in text
-    assert "| ngram | 5 of 6, 1 at ties | 5 of 6, 1 WRONG |" in text
+    assert "| plain | 6 of 6 |  | 5 of 6, 1 at ties |  |" in text
+    assert "| ngram | 5 of 6, 1 at ties | 100 of 400 | 5 of 6, 1 WRONG | 90 of 300 |" in text
     assert f"Ties: prompt 2: {TIE}." in text
     assert f"Parted elsewhere: ngram, 4 at a time, prompt 0: {BUG}." in text
     assert "Parted elsewhere: nowhere." in section(found[:2], 6, 128)

@@ -72,7 +72,11 @@ def a_tree(decoder: Decoder, cache: KvCache) -> None:
     [("onnx", "kv-cache"), ("onnx", PAGED), ("torch", "kv-cache")],
 )
 def test_no_step_copies_what_the_cache_holds(
-    target: str, spec: str, rows: int, step: Callable[[Decoder, KvCache], None], monkeypatch: pytest.MonkeyPatch
+    target: str,
+    spec: str,
+    rows: int,
+    step: Callable[[Decoder, KvCache], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     decoder = wide(target, spec)
     monkeypatch.setattr(kv_cache, "_FIRST_CAPACITY", 30_000)
