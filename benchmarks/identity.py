@@ -29,8 +29,8 @@ _INTRODUCTION = """\
 Gemma 3 270M, float32, greedy, {new} new tokens behind each of {prompts} prompts: how many of them have the tokens of
 `transformers.generate` to the end, each alone and {together} at a time, without guesses and with every drafter, which
 guesses at every step here, as if that cost nothing. *Right*: of the guesses that were checked, those that the model
-said too. A tie is where tokens part and the two logits lie closer together than twice what a batch of four, in place of one, moves
-`transformers`' own logits by."""
+said too. A tie is where tokens part and the two logits lie closer together than twice what a batch of four, in place
+of one, moves `transformers`' own logits by."""
 
 # Ways of guessing that drafters do not take by default: nested models, and two levels over few chunks of the cache.
 _OTHERS = ("self,exits=3+6+9", "model,exits=6+12", "triforce,budget=128,refresh=8,under=6")
