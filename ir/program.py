@@ -15,6 +15,9 @@ from .binding import bind_inputs
 from .stepping import Stepping, run_in_steps
 from .structure import Structure
 
+# Key of the note that names the weights whose inputs were smoothed; see ``passes.smoothing``.
+SMOOTHED = "smoothed"
+
 
 @dataclass(frozen=True)
 class TensorSpec:

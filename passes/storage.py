@@ -39,6 +39,7 @@ class Storage:
         bytes: what all weights take as the Program holds them.
         trials: all that were tried; the last is the one that is kept.
         deviation: of the outputs from the Program's on the report's samples.
+        smoothed: of how many matrices the input was smoothed before; see ``passes.smoothing``.
     """
 
     measure: str
@@ -47,6 +48,7 @@ class Storage:
     bytes: int
     trials: tuple[Trial, ...]
     deviation: Deviation
+    smoothed: int = 0
 
     @property
     def kept(self) -> Trial:
@@ -60,16 +62,16 @@ class Storage:
             "bytes": self.bytes,
             "trials": [asdict(trial) for trial in self.trials],
             "deviation": self.deviation.to_json(),
+            "smoothed": self.smoothed,
         }
 
     def __str__(self) -> str:
         told = [self._trial(trial) for trial in self.trials]
         before = f"; tried before: {'; '.join(told[:-1])}" if len(told) > 1 else ""
         # Two standard errors to either side hold the truth nineteen times of twenty.
+        even = f"; inputs of {self.smoothed} matrices smoothed" if self.smoothed else ""
         few = ", too few to tell: calibrate on more text" if 2 * self.kept.error > self.most_loss else ""
-        return (
-            f"weights {told[-1]} over {self.positions} positions{few}, at most {self.most_loss:.0%}{before}"
-        )
+        return f"weights {told[-1]} over {self.positions} positions{few}, at most {self.most_loss:.0%}{even}{before}"
 
     def _trial(self, trial: Trial) -> str:
         spread = f" ± {trial.error:.2%}" if trial.error else ""

@@ -6,8 +6,8 @@ the other side of a step, and after a few layers that is as much as rounding cos
 So tokens of one step, and those of plain decoding in their place, must find as many chunks of 64 slots begun; and what
 lies in a slot must move to another one, or make room, at the same token for both.
 
-A token alone is fed twice (products of one row are summed in an order of their own), so that in slot ``p`` it finds
-``p + 2`` in use: a chunk ends with the last slot but one of every 64.
+The last of an odd number of tokens is fed twice (an odd last row of a product is summed in an order of its own), so
+that one alone in slot ``p`` finds ``p + 2`` in use: a chunk ends with the last slot but one of every 64.
 """
 
 from __future__ import annotations

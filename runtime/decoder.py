@@ -192,14 +192,14 @@ class Decoder:
         ahead: int = 0,
     ) -> dict[str, Tensor]:
         asked = len(wanted[0])
-        if len(tokens[0]) == 1 and self.rounds_activations:
-            # Products with one row and with several are other kernels; so a single token is fed twice.
-            cache.reserve(ahead + 2, row)
-            tokens, own = [[token, token] for (token,) in tokens], torch.zeros(2, dtype=torch.int64)
-        else:
-            own = torch.arange(len(tokens[0]))
+        own = torch.arange(len(tokens[0]))
+        if self.rounds_activations and len(own) % 2:
+            # Of an odd number of rows in products with wide blocks the last is summed by another kernel, as one alone
+            # is with any: so the last token is fed twice.
+            cache.reserve(ahead + len(own) + 1, row)
+            tokens, own = [[*some, some[-1]] for some in tokens], torch.cat([own, own[-1:]])
+            branching = branching and branching.filled_up()
         if self.rounds_activations:
-            # Of an odd number of rows in products with wide blocks the last is summed by another kernel.
             wanted = [places + places[-1:] if len(places) % 2 else places for places in wanted]
         # What runs several rows sums in other orders: where that decides, it runs the last one left of them too.
         rows = cache.most_rows if self.rounds_activations else len(tokens)

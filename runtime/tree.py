@@ -120,6 +120,15 @@ class Branching:
     ancestors: Tensor
     probes: Tensor | None = None
 
+    def filled_up(self) -> Branching:
+        """With one node more in every row, which no other sees."""
+        rows, new = self.depths.shape
+        ancestors = torch.eye(new + 1, dtype=torch.bool).repeat(rows, 1, 1)
+        ancestors[:, :new, :new] = self.ancestors
+        none = torch.zeros(rows, 1, dtype=torch.int64)
+        probes = None if self.probes is None else torch.cat([self.probes, none], 1)
+        return Branching(torch.cat([self.depths, none], 1), ancestors, probes)
+
 
 def in_a_row(depths: Tensor, rows: int) -> Branching:
     """Tokens at ``depths [new]`` that each see those before them, as many in every row."""

@@ -41,6 +41,7 @@ class Losses:
         measure: ``perplexity`` of text that follows; ``predictions``: the divergence of predicted distributions, which
             is how much perplexity grows on what the Program itself would write; or ``cosine distance``.
         positions: predicted tokens, or rows that are compared.
+        text: what is predicted; nothing where the Program scores no next tokens, or there is no tokenizer.
     """
 
     def __init__(self, program: Program, samples: Sequence[Batch], calibrated: bool) -> None:
@@ -50,10 +51,10 @@ class Losses:
         """
         self.reference = Reference(program, samples)
         self._language = _Language.of(program)
-        self._text: list[Batch] = []
+        self.text: list[Batch] = []
         if self._language is not None:
-            self._text = list(samples) if calibrated else _prose(program, self._language)
-        self.measure = "perplexity" if self._text else "predictions" if self._language else "cosine distance"
+            self.text = list(samples) if calibrated else _prose(program, self._language)
+        self.measure = "perplexity" if self.text else "predictions" if self._language else "cosine distance"
         self._own = self._surprise(_whole(program))
         self.positions = len(self._own) or sum(
             output[..., 0].numel() for outputs in self.reference.outputs for output in outputs.values()
@@ -64,7 +65,7 @@ class Losses:
         deviation = measure(executable, self.reference)
         if not deviation.finite or deviation.not_compared:
             return Loss(math.inf), deviation
-        if self._text:
+        if self.text:
             more = self._surprise(_whole(executable)) - self._own
             error = float(more.std()) / math.sqrt(len(more)) if len(more) > 1 else 0.0
             ratio = math.exp(float(more.mean()))
@@ -76,7 +77,7 @@ class Losses:
     def _surprise(self, run: Callable[[Batch], Sequence[Tensor]]) -> Tensor:
         """Minus the log-probability of every token of the text but the first of each row, float64 ``[positions]``."""
         found = [torch.zeros(0, dtype=torch.float64)]
-        for batch in self._text:
+        for batch in self.text:
             assert self._language is not None
             ids = batch[self._language.ids]
             real = batch[_MASK].bool() if _MASK in batch else torch.ones_like(ids, dtype=torch.bool)

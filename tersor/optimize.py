@@ -120,7 +120,7 @@ def optimize_model(
         # Rounded weights are no rounding of sums: in place of agreement there is a measured loss.
         found = lower_stored(rewritten, target, lowering, samples, bool(batches), on_violation, steps.detail)
         steps.begin(f"comparing {target} with the Program")
-        executable, lowering = found.executable, found.options
+        rewritten, executable, lowering = found.program, found.executable, found.options
         report = replace(report, storage=found.storage)
     executable.describe(report_metadata(report))
     manifest = Manifest(

@@ -73,6 +73,7 @@ def _storage(data: Mapping[str, Any] | None) -> Storage | None:
         int(data["bytes"]),
         trials,
         deviation,
+        int(data["smoothed"]),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from .calibration import Batch
@@ -11,14 +12,18 @@ from .codegen.onnx.weights import find_kind, kinds, stored_weights
 from .codegen.onnx.weights.damage import damage
 from .codegen.target import Executable
 from .ir.errors import InputError, PromiseError
-from .ir.program import Program
+from .ir.program import SMOOTHED, Program
 from .losses import Losses
 from .lowering import lower
+from .passes.deviation import Reference
 from .passes.pipeline import OnViolation
+from .passes.smoothing import smoothed
 from .passes.storage import Storage, Trial
 
 # What `auto` may lose, whatever its kind may.
 _AUTO_LOSS = 0.01
+# Batches of text that show which channels are large.
+_SMOOTHED_ON = 8
 # To what share of the matrices it is found how many of them must be.
 _FINENESS = 16
 
@@ -27,6 +32,7 @@ _FINENESS = 16
 class Stored:
     """A lowered Program, the options it was lowered with, and what its way of storing weights costs."""
 
+    program: Program
     executable: Executable
     options: dict[str, Any]
     storage: Storage
@@ -89,6 +95,18 @@ class _Trials:
     done: list[Trial] = field(default_factory=list)
     last: Any = None
 
+    @cached_property
+    def smoothed(self) -> Program:
+        """The Program with inputs of products evened out; as it is where that changes more than rounding."""
+        self.tell("smoothing inputs")
+        found = smoothed(self.program, self.losses.text[:_SMOOTHED_ON] or [self.sample])
+        return found if Reference(self.program, [self.sample]).compare(found).is_rounding else self.program
+
+    def stored_in(self, kind: str) -> Program:
+        """The Program whose weights are stored in that kind."""
+        found = find_kind(kind)
+        return self.smoothed if found is not None and found.smooths else self.program
+
     def attempt(self, kind: str, others: dict[str, str], most: float) -> bool:
         """Whether it costs no more than ``most``."""
         count = sum(name != kind for name in others.values())
@@ -96,17 +114,19 @@ class _Trials:
         self.tell(f"measuring weights stored as {label}")
         options = self.options | {"weights": kind} | ({"weight_kinds": others} if others else {})
         self.last = None  # Two sessions of a large model may be one too many.
-        executable = lower(self.program, self.target, options)
+        program = self.stored_in(kind)
+        executable = lower(program, self.target, options)
         loss, deviation = self.losses.of(executable)
-        self.last = executable, options, deviation
-        self.done.append(Trial(label, _bytes(self.program, kind, others), loss.share, loss.error))
+        self.last = program, executable, options, deviation
+        self.done.append(Trial(label, _bytes(program, kind, others), loss.share, loss.error))
         # What lowers perplexity by as much computes something else too.
         return abs(loss.share) <= most
 
     def mix(self, kind: str, other: str, most: float) -> bool:
         """Whether it does with some of the weights stored as ``other``: those first that cost most for their size."""
-        costs = damage(self.program, stored_weights(self.program, kind), self.sample)
-        order = sorted(costs, key=lambda name: -costs[name] / self.program.weights[name].numel())
+        program = self.stored_in(kind)
+        costs = damage(program, stored_weights(program, kind), self.sample)
+        order = sorted(costs, key=lambda name: -costs[name] / program.weights[name].numel())
         # One large matrix (a vocabulary's) may be too much by itself: then it goes first, and some of the others do.
         few, many = 0, len(order) - 1
         if many < 1:
@@ -126,7 +146,7 @@ class _Trials:
         return self.done[-1].kind == label or self.attempt(kind, dict.fromkeys(order[:many], other), most)
 
     def stored(self, most: float) -> Stored:
-        executable, options, deviation = self.last
+        program, executable, options, deviation = self.last
         storage = Storage(
             self.losses.measure,
             self.losses.positions,
@@ -134,8 +154,9 @@ class _Trials:
             _bytes(self.program, "fp32", {}),
             tuple(self.done),
             deviation,
+            len(program.notes.get(SMOOTHED, ())),
         )
-        return Stored(executable, options, storage)
+        return Stored(program, executable, options, storage)
 
 
 def _by_size(program: Program, options: Mapping[str, Any]) -> list[str]:

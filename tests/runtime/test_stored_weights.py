@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 import torch
 from architectures import LLAMA, huggingface
-from decoders import DECODERS, PROMPTS, decoder_program
+from decoders import DECODERS, PROMPTS, decoder_program, rows
 from guesses import CHEAP, draft_of
 from torch import Tensor
 
+from tersor.codegen.onnx.weights import stored_weights
 from tersor.codegen.target import find_target
 from tersor.ir.capture import capture
 from tersor.ir.drafting import Draft, Drafting
 from tersor.passes.pipeline import run
+from tersor.passes.smoothing import smoothed
 from tersor.runtime.decoder import Decoder
 from tersor.runtime.generation import Stopping, generate
 from tersor.runtime.kv_cache import KvCache
@@ -115,10 +117,16 @@ def test_forms_share_what_is_stored() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("cache", ["kv-cache", "kv-cache:layout=paged"])
 def test_states_are_the_same_whatever_was_guessed(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heads whose sums kernels cut, windows that move, a vocabulary in wide blocks: bit for bit, over many chunks."""
-    sizes = dict(vocab_size=1 << 15, hidden_size=128, head_dim=256, sliding_window=70, num_key_value_heads=1)
+    """Heads whose sums kernels cut, windows that move, wide blocks: bit for bit, over many chunks."""
+    sizes = dict(
+        vocab_size=1 << 15, hidden_size=128, intermediate_size=256, head_dim=256, sliding_window=70,
+        num_key_value_heads=1,
+    )  # fmt: skip
     model = huggingface("Gemma3TextConfig", "Gemma3ForCausalLM", **(LLAMA | sizes))()
     program, _ = run(capture(model), [cache, "speculate"])
+    program = smoothed(program, [program.bind(**rows([9, 9]))])
+    blocks = {stored.block_size for stored in stored_weights(program, "int8").values()}  # type: ignore[attr-defined]
+    assert blocks == {32, 128}
     decoder = Decoder(program, lambda form: find_target("onnx").lower(form, weights="int8", threads=1))
     monkeypatch.setattr(type(decoder), "cost_curve", CHEAP)
     kept: list[dict[str, Tensor]] = []

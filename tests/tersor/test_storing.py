@@ -41,6 +41,8 @@ def test_perplexity_on_prose_is_measured_and_stated(fast: Any) -> None:
     assert 0 < storage.kept.error < 0.01
     assert storage.kept.bytes < 0.5 * storage.bytes
     assert "weights int8:" in str(fast.report)
+    assert storage.smoothed
+    assert f"inputs of {storage.smoothed} matrices smoothed" in str(fast.report)
     assert fast.manifest.options["weights"] == "int8"
 
 
@@ -59,7 +61,9 @@ def test_the_loss_is_that_of_perplexities_computed_by_hand(folder: Path, fast: A
     assert losses.positions == 2 * 39
 
 
-def test_an_artifact_stores_it_and_generates_what_it_did_before(fast: Any, tmp_path: Path) -> None:
+def test_an_artifact_stores_it_and_generates_what_it_did_before(
+    fast: Any, folder: Path, tmp_path: Path
+) -> None:
     fast.save(tmp_path / "out")
     again = tersor.load(tmp_path / "out")
     assert again.manifest.options["weights"] == "int8"
@@ -68,9 +72,10 @@ def test_an_artifact_stores_it_and_generates_what_it_did_before(fast: Any, tmp_p
     assert (tmp_path / "out" / "model.onnx").stat().st_size < 0.9 * (
         tmp_path / "out" / "program.safetensors"
     ).stat().st_size
-    checks = verify_artifact(tmp_path / "out")
-    assert checks.ok, str(checks)
-    assert "weights int8" in str(checks)
+    for against in (None, folder):
+        checks = verify_artifact(tmp_path / "out", against)
+        assert checks.ok, str(checks)
+        assert "weights int8" in str(checks)
 
 
 def test_an_altered_weight_is_noticed(fast: Any, tmp_path: Path) -> None:

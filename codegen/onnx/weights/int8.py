@@ -12,19 +12,32 @@ from .blocks import Blocks, in_blocks
 from .chunks import by_rows
 from .kind import Kind
 
-# Wider blocks are read faster and round activations more coarsely.  What a vocabulary's matrix gives goes into no other
-# layer, where that would add up, and is most of what a step reads.
+# Wider blocks are read and multiplied faster, and round activations more coarsely, which costs even ones little.  What
+# a vocabulary's matrix gives goes into no other layer, where that would add up, and is most of what a step reads.
 _BLOCK_SIZE, _WIDE_BLOCK_SIZE, _VOCABULARY = 32, 128, 1 << 15
 _STEPS = 127
+# Of a row, the part that its last block may have behind it.
+_PADDING = 16
 
 
 class Int8(Kind):
-    """Symmetric numbers of 8 bits in blocks of 32, of a vocabulary's matrix 128."""
+    """Symmetric numbers of 8 bits in blocks of 32, or of 128 where the input is even or the outputs are tokens."""
 
     name: ClassVar[str] = "int8"
+    smooths: ClassVar[bool] = True
+
+    def __init__(self, block_size: int = _BLOCK_SIZE) -> None:
+        self._block_size = block_size
+
+    @property
+    def of_even(self) -> Int8:
+        return Int8(_WIDE_BLOCK_SIZE)
 
     def store(self, weight: Tensor) -> Blocks:
-        size = _WIDE_BLOCK_SIZE if weight.shape[0] >= _VOCABULARY else _BLOCK_SIZE
+        size = _WIDE_BLOCK_SIZE if weight.shape[0] >= _VOCABULARY else self._block_size
+        # What lies behind the end of a row is stored and multiplied too.
+        while size > _BLOCK_SIZE and -int(weight.shape[1]) % size > weight.shape[1] // _PADDING:
+            size //= 2
         return by_rows(partial(_rounded, block_size=size), weight)
 
 

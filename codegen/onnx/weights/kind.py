@@ -56,6 +56,7 @@ class Kind(ABC):
         own_layout: whether it keeps a weight as the Program does, and not always as ``[out, in]``.
         most_loss: by what share perplexity may differ before the kind is refused.
         mixed_with: the kind of some of the weights where that is so; None where it is refused at once.
+        smooths: whether it stores weights of a Program whose products have inputs as even as can be.
     """
 
     name: ClassVar[str]
@@ -63,6 +64,12 @@ class Kind(ABC):
     own_layout: ClassVar[bool] = False
     most_loss: ClassVar[float] = 0.01
     mixed_with: ClassVar[str | None] = None
+    smooths: ClassVar[bool] = False
+
+    @property
+    def of_even(self) -> Kind:
+        """How it stores a weight whose input was smoothed."""
+        return self
 
     @abstractmethod
     def store(self, weight: Tensor) -> Stored | None:

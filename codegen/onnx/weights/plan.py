@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.utils.weak import WeakIdKeyDictionary
 
 from tersor.ir.errors import InputError
-from tersor.ir.program import Program
+from tersor.ir.program import SMOOTHED, Program
 
 from .kind import Kind, Stored
 from .kinds import find_kind
@@ -42,9 +42,10 @@ def stored_weights(program: Program, kind: str, others: Mapping[str, str] | None
     if unknown:
         raise InputError(f"weight_kinds names {unknown[0]!r}, which is no weight of this model")
     found = {}
+    even = set(program.notes.get(SMOOTHED, ()))
     for name, right in storable(program).items():
         own = find_kind(others.get(name, kind))
-        stored = None if own is None else stored_as(own, program.weights[name], right)
+        stored = None if own is None else stored_as(own, program.weights[name], right, name in even)
         if stored is not None:
             found[name] = stored
     if not found and find_kind(kind) is not None and not others:
@@ -95,11 +96,17 @@ def _is_rows(x: Any) -> bool:
     return isinstance(x, fx.Node) and x.meta["val"].dtype == torch.float32 and x.meta["val"].dim() >= 2
 
 
-def stored_as(kind: Kind, weight: Tensor, right: bool) -> Stored | None:
-    """``weight`` as ``kind`` keeps it, made once for each tensor; ``right``: it is ``[in, out]``."""
+def stored_as(kind: Kind, weight: Tensor, right: bool, even: bool = False) -> Stored | None:
+    """``weight`` as ``kind`` keeps it, made once for each tensor.
+
+    Args:
+        right: it is ``[in, out]``.
+        even: its input was smoothed.
+    """
     made = _made.setdefault(weight, {})
     turned = right and not kind.own_layout
-    key = (kind.name, turned)
+    key = (kind.name, turned, even)
     if key not in made:
-        made[key] = kind.store(weight.detach().t().contiguous() if turned else weight.detach())
+        own = kind.of_even if even else kind
+        made[key] = own.store(weight.detach().t().contiguous() if turned else weight.detach())
     return made[key]  # type: ignore[no-any-return]
