@@ -2,7 +2,7 @@
 
 Chunks of earlier tokens are chosen by what the query of the last token makes of the mean of their keys.  Below it, an
 early exit of the model, in place of the paper's smaller model, may draft for the draft, over the first tokens and the
-latest (StreamingLLM, Xiao et al.  2023), always by the likeliest token; what it guesses is checked over the chosen
+latest (StreamingLLM, Xiao et al. 2023), always by the likeliest token; what it guesses is checked over the chosen
 chunks first, and over all of the cache by the model in the end.
 """
 
