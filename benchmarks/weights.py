@@ -1,0 +1,157 @@
+"""What every kind of weights costs Gemma 3 270M: bytes, and perplexity on text that it was not converted with.
+
+python -m benchmarks.weights            writes its section of docs/benchmarks.md
+python -m benchmarks.weights --rows 8   a quick look that writes nothing
+
+Nothing is timed: the section `quantised` says how fast they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+import tersor
+from examples.prompts import untouched
+from examples.real_data import prose
+from tersor.codegen.onnx.weights import find_kind, kinds
+
+from .decoding_sides import gemma
+from .page import check_limits, provenance, put_section, table
+
+# Rows of text that kinds are settled on, and rows behind them on which all are measured; tokens of each.
+SETTLED_ON, ROWS, TOKENS = 8, 96, 256
+_INTRODUCTION = """\
+Gemma 3 270M with `kv-cache`, on {positions} tokens of the Python manual behind those that it was converted with
+(calibration of {settled} rows of {tokens}). *Perplexity*: over that of the model in float32, with its standard error
+over rows; *same top token* and *divergence* (KL, mean) against its predictions. *Stored*: where one kind costs more
+than it may, some matrices are in another."""
+
+_console = Console(stderr=True)
+
+
+@dataclass
+class Cost:
+    """Of one kind: what it is settled as, and sums over rows that were measured.
+
+    Attributes:
+        surprise: by row, how much more a token takes, in nats.
+    """
+
+    kind: str
+    stored: str
+    bytes: int
+    surprise: list[float]
+    same: float = 0.0
+    divergence: float = 0.0
+
+    @property
+    def loss(self) -> float:
+        """By what share perplexity is larger."""
+        return math.expm1(sum(self.surprise) / len(self.surprise))
+
+    @property
+    def error(self) -> float:
+        """Its standard error; rows are independent, tokens of one are not."""
+        spread = float(torch.tensor(self.surprise, dtype=torch.float64).std())
+        return (1 + self.loss) * spread / math.sqrt(len(self.surprise))
+
+    def add(self, ids: Tensor, own: Tensor, found: Tensor) -> None:
+        """One row: ``ids [tokens]``, and both models' log-probabilities ``[tokens, vocabulary]``."""
+        following = ids[1:, None]
+        self.surprise.append(float((own - found)[:-1].gather(1, following).mean()))
+        self.same += float((own.argmax(1) == found.argmax(1)).float().mean())
+        self.divergence += float((own.exp() * (own - found)).sum(1).mean())
+
+
+def measured(kind: str, model: Any, example: dict[str, Tensor], rows: Tensor, count: int) -> Cost:
+    """What a kind costs on the rows behind those that it is settled on."""
+    calibration = [
+        {"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows[:count].split(1)
+    ]
+    fast = tersor.optimize_model(
+        model,
+        ["kv-cache"],
+        "onnx",
+        example_inputs=example,
+        calibration=calibration,
+        require_speedup=False,
+        on_violation="revert",
+        weights=kind,
+    )
+    assert fast.report.storage is not None
+    kept = fast.report.storage.kept
+    cost = Cost(kind, kept.kind, kept.bytes, [])
+    for row in rows[count:].split(1):
+        own = model(input_ids=row).logits[0].log_softmax(-1)
+        found = fast(input_ids=row, attention_mask=torch.ones_like(row)).logits[0].log_softmax(-1)
+        cost.add(row[0], own, found)
+    return cost
+
+
+def missed(costs: Sequence[Cost]) -> list[str]:
+    """Kinds that cost more than they may, or of which too little was measured to tell."""
+    found = []
+    for cost in costs:
+        kind = find_kind(cost.stored.split(",")[0])
+        most = kind.most_loss if kind is not None else 0.0
+        if abs(cost.loss) + 2 * cost.error > most:
+            found.append(f"{cost.kind}: {cost.loss:+.2%} and twice {cost.error:.2%} (at most {most:.0%})")
+    return found
+
+
+def section(costs: Sequence[Cost], settled: int) -> str:
+    """The whole section of the page."""
+    count = len(costs[0].surprise)
+    rows = [
+        [
+            cost.kind,
+            cost.stored if cost.stored != cost.kind else "",
+            f"{cost.bytes / 1e6:.0f}",
+            f"{cost.loss:+.2%} ± {cost.error:.2%}",
+            f"{cost.same / count:.1%}",
+            f"{cost.divergence / count:.4f}",
+        ]
+        for cost in costs
+    ]
+    short = missed(costs)
+    return "\n".join(
+        [
+            provenance("weights"),
+            "",
+            _INTRODUCTION.format(positions=count * (TOKENS - 1), settled=settled, tokens=TOKENS),
+            "",
+            table(["kind", "stored", "MB", "perplexity", "same top token", "divergence"], rows),
+            "",
+            "Below what is asked: " + ("; ".join(short) if short else "nothing") + ".",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.weights", description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", type=int, default=0, help="measure on so many rows only; writes nothing")
+    parser.add_argument("--print", action="store_true", help="print the section and write nothing")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a stated limit is missed")
+    options = parser.parse_args()
+    torch.set_grad_enabled(False)
+    model, tokenizer, example = gemma()
+    count = SETTLED_ON + (options.rows or ROWS)
+    rows = torch.tensor(untouched(tokenizer, prose())[: count * TOKENS]).view(count, TOKENS)
+    costs = []
+    for kind in (*kinds(), "auto"):
+        costs.append(last := measured(kind, model, example, rows, SETTLED_ON))
+        _console.print(f"{kind}: {last.stored}, {last.loss:+.2%} ± {last.error:.2%}", highlight=False)
+    put_section("weights", section(costs, SETTLED_ON), bool(options.print or options.rows))
+    check_limits(missed(costs), options.check)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""What the section on weights says of models whose predictions are known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from benchmarks.weights import Cost, missed, section
+
+
+def test_the_loss_is_that_of_perplexities_over_rows() -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(0, 7, (5, 9))
+    own, found = (torch.randn(5, 9, 7).log_softmax(-1) for _ in range(2))
+    cost = Cost("int8", "int8", 10, [])
+    for row in range(5):
+        cost.add(ids[row], own[row], found[row])
+    mean = [
+        torch.nn.functional.nll_loss(side[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        for side in (own, found)
+    ]
+    assert cost.loss == pytest.approx(math.expm1(float(mean[1] - mean[0])), abs=1e-6)
+    assert cost.same / 5 == pytest.approx(float((own.argmax(-1) == found.argmax(-1)).float().mean()))
+
+
+def test_a_loss_that_is_too_large_or_not_known_well_enough_is_named() -> None:
+    known, large, vague = (Cost(kind, kind, 10, list(rows)) for kind, rows in (
+        ("int8", [0.001, 0.002] * 50), ("int8", [0.02, 0.021] * 50), ("int4", [0.3, -0.28] * 4),
+    ))  # fmt: skip
+    assert missed([known]) == []
+    assert [text.split(":")[0] for text in missed([known, large, vague])] == ["int8", "int4"]
+    text = section([known, Cost("int4", "int4, 9 matrices int8", 5, [0.01] * 100)], 8)
+    assert "| int4 | int4, 9 matrices int8 | 0 | +1.01% ± 0.00% | 0.0% | 0.0000 |" in text
+    assert "Below what is asked: nothing." in text
