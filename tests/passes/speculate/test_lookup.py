@@ -36,12 +36,10 @@ def test_it_guesses_what_the_drafter_does(text: list[int], shortest: int, more: 
 
 
 @given(text=texts, most=st.integers(1, 6))
-def test_it_guesses_what_the_drafter_of_suffixes_does_on_a_first_text(text: list[int], most: int) -> None:
+def test_it_guesses_where_the_drafter_of_suffixes_does_on_a_first_text(text: list[int], most: int) -> None:
     drafting = Suffix(remember=0).begin()
     drafting.extend(text)
-    # Of longer runs the automaton knows a place, and not always the latest.
-    if all(draft.kinds[0] < 2 for draft in drafting.draft(most)):
-        return
+    # The module goes by the latest place, the drafter by counts too: what they guess may differ.
     assert bool(guesses(Suffix().as_module(most), text)) == bool(drafting.draft(most))
 
 
