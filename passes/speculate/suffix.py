@@ -121,16 +121,13 @@ class _Lookup(Drafting):
 
     def draft(self, most: int, outlook: Outlook = GREEDILY) -> list[Draft]:
         drafts: list[Draft] = []
-        said = (0, 0)
+        least = self._shortest
         for side, text in enumerate(self._texts):
             match = text.match()
-            if match.length < self._shortest:
-                continue
-            known = (match.length, sum(times for _, times, _ in text.runs.followers(match.state)))
-            # All texts say no more than this one where it alone has the match.
-            if known > said:
+            # Where it matches as far, this text says better what follows than others do.
+            if match.length >= least:
                 drafts += _Tree(text.runs, match, side * _EVERYWHERE).grown(most)
-                said = known
+                least = match.length + 1
         return drafts
 
 

@@ -157,12 +157,26 @@ def test_what_goes_on_in_the_same_way_is_guessed_to_the_end() -> None:
     assert [draft.tokens for draft in drafting.draft(10)] == [[1, 2, 3, 1, 2, 3, 1, 2, 3, 1]]
 
 
-def test_where_this_text_alone_has_the_match_it_is_guessed_once() -> None:
+@pytest.mark.parametrize(("earlier", "guesses"), [([5, 6, 8], [[7]]), ([9, 5, 6, 8], [[7], [8]])])
+def test_other_texts_are_asked_only_where_they_match_further(
+    earlier: list[int], guesses: list[list[int]]
+) -> None:
     drafter = Suffix()
-    drafter.begin().extend([1, 2, 4])
+    drafter.begin().extend(earlier)
     drafting = drafter.begin()
-    drafting.extend([5, 6, 7, 5, 6])
-    assert [draft.tokens for draft in drafting.draft(1)] == [[7]]
+    drafting.extend([5, 6, 7, 9, 5, 6])
+    assert [draft.tokens for draft in drafting.draft(1)] == guesses
+
+
+def test_only_runs_that_are_long_enough_are_looked_for() -> None:
+    drafter = Suffix(shortest=3)
+    drafter.begin().extend([1, 2, 3, 4])
+    drafting = drafter.begin()
+    drafting.extend([2, 3])
+    assert drafting.draft(4) == []
+    again = drafter.begin()
+    again.extend([1, 2, 3])
+    assert [draft.tokens for draft in again.draft(4)] == [[4]]
 
 
 def test_a_text_that_is_asked_again_is_known_from_its_first_words_on() -> None:
