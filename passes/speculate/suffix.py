@@ -22,9 +22,9 @@ from .lookup import Lookup
 
 # Longer matches are right as often as matches of this length.
 _KINDS = 12
-# What followed most, but not lately; what followed about half the time; what followed last and else seldom.
+# What followed half the time or more, but not last; what did less often, and not last; what did last, and seldom.
 _USUAL, _RIVAL, _SELDOM = range(3)
-# What followed last and once, or about half the time, by length of the match; and what also followed most, by length.
+# What followed last, by length of the match: the only time or half the time; and where most places agree.
 _ONCE, _SURE = 3, 3 + _KINDS
 # Guesses of all texts have kinds of their own.
 _EVERYWHERE = 3 + 2 * _KINDS
