@@ -19,14 +19,13 @@ import torch
 from torch import Tensor
 
 from tersor.ir.errors import ExecutionError, InputError
+from tersor.ir.largest import among_largest
 
 from .processors import ABOVE_TOP_K, Processor, Text, check_processors, processors_of
 
 _BITS = 2**64
 # Logits over less are beyond what float32 holds.
 _COLDEST = 1e-6
-# Tokens that are compared with each other first.
-_BLOCK = 512
 # Of splitmix64 (Steele et al. 2014).
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
@@ -124,7 +123,8 @@ class Sampler:
                 raise _no_numbers(len(tokens))
             return token
         scores = self._processed(self._processors, tokens, logits)
-        ids = _largest(scores, self._largest)
+        among = among_largest(scores.float().numpy(), self._largest)
+        ids = None if among is None else torch.from_numpy(among)
         scores = self._processed(self._warpers, tokens, scores if ids is None else scores[ids])
         possible = (scores != -torch.inf).nonzero()[:, 0]
         if not len(possible) or not torch.isfinite(scores[possible]).all():
@@ -169,23 +169,6 @@ class Sampler:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _largest(scores: Tensor, count: int) -> Tensor | None:
-    """Ids of tokens, in order, among which are the ``count`` largest and all that are equal to one of them.
-
-    None stands for all tokens: where that many are asked for, and where some are not numbers.
-    """
-    whole = len(scores) // _BLOCK * _BLOCK
-    if not 0 < count <= whole // _BLOCK:
-        return None
-    values = scores.float().numpy()
-    peaks = values[:whole].reshape(-1, _BLOCK).max(axis=1)
-    # At least so many tokens are no smaller: the peaks themselves.
-    least = np.partition(peaks, -count)[-count]
-    if not np.isfinite(least) or not np.isfinite(peaks.max()) or np.isnan(values[whole:]).any():
-        return None
-    return torch.from_numpy(np.flatnonzero(values >= least))
 
 
 def _hashed(number: int) -> int:
