@@ -25,14 +25,13 @@ from tersor.ir.prompt_tokens import embeddings, with_prompt_tokens
 
 from .drafter import Drafter
 from .likeliest import likeliest
+from .ranked_tree import Guess, ranked_tree
 
 PROMPTS = "prompts"
 # How many prompt tokens there are where none were trained.
 _UNTRAINED = 3
 # Tokens that are looked at for each that may be guessed: of those a draw may choose another than the likeliest.
 _LOOKED_AT = 4
-# Ranks along a path add up to this at most; see ``recycle``.
-_RANKS_ADD_UP_TO = 2
 # Guesses of one rank of which the model is about as sure are of one kind.
 _SURE = (0.1, 0.3, 0.6)
 
@@ -117,23 +116,8 @@ class _Prompted(Drafting):
         ranked = [
             likely.ranked(place, self._candidates, outlook) for place, likely in enumerate(self._ahead[:most])
         ]
-        drafts: list[Draft] = []
-        self._grow(Draft([], [], [], probed=True), ranked, _RANKS_ADD_UP_TO, drafts)
-        return drafts
-
-    def _grow(self, path: Draft, ahead: list[_Ranked], ranks: int, drafts: list[Draft]) -> None:
-        """Every path whose ranks add up to no more than ``ranks``; what is said of a place depends on no other."""
-        if not ahead:
-            drafts += [path] if path.tokens else []
-            return
-        for rank, (token, sure) in enumerate(ahead[0][: 1 + ranks]):
-            kind = rank * (1 + len(_SURE)) + bisect(_SURE, sure)
-            longer = Draft([*path.tokens, token], [*path.kinds, kind], [*path.chances, sure], probed=True)
-            self._grow(longer, ahead[1:], ranks - rank, drafts)
-
-
-# Tokens in the order in which they would be chosen, and how sure the model is of each.
-_Ranked = list[tuple[int, float]]
+        # What is said of a place depends on no other.
+        return ranked_tree(lambda ahead, _: ranked[ahead], self._candidates, len(ranked), probed=True)
 
 
 @dataclass(frozen=True)
@@ -150,7 +134,15 @@ class _Likely:
         scores = logits[tokens]
         return cls(tokens, scores.tolist(), torch.exp(scores - torch.logsumexp(logits, 0)).tolist())
 
-    def ranked(self, ahead: int, count: int, outlook: Outlook) -> _Ranked:
+    def ranked(self, ahead: int, count: int, outlook: Outlook) -> list[Guess]:
+        """Guesses in the order in which they would be chosen."""
         scores = outlook.noisy(ahead, self.tokens, self.scores)
         order = sorted(range(len(scores)), key=lambda place: -scores[place])[:count]
-        return [(self.tokens[place], self.sure[place]) for place in order]
+        return [
+            Guess(
+                self.tokens[place],
+                rank * (1 + len(_SURE)) + bisect(_SURE, self.sure[place]),
+                self.sure[place],
+            )
+            for rank, place in enumerate(order)
+        ]

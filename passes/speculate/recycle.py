@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import chain, count, repeat
 from typing import ClassVar
 
 from torch import Tensor
@@ -17,9 +18,8 @@ from tersor.ir.drafting import GREEDILY, NO_ROWS, Draft, Drafting, Outlook, Rows
 
 from .drafter import Drafter
 from .likeliest import likeliest
+from .ranked_tree import Guess, ranked_tree
 
-# Ranks along a path add up to this at most: of a tree that is asked for its likeliest nodes, others are never chosen.
-_RANKS_ADD_UP_TO = 2
 # How often each rank was right, measured on prose, code and lists.
 _CHANCES = (0.4, 0.06, 0.03, 0.02)
 
@@ -31,7 +31,9 @@ class Recycle(Drafter):
     name: ClassVar[str] = "recycle"
     reported: ClassVar[str] = "about 2x"
 
-    candidates: int = field(default=4, metadata={"help": "tokens that are kept behind each"})
+    candidates: int = field(
+        default=4, metadata={"help": "tokens that are kept behind each, and guessed behind the last"}
+    )
     deepest: int = field(default=6, metadata={"help": "tokens ahead, at most"})
 
     def __post_init__(self) -> None:
@@ -82,22 +84,14 @@ class _Recycling(Drafting):
     def draft(self, most: int, outlook: Outlook = GREEDILY) -> list[Draft]:
         if self._last is None:
             return []
-        drafts: list[Draft] = []
-        path = Draft([], [], [])
-        self._grow(path, self._last, min(most, self._deepest), _RANKS_ADD_UP_TO, drafts, outlook)
-        return drafts
+        last = self._last
 
-    def _grow(
-        self, path: Draft, token: int, most: int, ranks: int, drafts: list[Draft], outlook: Outlook
-    ) -> None:
-        """Every path behind ``token`` whose ranks add up to no more than ``ranks``."""
-        followers = self._ranked(token, len(path.tokens), outlook)[: 1 + ranks] if most else []
-        for rank, follower in enumerate(followers):
-            chances = [*path.chances, _CHANCES[min(rank, len(_CHANCES) - 1)]]
-            longer = Draft([*path.tokens, follower], [*path.kinds, rank], chances)
-            self._grow(longer, follower, most - 1, ranks - rank, drafts, outlook)
-        if not followers and path.tokens:
-            drafts.append(path)
+        @cache
+        def guesses(ahead: int, token: int | None) -> list[Guess]:
+            followers = self._ranked(last if token is None else token, ahead, outlook)
+            return list(map(Guess, followers, count(), chain(_CHANCES, repeat(_CHANCES[-1]))))
+
+        return ranked_tree(guesses, self._candidates, min(most, self._deepest))
 
     def _ranked(self, token: int, ahead: int, outlook: Outlook) -> list[int]:
         """What may follow ``token``, in the order in which it would be chosen so many tokens ahead."""

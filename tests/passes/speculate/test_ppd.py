@@ -26,6 +26,7 @@ from tersor.runtime.decoder import Decoder
 from tersor.runtime.generation import Stopping, generate
 from tersor.runtime.sampling import Sampling
 from tersor.runtime.speculation import Statistics
+from tersor.runtime.tree import TokenTree
 
 SPEC = "speculate:drafter=ppd"
 SAMPLINGS = [Sampling(), Sampling(temperature=1.1, seed=3)]
@@ -154,6 +155,16 @@ def test_guesses_are_the_likeliest_of_every_place(outlook: Any) -> None:
     assert {len(draft.tokens) for draft in drafting.draft(2, outlook)} == {2}
     drafting.extend([7])
     assert drafting.draft(5, outlook) == []
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 4, 6])
+def test_so_many_are_guessed_at_the_next_place_as_are_asked_for(candidates: int) -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    drafting = PromptTokens(candidates=candidates).begin()
+    drafting.probed(logits)
+    drafts = drafting.draft(5)
+    assert {draft.tokens[0] for draft in drafts} == set(logits[0].topk(candidates).indices.tolist())
+    assert TokenTree.of(0, drafts).guesses <= 64
 
 
 def test_prompt_tokens_are_read_from_a_file(tmp_path: Path) -> None:

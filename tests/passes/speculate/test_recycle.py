@@ -13,6 +13,7 @@ from tersor.ir.errors import SpecError
 from tersor.passes.spec import parse_spec
 from tersor.passes.speculate.likeliest import likeliest
 from tersor.passes.speculate.recycle import Recycle
+from tersor.runtime.tree import TokenTree
 
 
 def scores(*ranked: list[int], vocabulary: int = 20) -> Tensor:
@@ -29,8 +30,18 @@ def test_paths_are_the_likeliest_tokens_behind_each_other() -> None:
     drafting.observe([1, 2, 3], scores([2, 3], [4, 5], [1, 6]))
     drafting.extend([1])
     found = {(tuple(d.tokens), tuple(d.kinds)) for d in drafting.draft(5)}
-    assert found == {((2, 4), (0, 0)), ((2, 5), (0, 1)), ((3, 1), (1, 0)), ((3, 6), (1, 1))}
+    assert found == {((2, 4), (0, 0)), ((2, 5), (0, 1)), ((3, 1), (1, 0))}
     assert {tuple(d.tokens) for d in drafting.draft(1)} == {(2,), (3,)}
+
+
+@pytest.mark.parametrize("candidates", [1, 4, 5, 8])
+def test_so_many_are_guessed_as_are_kept(candidates: int) -> None:
+    drafting = Recycle(candidates=candidates).begin()
+    drafting.observe(list(range(12)), scores(*([(token + n) % 12 for n in range(10)] for token in range(12))))
+    drafting.extend([3])
+    tree = TokenTree.of(3, drafting.draft(60))
+    assert set(tree.children[0]) == {3 + n for n in range(candidates)}
+    assert tree.guesses <= 64
 
 
 def test_what_is_said_last_counts_and_other_texts_begin_with_it() -> None:
