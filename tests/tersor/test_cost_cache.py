@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tersor import cost_cache
 from tersor.certificate import CERTIFICATE
 from tersor.cost_cache import kept
 from tersor.runtime.cost_curve import CostCurve
+from tersor.runtime.machine import machine_facts
 
 CURVE = CostCurve((1, 2, 5), (1.0, 1.25, 2.0))
 
@@ -42,6 +44,21 @@ def test_it_is_measured_once_and_again_where_anything_differs(artifact: Path) ->
     (artifact / CERTIFICATE).write_text('{"another": 1}')
     kept(artifact, {"threads": 1}, measure)
     assert measure.asked == 3
+
+
+def test_another_machine_measures_for_itself(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a home folder is shared by machines: each keeps its own, and finds it again."""
+    measure = Measure()
+    here = machine_facts(bandwidth=False)
+    for facts, asked in (
+        (here, 1),
+        (here | {"processor": "another"}, 2),
+        (here, 2),
+        (here | {"cores": 999}, 3),
+    ):
+        monkeypatch.setattr(cost_cache, "machine_facts", lambda bandwidth, facts=facts: facts)
+        kept(artifact, {"threads": 1}, measure)
+        assert measure.asked == asked
 
 
 @pytest.mark.parametrize(
