@@ -9,7 +9,7 @@ lose on a prompt, both are measured again: one run says little on a machine that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -71,9 +71,9 @@ _console = Console(stderr=True)
 
 @dataclass
 class Result(decoding_sides.Result):
-    """And what came of guesses."""
+    """And what came of guesses, and where tokens of ours leave those of transformers, by the side."""
 
-    divergence: Divergence | None = None
+    parted: dict[str, Divergence] = field(default_factory=dict)
     guesses: dict[str, Statistics] = field(default_factory=dict)
     again: dict[str, float] = field(default_factory=dict)
 
@@ -120,7 +120,7 @@ class Bench:
         for _ in range(repeats):
             result.take_turn(sides, self.new)
         result.guesses = {s.name: s.counts for s in sides if isinstance(s, Ours) and s.drafter is not None}
-        result.divergence = self._compared(result)
+        result.parted = self._compared(result)
         return result
 
     def settle(self, results: Sequence[Result]) -> None:
@@ -137,20 +137,26 @@ class Bench:
                 found = f"{last.ratio(name, over):.2f} at first, {last.again[name]:.2f} of {_AGAIN} runs"
                 _console.print(f"{last.prompt.kind}, {name} over {over}: {found}", highlight=False)
 
-    def _compared(self, result: Result) -> Divergence | None:
-        """Where tokens leave those of transformers."""
+    def _compared(self, result: Result) -> dict[str, Divergence]:
+        """Where tokens leave those of transformers: each side by itself, as a tie of one excuses no other."""
+        found: dict[str, Divergence] = {}
+        known: dict[tuple[int, ...], Divergence | None] = {}
         for name in (PLAIN, *DRAFTERS):
-            parted = first_divergence(
-                result.prompt.tokens,
-                result.tokens[PEER],
-                result.tokens[name],
-                self.peer.logits,
-                lambda tokens: self.peer.logits(tokens, 4),
-                self.plain.logits,
-            )
+            tokens = tuple(result.tokens[name])
+            if tokens not in known:
+                # As a rule all sides part alike.
+                known[tokens] = first_divergence(
+                    result.prompt.tokens,
+                    result.tokens[PEER],
+                    tokens,
+                    self.peer.logits,
+                    lambda tokens: self.peer.logits(tokens, 4),
+                    self.plain.logits,
+                )
+            parted = known[tokens]
             if parted is not None:
-                return parted
-        return None
+                found[name] = parted
+        return found
 
 
 def best_drafter(results: Sequence[Result]) -> str:
@@ -177,8 +183,19 @@ def missed(results: Sequence[Result]) -> list[str]:
     ]
     found = [f"{what}: {ratio:.2f} (at least {limit:g})" for what, ratio, limit in asked if ratio < limit]
     return found + [
-        str(r.divergence) for r in results if r.divergence is not None and not r.divergence.is_tie
+        f"{name} {parted}"
+        for result in results
+        for name, parted in result.parted.items()
+        if not parted.is_tie
     ]
+
+
+def told(parted: Mapping[str, Divergence]) -> str:
+    """Where sides part on one prompt, those together that part alike."""
+    sides: dict[str, list[str]] = {}
+    for name, divergence in parted.items():
+        sides.setdefault(str(divergence), []).append(name)
+    return "; ".join(f"{', '.join(names)}: {where}" for where, names in sides.items())
 
 
 def worst_of(results: Sequence[Result], side: str, over: str) -> Result:
@@ -213,7 +230,7 @@ def section(
     ]
     fastest = max(result.per_second(PLAIN) for result in results)
     share = fastest * bytes_read / read_bandwidth()
-    ties = [result.divergence for result in results if result.divergence is not None]
+    parted = [told(result.parted) for result in results if result.parted]
     short = missed(results)
     if first[PLAIN] / first[PEER] > FIRST_LIMIT:
         short.append(f"time to first token: {first[PLAIN] / first[PEER]:.2f} (at most {FIRST_LIMIT})")
@@ -234,8 +251,8 @@ def section(
             "",
             table(["drafter", *_COLUMNS], [_drafter_cells(name, results) for name in DRAFTERS]),
             "",
-            f"{len(results) - len(ties)} of {len(results)} prompts have the tokens of transformers to the end"
-            + (f"; {len(ties)} part at: {'; '.join(map(str, ties))}." if ties else "."),
+            f"{len(results) - len(parted)} of {len(results)} prompts have the tokens of transformers to the end"
+            + (f"; {len(parted)} part at: {'; '.join(parted)}." if parted else "."),
             "",
             (
                 f"Seconds to the first token behind {FIRST} tokens: {first[PLAIN]:.2f}, of transformers "
@@ -289,7 +306,7 @@ def main() -> None:
         results.append(bench.run(prompt, options.repeats))
         last = results[-1]
         speeds = ", ".join(f"{side} {last.per_second(side):.1f}" for side in last.tokens)
-        parted = f"; parts at {last.divergence}" if last.divergence is not None else ""
+        parted = f"; parts at {told(last.parted)}" if last.parted else ""
         _console.print(
             f"{prompt.kind}, {len(prompt.tokens)} tokens: {speeds} tokens/s{parted}", highlight=False
         )

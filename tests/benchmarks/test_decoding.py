@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
+import torch
 
 from benchmarks import decoding, decoding_sides
 from benchmarks.decoding import (
@@ -34,7 +36,7 @@ def result(kind: str, seconds: tuple[float, float, float], parted: Divergence | 
         Prompt(kind, [1, 2]),
         {side: [time] for side, time in sides.items()},
         {side: list(range(10)) for side in sides},
-        parted,
+        {} if parted is None else dict.fromkeys((PLAIN, *DRAFTERS), parted),
         {name: Statistics(4, 10, 4, [2, 2], [2, 1], 0.004, 0.08) for name in DRAFTERS},
     )
 
@@ -60,8 +62,39 @@ def test_what_is_missed_is_named() -> None:
     assert [text.split(":")[0] for text in found] == [
         "plain over transformers", f"{best} over transformers", f"{best} over plain", f"{best} over plain on prose",
         *(f"{name} over plain on the worst prompt" for name in DRAFTERS),
-        f"{DRAWN_BY} over drawn on the worst prompt", f"draws with {DEFAULT} over draws", "token 3",
+        f"{DRAWN_BY} over drawn on the worst prompt", f"draws with {DEFAULT} over draws",
+        *(f"{name} token 3" for name in (PLAIN, *DRAFTERS)),
     ]  # fmt: skip
+
+
+def test_sides_that_part_alike_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "read_bandwidth", lambda: 100e9)
+    tie = Divergence(3, (5, 6), 1e-4, 1e-4, 1e-4)
+    text = section([result("prose", (8.0, 4.0, 1.0), tie)], {PEER: 2.0, PLAIN: 1.0}, 10**9, "", 10, 1)
+    assert f"; 1 part at: {', '.join((PLAIN, *DRAFTERS))}: token 3: 5 and 6, margin 0.0001" in text
+
+
+def test_a_drafter_that_is_wrong_is_seen_where_plain_parts_at_a_tie() -> None:
+    def logits(tokens: list[int], rows: int = 1) -> torch.Tensor:
+        """Of two tokens ahead 5 and 6 are all but equal; rounding moves what is computed together with others."""
+        scores = torch.zeros(20)
+        scores[5], scores[6] = 1.0, 1.0 - 1e-4 if len(tokens) == 2 else 0.0
+        return scores + 1e-4 * (rows > 1) * torch.arange(20).remainder(2)
+
+    bench = object.__new__(Bench)
+    bench.peer = bench.plain = SimpleNamespace(logits=logits)
+    found = Result(Prompt("prose", [1]))
+    found.tokens = {name: [5, 5, 5, 5] for name in (PEER, PLAIN, *DRAFTERS)}
+    wrong, *_ = DRAFTERS
+    found.tokens |= {PLAIN: [5, 6, 5, 5], wrong: [9, 9, 9, 9]}
+    parted = bench._compared(found)
+    assert parted.keys() == {PLAIN, wrong}
+    assert (parted[PLAIN].place, parted[PLAIN].is_tie) == (1, True)
+    assert (parted[wrong].place, parted[wrong].is_tie) == (0, False)
+    found.parted = parted
+    found.seconds = result("prose", (8.0, 4.0, 1.0)).seconds
+    found.tokens |= {LOOKUP: [5], DRAWN: [5], DRAWN_BY: [5]}
+    assert [text for text in missed([found]) if "no tie" in text] == [f"{wrong} {parted[wrong]}"]
 
 
 def test_what_seems_to_lose_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
