@@ -10,12 +10,20 @@ from guesses import draft_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tersor.passes.cache.layout import CacheLayout
+from tersor.passes.registry import find_methods
 from tersor.runtime import kv_cache
 from tersor.runtime.decoder import Decoder
 from tersor.runtime.kv_cache import KvCache
 from tersor.runtime.tree import TokenTree, side_by_side
 
 _STEP, _ROLLBACK = 6, 4
+# Every layout that is found; pages that are smaller than windows.
+SMALL = {"paged": PAGED}
+LAYOUTS = [
+    SMALL.get(name, f"kv-cache:layout={name}")
+    for name in find_methods(CacheLayout)  # type: ignore[type-abstract]
+]
 
 
 def small_cache(decoder: Decoder, rows: int) -> KvCache:
@@ -61,7 +69,7 @@ actions = st.one_of(
 Plan = list[tuple[str, int, int]]
 histories = given(
     name=st.sampled_from(["gemma3", "mistral"]),
-    layout=st.sampled_from(["kv-cache", PAGED]),
+    layout=st.sampled_from(LAYOUTS),
     plan=st.lists(actions, max_size=12),
     seed=st.integers(0, 99),
 )
@@ -145,6 +153,36 @@ def test_accepted_nodes_of_a_tree_move_next_to_what_was_filled() -> None:
     for name, buffer in cache.buffers.items():
         assert torch.equal(buffer[0, :, :3], before[name][0, :, :3])
         assert torch.equal(buffer[0, :, 3:6], written[name][:, [0, 2, 3]])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_each_row_keeps_the_path_that_was_right_in_it(name: str, layout: str) -> None:
+    decoder = decoder_on(name, "torch", layout)
+    cache = small_cache(decoder, 3)
+    rows, new = [[5, 6, 7], [8], [9, 10]], [[20, 21, 22, 23], [30, 31, 32, 33], [40, 41, 42, 43]]
+    for row, tokens in enumerate(rows):
+        decoder.prefill(cache, row, tokens)
+    paths = [[0, 2, 3], [0, 1], [0, 3]]
+    trees = [tree_of_path(tokens, path) for tokens, path in zip(new, paths, strict=True)]
+    tokens, branching = side_by_side(trees)
+    cache.reserve(len(tokens[0]))
+    decoder.try_step(cache, tokens, branching)
+    for row, path in enumerate(paths):
+        cache.commit(row, len(tokens[0]), path)
+    for row, path in enumerate(paths):
+        assert_same_sight(decoder, cache, row, rows[row] + [new[row][node] for node in path])
+
+
+def tree_of_path(tokens: list[int], path: list[int]) -> TokenTree:
+    """Nodes in the order of ``tokens``, of which those of ``path`` follow each other and others the first."""
+    tree = TokenTree(tokens[:1])
+    last = 0
+    for node, token in enumerate(tokens[1:], 1):
+        parent = last if node in path else 0
+        assert tree._child(parent, token, False) == node
+        last = node if node in path else last
+    return tree
 
 
 def test_a_window_has_as_many_slots_after_a_thousand_tokens_as_after_one() -> None:
