@@ -42,8 +42,11 @@ from .decoding_sides import (
     spread,
 )
 from .page import check_limits, provenance, put_section, table
+from .peers import genai_sides
 
 PEER, LOOKUP, PLAIN = "transformers", "transformers lookup", "plain"
+# Its own assisted generation, in which its first layers guess; no smaller model has this vocabulary.
+ASSISTED, ASSISTING_LAYERS = "transformers assisted", 6
 # Who guesses where nobody else is asked for, and who alone guesses at draws.
 DEFAULT = Speculate().drafter.name
 DRAWN, DRAWN_BY = "drawn", f"drawn, {DEFAULT}"
@@ -110,8 +113,12 @@ class Bench:
             Ours(DRAWN, decoder, None, drawn),
             Ours(DRAWN_BY, decoder, DEFAULT, drawn),
         ]
+        self.others: list[Side] = [
+            Transformers(ASSISTED, model, {"assistant_early_exit": ASSISTING_LAYERS}),
+            *genai_sides("fp32"),
+        ]
         # A first text lowers what is needed and measures what steps cost; neither is done again.
-        for side in self.greedy:
+        for side in (*self.greedy, *self.others):
             side.run([2, 5, 6, 5], 12)
 
     def run(self, prompt: Prompt, repeats: int) -> Result:
@@ -122,6 +129,13 @@ class Bench:
         result.guesses = {s.name: s.counts for s in sides if isinstance(s, Ours) and s.drafter is not None}
         result.parted = self._compared(result)
         return result
+
+    def over_peer(self, chosen: Sequence[Prompt]) -> dict[str, float]:
+        """How many times as fast as transformers others are, on one prompt of each kind: some take long."""
+        results = [decoding_sides.Result(prompt) for prompt in {p.kind: p for p in chosen}.values()]
+        for result in results:
+            result.take_turn((self.peer, *self.others), self.new)
+        return {side.name: mean_ratio(results, side.name, PEER) for side in self.others}
 
     def settle(self, results: Sequence[Result]) -> None:
         """Measure again what seems to lose, the most first, until something does or nothing is left."""
@@ -164,7 +178,7 @@ def best_drafter(results: Sequence[Result]) -> str:
     return max(DRAFTERS, key=lambda name: mean_ratio(results, name, PLAIN))
 
 
-def missed(results: Sequence[Result]) -> list[str]:
+def missed(results: Sequence[Result], first: dict[str, float]) -> list[str]:
     """What is asked of the figures and is not so."""
     best = best_drafter(results)
     asked = [
@@ -182,6 +196,8 @@ def missed(results: Sequence[Result]) -> list[str]:
         (f"draws with {DEFAULT} over draws", mean_ratio(results, DRAWN_BY, DRAWN), DRAWN_LIMIT),
     ]
     found = [f"{what}: {ratio:.2f} (at least {limit:g})" for what, ratio, limit in asked if ratio < limit]
+    if first[PLAIN] / first[PEER] > FIRST_LIMIT:
+        found.append(f"time to first token: {first[PLAIN] / first[PEER]:.2f} (at most {FIRST_LIMIT})")
     return found + [
         f"{name} {parted}"
         for result in results
@@ -209,6 +225,7 @@ def worst(results: Sequence[Result], side: str, over: str) -> float:
 def section(
     results: Sequence[Result],
     first: dict[str, float],
+    others: dict[str, float],
     bytes_read: int,
     curve: str,
     new: int,
@@ -231,9 +248,7 @@ def section(
     fastest = max(result.per_second(PLAIN) for result in results)
     share = fastest * bytes_read / read_bandwidth()
     parted = [told(result.parted) for result in results if result.parted]
-    short = missed(results)
-    if first[PLAIN] / first[PEER] > FIRST_LIMIT:
-        short.append(f"time to first token: {first[PLAIN] / first[PEER]:.2f} (at most {FIRST_LIMIT})")
+    short = missed(results, first)
     return "\n".join(
         [
             provenance("decoding"),
@@ -247,6 +262,12 @@ def section(
                 f"{sum(not r.drawn_apart for r in results)} of {len(results)} prompts, in others rounding decides. On "
                 f"the worst prompt with guesses / without: {worst(results, DRAWN_BY, DRAWN):.2f}. Of prompts on which "
                 f"something was below {PROMPT_LIMIT} of plain, that is the median of {_AGAIN} runs more."
+            ),
+            "",
+            (
+                f"Others, on one prompt of each kind, times as fast as {PEER}: "
+                + "; ".join(f"{name} {ratio:.2f}" for name, ratio in others.items())
+                + f". *Assisted*: `assistant_early_exit={ASSISTING_LAYERS}`, as no smaller model has this vocabulary."
             ),
             "",
             table(["drafter", *_COLUMNS], [_drafter_cells(name, results) for name in DRAFTERS]),
@@ -311,16 +332,16 @@ def main() -> None:
             f"{prompt.kind}, {len(prompt.tokens)} tokens: {speeds} tokens/s{parted}", highlight=False
         )
     bench.settle(results)
+    others = bench.over_peer(chosen)
     weights = bench.decoder.program.weights
     bytes_read = sum(tensor.nbytes for tensor in {w.data_ptr(): w for w in weights.values()}.values())
     costs = bench.decoder.cost_curve
     curve = "/".join(map(str, costs.widths)) + " tokens: " + "/".join(f"{s * 1e3:.1f}" for s in costs.seconds)
     long: Any = chosen[-1].tokens[:FIRST]
-    text = section(
-        results, first_token([bench.peer, bench.plain], long), bytes_read, curve, options.new, options.repeats
-    )
+    first = first_token([bench.peer, bench.plain], long)
+    text = section(results, first, others, bytes_read, curve, options.new, options.repeats)
     put_section("decoding", text, bool(options.print or options.prompts), elsewhere=True)
-    check_limits(missed(results), options.check)
+    check_limits(missed(results, first), options.check)
 
 
 if __name__ == "__main__":

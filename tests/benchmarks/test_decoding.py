@@ -27,6 +27,8 @@ from examples.prompts import Prompt
 from tersor.runtime.divergence import Divergence
 from tersor.runtime.speculation import Statistics
 
+FIRST = {PEER: 2.0, PLAIN: 1.0}
+
 
 def result(kind: str, seconds: tuple[float, float, float], parted: Divergence | None = None) -> Result:
     """Ten tokens on every side, in so many seconds by transformers, plain, and with guesses of any drafter."""
@@ -44,20 +46,21 @@ def result(kind: str, seconds: tuple[float, float, float], parted: Divergence | 
 def test_ratios_are_geometric_means_by_kind_and_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "read_bandwidth", lambda: 100e9)
     results = [result("prose", (8.0, 4.0, 1.0)), result("code", (8.0, 2.0, 1.0))]
-    text = section(results, {PEER: 2.0, PLAIN: 1.0}, 10**9, "1/2 tokens: 1.0/1.1", 10, 1)
+    text = section(results, FIRST, {"another": 0.5}, 10**9, "1/2 tokens: 1.0/1.1", 10, 1)
     assert "| prose | 1.2 | 1.2 | 2.5 | 10.0 | 2.00 | 8.00 | 4.00 | 4.00 |" in text
     assert "| **all** | 1.2 | 1.2 | 3.8 | 10.0 | 2.83 | 8.00 | 2.83 | 2.83 |" in text
     assert "| ngram | 2.83 | 2.00 | 2.50 | 50% | 75% | 20.0 | 1.0 | 2 to 4x where" in text
     assert "Seconds to the first token behind 1000 tokens: 1.00, of transformers 2.00, ratio 0.50." in text
     assert "at its fastest 5% of this machine's" in " ".join(text.split())
     assert "2 of 2 prompts have the tokens of transformers to the end." in text
+    assert "times as fast as transformers: another 0.50." in text
     assert "Below what is asked: nothing." in text
 
 
 def test_what_is_missed_is_named() -> None:
     bug, tie = Divergence(3, (5, 6), 0.5, 1e-4, 1e-4), Divergence(3, (5, 6), 1e-4, 1e-4, 1e-4)
-    assert missed([result("prose", (8.0, 4.0, 1.0), tie)]) == []
-    found = missed([result("prose", (8.0, 5.0, 5.2), bug)])
+    assert missed([result("prose", (8.0, 4.0, 1.0), tie)], FIRST) == []
+    found = missed([result("prose", (8.0, 5.0, 5.2), bug)], FIRST)
     best = DRAFTERS[0]
     assert [text.split(":")[0] for text in found] == [
         "plain over transformers", f"{best} over transformers", f"{best} over plain", f"{best} over plain on prose",
@@ -67,10 +70,15 @@ def test_what_is_missed_is_named() -> None:
     ]  # fmt: skip
 
 
+def test_a_late_first_token_is_missed() -> None:
+    found = missed([result("prose", (8.0, 2.0, 0.5))], {PEER: 2.0, PLAIN: 1.9})
+    assert found == ["time to first token: 0.95 (at most 0.85)"]
+
+
 def test_sides_that_part_alike_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "read_bandwidth", lambda: 100e9)
     tie = Divergence(3, (5, 6), 1e-4, 1e-4, 1e-4)
-    text = section([result("prose", (8.0, 4.0, 1.0), tie)], {PEER: 2.0, PLAIN: 1.0}, 10**9, "", 10, 1)
+    text = section([result("prose", (8.0, 4.0, 1.0), tie)], FIRST, {"another": 0.5}, 10**9, "", 10, 1)
     assert f"; 1 part at: {', '.join((PLAIN, *DRAFTERS))}: token 3: 5 and 6, margin 0.0001" in text
 
 
@@ -94,7 +102,7 @@ def test_a_drafter_that_is_wrong_is_seen_where_plain_parts_at_a_tie() -> None:
     found.parted = parted
     found.seconds = result("prose", (8.0, 4.0, 1.0)).seconds
     found.tokens |= {LOOKUP: [5], DRAWN: [5], DRAWN_BY: [5]}
-    assert [text for text in missed([found]) if "no tie" in text] == [f"{wrong} {parted[wrong]}"]
+    assert [text for text in missed([found], FIRST) if "no tie" in text] == [f"{wrong} {parted[wrong]}"]
 
 
 def test_what_seems_to_lose_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +120,7 @@ def test_what_seems_to_lose_is_measured_again(monkeypatch: pytest.MonkeyPatch) -
     assert "model" not in slow.again
     assert slow.again["suffix"] == slower.again["suffix"] == 1.0
     assert slow.again["ngram"] == 2.0
-    assert [t.split(":")[0] for t in missed([slow, slower, fine]) if "worst" in t] == [
+    assert [t.split(":")[0] for t in missed([slow, slower, fine], FIRST) if "worst" in t] == [
         "model over plain on the worst prompt"
     ]
 
