@@ -27,4 +27,5 @@ def among_largest(scores: np.ndarray, count: int) -> np.ndarray | None:
     blocks = np.flatnonzero(peaks >= least)
     inside = (blocks[:, None] * _BLOCK + np.arange(_BLOCK)).ravel()
     places = np.concatenate([inside, np.arange(whole, len(scores))])
-    return places[scores[places] >= least]
+    among: np.ndarray = places[scores[places] >= least]
+    return among

@@ -176,6 +176,9 @@ class OptimizedModel:
         With ``generate`` the file decodes by itself, in standard operators: it takes ``input_ids`` (int64
         ``[1, prompt]``) and ``max_new_tokens`` (an int64 number), and returns ``new_tokens`` (int64 ``[1, new]``),
         the most likely ones: draws and penalties that the model came with settings for are no part of it.
+        Where ``speculate`` is among the passes, what guesses in it is a chain that follows from the text alone: of
+        ``several``, the default, the first drafter that guesses so (``suffix``, which then remembers no other text),
+        and nothing of the others.
         Weights are in it as the Program holds them; ``model.onnx`` of a saved artifact has them as they were stored.
 
         Args:

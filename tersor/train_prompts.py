@@ -114,7 +114,7 @@ def train_prompts(
         raise InputError(
             f"the text has {len(tokens)} tokens: give one of at least {length}, or a smaller length"
         )
-    stepped, _ = pipeline.run(program, ["kv-cache", "speculate:drafter=suffix"])
+    stepped, _ = pipeline.run(program, ["kv-cache", "speculate"])
     table = embeddings(stepped)
     generator = torch.Generator().manual_seed(seed)
     spread = float(table.float().std())

@@ -1,4 +1,9 @@
-"""Several drafters at once: of what they guess together, a tree, the part is checked that promises most."""
+"""Several drafters at once: of what they guess together, a tree, the part is checked that promises most.
+
+All are asked at every step, also while guessing rests: looking up costs next to nothing beside a step, and what is seen
+of guesses that are not checked is what ends the rest.  What rests is checking (``runtime.speculation.Policy``).  Models
+that guess take steps of their own, so that they rest altogether, each drafter by its own account (``draft_loop``).
+"""
 
 from __future__ import annotations
 

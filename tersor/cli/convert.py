@@ -92,7 +92,8 @@ def convert(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Also write one ONNX file that generates by itself; needs -p kv-cache, guesses with -p speculate.",
+            help="Also write one ONNX file that generates by itself; needs -p kv-cache, guesses with -p speculate "
+            "(of several drafters by the first that goes by the text alone).",
         ),
     ] = None,
     imports: Imports = None,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tersor.passes.pipeline import run
 from tersor.passes.spec import Spec
 from tersor.passes.speculate.drafter import Drafter
 from tersor.passes.speculate.insert import Speculate
+from tersor.passes.speculate.several import _KINDS, Several
 from tersor.runtime import generation
 from tersor.runtime.decoder import Decoder
 from tersor.runtime.generation import Stopping, generate
@@ -102,10 +104,10 @@ def chi_square(texts: Sequence[Sequence[int]], sampling: Sampling) -> float:
 
 
 class Watched(Drafting):
-    """A drafting of which it is known whether it ever guessed more than a chain."""
+    """A drafting of which it is known whether it ever guessed more than a chain; its kinds are below ``kinds``."""
 
-    def __init__(self, drafting: Drafting, seen: set[str]) -> None:
-        self._drafting, self._seen = drafting, seen
+    def __init__(self, drafting: Drafting, seen: set[str], kinds: float) -> None:
+        self._drafting, self._seen, self._kinds = drafting, seen, kinds
 
     def extend(self, tokens: Sequence[int]) -> None:
         self._drafting.extend(tokens)
@@ -118,6 +120,7 @@ class Watched(Drafting):
 
     def draft(self, most: int, outlook: Outlook = GREEDILY) -> list[Draft]:
         drafts = self._drafting.draft(most, outlook)
+        assert all(0 <= kind < self._kinds for draft in drafts for kind in draft.kinds)
         if drafts:
             self._seen.add("chain" if TokenTree.of(0, drafts).is_chain else "tree")
         return drafts
@@ -135,7 +138,8 @@ def drawn(
         models = ScriptedModels(drafter.models(cached(VOCABULARY)), decoder)
 
         def guess(rows: Rows) -> Drafting:
-            return Watched(drafter.begin(rows), seen)
+            # What puts the kinds of others side by side has more.
+            return Watched(drafter.begin(rows), seen, inf if isinstance(drafter, Several) else _KINDS)
 
         given = {"guess": guess, "models": models}
     for seed in range(count // TOGETHER):
