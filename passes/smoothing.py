@@ -16,17 +16,11 @@ import torch
 from torch import Tensor, fx
 
 from tersor.ir.operands import argument
+from tersor.ir.products import PRODUCTS
 from tersor.ir.program import SMOOTHED, GraphInterpreter, Program
 from tersor.ir.stepping import run_in_steps
 
 aten = torch.ops.aten
-# Products with a weight: places of the input and of the weight, and the weight's dim that meets the input's last.
-_PRODUCTS = {
-    aten.linear.default: (0, 1, 1),
-    aten.mm.default: (0, 1, 0),
-    aten.matmul.default: (0, 1, 0),
-    aten.addmm.default: (1, 2, 0),
-}
 _VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 # Of a channel's largest input and its largest weight, the power of the first; the paper's.
 _SHARE = 0.5
@@ -123,16 +117,14 @@ def _readers(source: fx.Node, node: fx.Node, weights: _Weights) -> list[tuple[st
                 return []
             found += behind
             continue
-        if user.target not in _PRODUCTS:
+        product = PRODUCTS.get(user.target)
+        if product is None:
             return []
-        place, right, dim = _PRODUCTS[user.target]
-        name = weights.name(argument(user, right))
-        once = [arg for arg in user.all_input_nodes if arg is node] == [node] and argument(
-            user, place
-        ) is node
-        if name is None or not once or user.args[right].meta["val"].dim() != 2:  # type: ignore[union-attr]
+        name, matrix = weights.name(argument(user, product.right)), argument(user, product.right)
+        places = [place for place, arg in enumerate(user.args) if arg is node]
+        if name is None or places != [product.left] or matrix.meta["val"].dim() != 2:
             return []
-        found.append((name, dim))
+        found.append((name, product.inner))
     return found
 
 

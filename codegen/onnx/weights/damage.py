@@ -8,21 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from tersor.ir.products import PRODUCTS
 from tersor.ir.program import GraphInterpreter, Program
 from tersor.ir.stepping import run_in_steps
 
 from .kind import Stored
-
-aten = torch.ops.aten
-
-
-# Products with a weight, by the places of the two operands; whether the weight is [out, in].
-_PRODUCTS = {
-    aten.linear.default: (0, 1, True),
-    aten.mm.default: (0, 1, False),
-    aten.matmul.default: (0, 1, False),
-    aten.addmm.default: (1, 2, False),
-}
 
 
 def damage(program: Program, stored: Mapping[str, Stored], inputs: Mapping[str, Tensor]) -> dict[str, float]:
@@ -65,13 +55,13 @@ class _Squares(GraphInterpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if n.target in _PRODUCTS:
-            left, right, straight = _PRODUCTS[n.target]
+        if n.target in PRODUCTS:
+            left, right, inner = PRODUCTS[n.target]
             weight = n.args[right]
             if isinstance(weight, fx.Node) and weight.op == "get_attr" and str(weight.target) in self._stored:
                 x: Tensor = self.env[n.args[left]]  # type: ignore[index]
                 square = x.flatten(0, -2).square().sum(0)
                 before = self.sums.get(str(weight.target))
                 total = square if before is None else before[0] + square
-                self.sums[str(weight.target)] = total, not straight
+                self.sums[str(weight.target)] = total, inner == 0
         return result

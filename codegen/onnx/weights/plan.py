@@ -10,14 +10,13 @@ from torch import Tensor, fx
 from torch.utils.weak import WeakIdKeyDictionary
 
 from tersor.ir.errors import InputError
+from tersor.ir.products import PRODUCTS
 from tersor.ir.program import SMOOTHED, Program
 
 from .kind import Kind, Stored
 from .kinds import find_kind
 
 aten = torch.ops.aten
-# Products whose right operand is a weight [in, out], by the place of that operand.
-_RIGHT: dict[Any, int] = {aten.mm.default: 1, aten.matmul.default: 1, aten.addmm.default: 2}
 # A table that nothing multiplies costs only what is looked up in it; smaller ones are left as they are.
 _LEAST_TABLE = 1 << 16
 
@@ -85,10 +84,12 @@ def _role(weight: fx.Node, user: fx.Node) -> str | None:
         return "linear" if _is_rows(user.args[0]) else None
     if user.target is aten.embedding.default and user.args[0] is weight:
         return "table"
-    place = _RIGHT.get(user.target)
-    if place is not None and [i for i, arg in enumerate(user.args) if arg is weight] == [place]:
+    product = PRODUCTS.get(user.target)
+    if product is None or product.inner != 0:
+        return None
+    if [place for place, arg in enumerate(user.args) if arg is weight] == [product.right]:
         plain = not (user.kwargs.keys() & {"alpha", "beta"})
-        return "right" if plain and _is_rows(user.args[place - 1]) else None
+        return "right" if plain and _is_rows(user.args[product.left]) else None
     return None
 
 
