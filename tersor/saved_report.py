@@ -73,7 +73,7 @@ def _storage(data: Mapping[str, Any] | None) -> Storage | None:
         int(data["bytes"]),
         trials,
         deviation,
-        int(data["smoothed"]),
+        int(data.get("smoothed", 0)),
     )
 
 
