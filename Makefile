@@ -49,7 +49,6 @@ bench: $(STAMP)
 	$(PY) -m benchmarks.speed --seconds 10
 	$(PY) -m benchmarks.quality --threads 1
 	$(PY) -m benchmarks.decoding
-	$(PY) -m benchmarks.weights
 	$(PY) -m benchmarks.quantised
 	$(PY) -m benchmarks.generator
 	$(PY) -m benchmarks.identity

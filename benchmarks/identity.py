@@ -27,10 +27,14 @@ from .page import check_limits, provenance, put_section, table
 PLAIN, TOGETHER = "plain", 4
 _INTRODUCTION = """\
 Gemma 3 270M, float32, greedy, {new} new tokens behind each of {prompts} prompts: how many of them have the tokens of
-`transformers.generate` to the end, each alone and {together} at a time, without guesses and with every drafter, which
-guesses at every step here, as if that cost nothing. *Right*: of the guesses that were checked, those that the model
-said too. A tie is where tokens part and the two logits lie closer together than twice what a batch of four, in place
-of one, moves `transformers`' own logits by."""
+`transformers.generate` to the end, each alone and {together} at a time, without guesses and with every drafter. A tie
+is where tokens part and the two logits lie closer together than twice what a batch of four, in place of one, moves
+`transformers`' own logits by."""
+# Of a run in which nobody rests.
+_EAGER = """\
+
+Every drafter guesses at each step here, as if that cost nothing. *Right*: of the guesses that were checked, those that
+the model said too."""
 
 # Ways of guessing that drafters do not take by default: nested models, and two levels over few chunks of the cache.
 _OTHERS = ("self,exits=3+6+9", "model,exits=6+12", "triforce,budget=128,refresh=8,under=6")
@@ -81,8 +85,8 @@ def compare(
     return found
 
 
-def section(all_found: Sequence[Found], count: int, new: int) -> str:
-    """The whole section of the page."""
+def section(all_found: Sequence[Found], count: int, new: int, eager: bool = True) -> str:
+    """The whole section of the page; ``eager``: nobody rested."""
     sides = dict.fromkeys(found.side for found in all_found)
     cells = {(found.side, found.rows): found for found in all_found}
     rows = [
@@ -99,6 +103,7 @@ def section(all_found: Sequence[Found], count: int, new: int) -> str:
             provenance("identity"),
             "",
             _INTRODUCTION.format(new=new, prompts=count, together=TOGETHER),
+            *((_EAGER,) if eager else ()),
             "",
             table(["drafter", "one at a time", "right", f"{TOGETHER} at a time", "right"], rows),
             "",
@@ -157,7 +162,7 @@ def main() -> None:
             told = f"{_cell(found, len(chosen))}, of {found.guesses} guesses {found.right} right"
             _console.print(f"{name}, {rows} at a time: {told}", highlight=False)
     keep = bool(options.print or options.prompts or options.rest)
-    put_section("identity", section(all_found, len(chosen), options.new), keep)
+    put_section("identity", section(all_found, len(chosen), options.new, not options.rest), keep)
     bugs = [bug for found in all_found for bug in found.bugs]
     check_limits(bugs + ([] if options.rest else idle(all_found)), options.check)
 

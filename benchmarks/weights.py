@@ -1,7 +1,7 @@
 """What every kind of weights costs Gemma 3 270M: bytes, and perplexity on text that it was not converted with.
 
-python -m benchmarks.weights            writes its section of docs/benchmarks.md
-python -m benchmarks.weights --rows 8   a quick look that writes nothing
+python -m benchmarks.weights            prints its section
+python -m benchmarks.weights --rows 8   a quick look
 
 Nothing is timed: the section `quantised` says how fast they are.
 """
@@ -24,11 +24,11 @@ from examples.real_data import prose
 from tersor.codegen.onnx.weights import find_kind, kinds
 
 from .decoding_sides import gemma
-from .page import check_limits, provenance, put_section, table
+from .page import check_limits, provenance, table
 
 # Rows of text that kinds are settled on, and rows behind them on which all are measured; tokens of each.
 SETTLED_ON, ROWS, TOKENS = 8, 96, 256
-_INTRODUCTION = """\
+_SAID = """\
 Gemma 3 270M with `kv-cache`, on {positions} tokens of the Python manual behind those that it was converted with
 (calibration of {settled} rows of {tokens}). *Perplexity*: over that of the model in float32, with its standard error
 over rows; *same top token* and *divergence* (KL, mean) against its predictions. *Stored*: where one kind costs more
@@ -126,7 +126,7 @@ def section(costs: Sequence[Cost], settled: int) -> str:
         [
             provenance("weights"),
             "",
-            _INTRODUCTION.format(positions=count * (TOKENS - 1), settled=settled, tokens=TOKENS),
+            _SAID.format(positions=count * (TOKENS - 1), settled=settled, tokens=TOKENS),
             "",
             table(["kind", "stored", "MB", "perplexity", "same top token", "divergence"], rows),
             "",
@@ -137,19 +137,18 @@ def section(costs: Sequence[Cost], settled: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.weights", description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=int, default=0, help="measure on so many rows only; writes nothing")
-    parser.add_argument("--print", action="store_true", help="print the section and write nothing")
+    parser.add_argument("--rows", type=int, default=ROWS, help="rows that are measured")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a stated limit is missed")
     options = parser.parse_args()
     torch.set_grad_enabled(False)
     model, tokenizer, example = gemma()
-    count = SETTLED_ON + (options.rows or ROWS)
+    count = SETTLED_ON + options.rows
     rows = torch.tensor(untouched(tokenizer, prose())[: count * TOKENS]).view(count, TOKENS)
     costs = []
     for kind in (*kinds(), "auto"):
         costs.append(last := measured(kind, model, example, rows, SETTLED_ON))
         _console.print(f"{kind}: {last.stored}, {last.loss:+.2%} ± {last.error:.2%}", highlight=False)
-    put_section("weights", section(costs, SETTLED_ON), bool(options.print or options.rows))
+    print(section(costs, SETTLED_ON))
     check_limits(missed(costs), options.check)
 
 
