@@ -113,7 +113,7 @@ def test_an_intact_artifact_verifies_against_its_model(saved: Path, encoder: tor
     assert found.ok, str(found)
     assert [check.name for check in found.checks] == [
         "files", "inputs", "weights", "interface", "records", "counts", "artifact against its Program", "model",
-        "cleanup", "token-drop:method=norm,keep=0.6,layers=0 (approximate)", "passes together",
+        "text", "cleanup", "token-drop:method=norm,keep=0.6,layers=0 (approximate)", "passes together",
         "model's interface", "artifact against model",
     ]  # fmt: skip
 
