@@ -120,7 +120,8 @@ def _readers(source: fx.Node, node: fx.Node, weights: _Weights) -> list[tuple[st
         product = PRODUCTS.get(user.target)
         if product is None:
             return []
-        name, matrix = weights.name(argument(user, product.right)), argument(user, product.right)
+        matrix = argument(user, product.right)
+        name = weights.name(matrix)
         places = [place for place, arg in enumerate(user.args) if arg is node]
         if name is None or places != [product.left] or matrix.meta["val"].dim() != 2:
             return []

@@ -19,9 +19,9 @@ def other_text(source: Program, program: Program, artifact: Path) -> str:
     if names:
         name = names[0]
         return f"it generates with {name}={own.get(name)!r}, and the artifact with {name}={kept.get(name)!r}"
-    beside = {name: Path(file) for name, file in source.facts.tokenizer_files.items()}
+    beside = map(Path, source.facts.tokenizer_files.values())
     copied = {file.name: file for file in sorted((artifact / TOKENIZER).glob("*"))}
-    read = {file.name: file for file in beside.values() if file.is_file()}
+    read = {file.name: file for file in beside if file.is_file()}
     if not read:
         return ""
     for name in sorted(read.keys() | copied.keys()):

@@ -23,9 +23,10 @@ from tersor.ir.errors import InputError
 from tersor.ir.program import Program
 from tersor.ir.prompt_tokens import embeddings, with_prompt_tokens
 
+from .best_first import Guess
 from .drafter import Drafter
 from .likeliest import likeliest
-from .ranked_tree import Guess, ranked_tree
+from .ranked_tree import ranked_tree
 
 PROMPTS = "prompts"
 # How many prompt tokens there are where none were trained.

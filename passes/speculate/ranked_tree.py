@@ -1,31 +1,23 @@
-"""A tree of guesses out of what is likely at each place, ranked: its likeliest nodes, found best first."""
+"""A tree of guesses out of what is likely at each place, ranked: its likeliest nodes."""
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from tersor.ir.drafting import Draft
 
+from .best_first import Guess, best_first
+
 # Nodes at most: as many as the widest step has that is ever measured.
 _NODES = 64
 
 
-class Guess(NamedTuple):
-    """A token that may stand at a place: the kind of the guess, and how likely it is if those before it are right."""
+class _Place(NamedTuple):
+    """Behind a token (None: the last of the text), and by how much the ranks of what stands there may still add up."""
 
-    token: int
-    kind: int
-    chance: float
-
-
-class _Node(NamedTuple):
-    """A guess behind that of another node, and by how much the ranks of those behind it may still add up."""
-
-    guess: Guess
-    parent: int
+    token: int | None
     depth: int
     ranks: int
 
@@ -43,35 +35,11 @@ def ranked_tree(
         deepest: tokens ahead, at most.
         probed: as of :class:`Draft`.
     """
-    nodes: list[_Node] = []
-    ahead: list[tuple[float, int, _Node]] = []
-    leaves: dict[int, None] = {}
 
-    def open_behind(parent: int, depth: int, token: int | None, ranks: int, chance: float) -> None:
-        """Let what may follow a node be chosen."""
-        if depth < deepest:
-            for rank, guess in enumerate(guesses(depth, token)[: 1 + ranks]):
-                node = _Node(guess, parent, depth + 1, ranks - rank)
-                # Of what is as likely the one that was found first.
-                number = len(nodes) * (1 + candidates) + rank
-                heapq.heappush(ahead, (-chance * guess.chance, number, node))
+    def behind(place: _Place) -> Iterator[tuple[Guess, _Place]]:
+        if place.depth < deepest:
+            for rank, guess in enumerate(guesses(place.depth, place.token)[: 1 + place.ranks]):
+                yield guess, _Place(guess.token, place.depth + 1, place.ranks - rank)
 
-    open_behind(-1, 0, None, candidates - 1, 1.0)
-    while ahead and len(nodes) < _NODES:
-        chance, _, node = heapq.heappop(ahead)
-        number = len(nodes)
-        nodes.append(node)
-        leaves.pop(node.parent, None)
-        leaves[number] = None
-        open_behind(number, node.depth, node.guess.token, node.ranks, -chance)
-    return [replace(_path(nodes, leaf), probed=probed) for leaf in leaves]
-
-
-def _path(nodes: Sequence[_Node], last: int) -> Draft:
-    """The guesses that lead to a node."""
-    path: list[Guess] = []
-    while last >= 0:
-        path.append(nodes[last].guess)
-        last = nodes[last].parent
-    path.reverse()
-    return Draft([g.token for g in path], [g.kind for g in path], [g.chance for g in path])
+    drafts = best_first(_Place(None, 0, candidates - 1), behind, _NODES)
+    return [replace(draft, probed=probed) for draft in drafts]

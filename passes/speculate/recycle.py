@@ -16,9 +16,10 @@ from torch import Tensor
 
 from tersor.ir.drafting import GREEDILY, NO_ROWS, Draft, Drafting, Outlook, Rows
 
+from .best_first import Guess
 from .drafter import Drafter
 from .likeliest import likeliest
-from .ranked_tree import Guess, ranked_tree
+from .ranked_tree import ranked_tree
 
 # How often each rank was right, measured on prose, code and lists.
 _CHANCES = (0.4, 0.06, 0.03, 0.02)

@@ -5,11 +5,9 @@ As in SuffixDecoding (Oliaro et al. 2024), which keeps one tree of a request and
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import count
 from typing import ClassVar, NamedTuple
 
 from torch import nn
@@ -17,6 +15,7 @@ from torch import nn
 from tersor.ir.drafting import GREEDILY, NO_ROWS, Draft, Drafting, Outlook, Rows
 
 from .automaton import End, SuffixAutomaton
+from .best_first import Guess, best_first
 from .drafter import Drafter, chance_of_match
 from .lookup import Lookup
 
@@ -131,16 +130,6 @@ class _Lookup(Drafting):
         return drafts
 
 
-class _Node(NamedTuple):
-    """A guess behind another, -1 for the text, and the run that it makes."""
-
-    parent: int
-    token: int
-    kind: int
-    chance: float
-    place: _Place
-
-
 class _Tree:
     """What followed a match, and what followed that."""
 
@@ -148,23 +137,10 @@ class _Tree:
         self._runs, self._match, self._first_kind = runs, match, first_kind
 
     def grown(self, most: int) -> list[Draft]:
-        """Its ``most`` likeliest guesses, as paths to those behind which there is none."""
-        nodes: list[_Node] = []
-        ahead: list[tuple[float, int, _Node]] = []
-        order = count()
-        last, place, reached = -1, self._match, 1.0
-        while len(nodes) < most:
-            for node in self._followers(last, place):
-                heapq.heappush(ahead, (-reached * node.chance, next(order), node))
-            if not ahead:
-                break
-            chance, _, node = heapq.heappop(ahead)
-            last, place, reached = len(nodes), node.place, -chance
-            nodes.append(node)
-        inner = {node.parent for node in nodes}
-        return [_path(nodes, leaf) for leaf in range(len(nodes)) if leaf not in inner]
+        """Its ``most`` likeliest guesses."""
+        return best_first(self._match, self._followers, most)
 
-    def _followers(self, parent: int, place: _Place) -> list[_Node]:
+    def _followers(self, place: _Place) -> list[tuple[Guess, _Place]]:
         """What followed a run: the latest whatever its share, others where they were frequent."""
         # Past the end of a text it goes on as shorter runs do.
         state, length = self._runs.followed(*place)
@@ -179,7 +155,7 @@ class _Tree:
             if when == last or times >= _OFFERED * total:
                 kind, chance = _standing(self._match.length, times / total, when == last)
                 reached = _Place(*self._runs.follow(state, length, token))
-                nodes.append(_Node(parent, token, self._first_kind + kind, chance, reached))
+                nodes.append((Guess(token, self._first_kind + kind, chance), reached))
         return nodes
 
 
@@ -195,13 +171,3 @@ def _standing(match: int, share: float, latest: bool) -> tuple[int, float]:
         return _USUAL, share
     kind = _SELDOM if latest else _RIVAL
     return kind, _CHANCES[kind]
-
-
-def _path(nodes: Sequence[_Node], leaf: int) -> Draft:
-    """All guesses up to ``leaf``, the first one first."""
-    path = []
-    while leaf >= 0:
-        path.append(nodes[leaf])
-        leaf = nodes[leaf].parent
-    path.reverse()
-    return Draft([n.token for n in path], [n.kind for n in path], [n.chance for n in path])

@@ -9,7 +9,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tersor.passes.speculate.ranked_tree import Guess, ranked_tree
+from tersor.passes.speculate.best_first import Guess
+from tersor.passes.speculate.ranked_tree import ranked_tree
 
 NODES = 64
 
