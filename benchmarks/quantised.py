@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 import tersor
-from examples.prompts import Prompt, prompts, untouched
+from examples.prompts import Prompt, prompts, untouched_rows
 from examples.real_data import prose
 from tersor.runtime.decoder import Decoder
 from tersor.runtime.machine import read_bandwidth
@@ -68,7 +68,7 @@ class Bench:
         self.new = new
         model, self.tokenizer, example = gemma()
         # What rounding costs is measured on text, of which no prompt is made.
-        rows = torch.tensor(untouched(self.tokenizer, prose())[: MEASURED[0] * MEASURED[1]]).view(MEASURED)
+        rows = torch.tensor(untouched_rows(self.tokenizer, prose(), *MEASURED))
         calibration = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in rows.split(2)]
         self.peer = Transformers(PEER, model)
         self.sides: list[Side] = [self.peer]

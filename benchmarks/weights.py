@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 import tersor
-from examples.prompts import untouched
+from examples.prompts import untouched_rows
 from examples.real_data import prose
 from tersor.codegen.onnx.weights import find_kind, kinds
 
@@ -143,7 +143,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     model, tokenizer, example = gemma()
     count = SETTLED_ON + options.rows
-    rows = torch.tensor(untouched(tokenizer, prose())[: count * TOKENS]).view(count, TOKENS)
+    rows = torch.tensor(untouched_rows(tokenizer, prose(), count, TOKENS))
     costs = []
     for kind in (*kinds(), "auto"):
         costs.append(last := measured(kind, model, example, rows, SETTLED_ON))

@@ -27,13 +27,17 @@ def main() -> None:
 
     from tersor.cli.output import progress_bar
     from tersor.ir.capture import capture
+    from tersor.text import opening
     from tersor.train_prompts import train_prompts
 
     model, tokenizer = gemma3_270m()
     ids = torch.randint(5, 1000, (1, 24))
     program = capture(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     with progress_bar() as report:
-        trained = train_prompts(program, untouched(tokenizer, prose()), steps=options.steps, progress=report)
+        text = untouched(tokenizer, prose())
+        trained = train_prompts(
+            program, text, steps=options.steps, progress=report, opening=opening(tokenizer)
+        )
     trained.save(options.out)
     print(f"before: {trained.before}\nafter:  {trained.after}\nWrote {options.out}")
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tersor.text import opening
+
 LONG = 2000  # tokens
 _LONG_AT = (0, 10_000, 20_000)  # where in the manual they begin
 _TEXTS: dict[str, Sequence[str]] = {
@@ -61,16 +63,25 @@ def prompts(tokenizer: Any, sections: Sequence[tuple[str, str]]) -> list[Prompt]
     for kind, texts in _TEXTS.items():
         special = kind != "one token"
         found += [Prompt(kind, tokenizer(text, add_special_tokens=special)["input_ids"]) for text in texts]
-    manual = _manual(tokenizer, sections)
-    found += [Prompt("2,000 tokens", manual[start : start + LONG]) for start in _LONG_AT]
+    manual, begun = _manual(tokenizer, sections), opening(tokenizer)
+    found += [Prompt("2,000 tokens", begun + manual[start : start + LONG - len(begun)]) for start in _LONG_AT]
     return found
 
 
 def untouched(tokenizer: Any, sections: Sequence[tuple[str, str]]) -> list[int]:
-    """The same text behind the last long prompt: what may be trained on."""
+    """The same text behind the last long prompt, without what texts open with: what may be trained on."""
     return _manual(tokenizer, sections)[_LONG_AT[-1] + 2 * LONG :]
+
+
+def untouched_rows(
+    tokenizer: Any, sections: Sequence[tuple[str, str]], count: int, tokens: int
+) -> list[list[int]]:
+    """The same text in rows of so many tokens, each of which opens as texts do: what may be measured on."""
+    text, begun = untouched(tokenizer, sections), opening(tokenizer)
+    piece = tokens - len(begun)
+    return [begun + text[start : start + piece] for start in range(0, count * piece, piece)]
 
 
 def _manual(tokenizer: Any, sections: Sequence[tuple[str, str]]) -> list[int]:
     text = "\n\n".join(f"{title}\n{text}" for title, text in sections)
-    return tokenizer(text)["input_ids"]  # type: ignore[no-any-return]
+    return tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]

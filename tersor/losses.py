@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from .ir.errors import InputError
 from .ir.program import Program, TensorSpec
 from .ir.stepping import Step, Stepping, run_in_steps
 from .passes.deviation import Deviation, Reference, is_logits
-from .text import load_tokenizer, tokenizer_folder
+from .text import load_tokenizer, opening, tokenizer_folder
 
 _WINDOWS, _TOKENS, _CHARACTERS = 16, 128, 1200
 _MASK = "attention_mask"
@@ -42,6 +43,7 @@ class Losses:
             is how much perplexity grows on what the Program itself would write; or ``cosine distance``.
         positions: predicted tokens, or rows that are compared.
         text: what is predicted; nothing where the Program scores no next tokens, or there is no tokenizer.
+        notes: what is to be known of the text, a line each.
     """
 
     def __init__(self, program: Program, samples: Sequence[Batch], calibrated: bool) -> None:
@@ -54,6 +56,7 @@ class Losses:
         self.text: list[Batch] = []
         if self._language is not None:
             self.text = list(samples) if calibrated else _prose(program, self._language)
+        self.notes = _unopened(program, self._language, self.text) if self._language and calibrated else ()
         self.measure = "perplexity" if self.text else "predictions" if self._language else "cosine distance"
         self._own = self._surprise(_whole(program))
         self.positions = len(self._own) or sum(
@@ -138,12 +141,8 @@ def _prose(program: Program, language: _Language) -> list[Batch]:
     """Rows of the standard library's documentation by the model's own tokenizer; none where it has no tokenizer."""
     from pydoc_data.topics import topics
 
-    folder = tokenizer_folder(program, None)
-    if folder is None:
-        return []
-    try:
-        tokenizer = load_tokenizer(folder)
-    except InputError:
+    tokenizer = _tokenizer(program)
+    if tokenizer is None:
         return []
     text = "\n\n".join(topics[name] for name in sorted(topics))
     starts = [len(text) * number // _WINDOWS for number in range(_WINDOWS)]
@@ -153,6 +152,36 @@ def _prose(program: Program, language: _Language) -> list[Batch]:
     except InputError:
         # It takes rows of another length, or fewer ids than its tokenizer has.
         return []
+
+
+def _unopened(program: Program, language: _Language, text: Sequence[Batch]) -> tuple[str, ...]:
+    """Whether no row opens as the tokenizer's texts do: without it some models predict next to nothing."""
+    tokenizer = _tokenizer(program)
+    begun = opening(tokenizer) if tokenizer is not None else []
+    if not begun or not text:
+        return ()
+    for batch in text:
+        real = (
+            batch[_MASK].bool() if _MASK in batch else torch.ones_like(batch[language.ids], dtype=torch.bool)
+        )
+        for row, here in zip(batch[language.ids], real, strict=True):
+            if row[here][: len(begun)].tolist() == begun:
+                return ()
+    told = " ".join(map(str, tokenizer.convert_ids_to_tokens(begun)))
+    note = (
+        f"no row of calibration opens with {told}, as the tokenizer has every text do: models that were trained so "
+        "predict much worse without it, and perplexity is measured on these rows"
+    )
+    return (note,)
+
+
+def _tokenizer(program: Program) -> Any:
+    """The one beside the weights; None where there is none that can be read."""
+    folder = tokenizer_folder(program, None)
+    try:
+        return load_tokenizer(folder) if folder is not None else None
+    except InputError:
+        return None
 
 
 def _bound(program: Program, language: _Language, ids: Tensor) -> Batch:

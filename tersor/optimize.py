@@ -121,7 +121,7 @@ def optimize_model(
         found = lower_stored(rewritten, target, lowering, samples, bool(batches), on_violation, steps.detail)
         steps.begin(f"comparing {target} with the Program")
         rewritten, executable, lowering = found.program, found.executable, found.options
-        report = replace(report, storage=found.storage)
+        report = replace(report, storage=found.storage, notes=(*report.notes, *found.notes))
     executable.describe(report_metadata(report))
     manifest = Manifest(
         target,

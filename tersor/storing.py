@@ -30,12 +30,13 @@ _FINENESS = 16
 
 @dataclass(frozen=True)
 class Stored:
-    """A lowered Program, the options it was lowered with, and what its way of storing weights costs."""
+    """A lowered Program, the options it was lowered with, what its way of storing weights costs, and notes on that."""
 
     program: Program
     executable: Executable
     options: dict[str, Any]
     storage: Storage
+    notes: tuple[str, ...] = ()
 
 
 def lower_stored(
@@ -156,7 +157,7 @@ class _Trials:
             deviation,
             len(program.notes.get(SMOOTHED, ())),
         )
-        return Stored(program, executable, options, storage)
+        return Stored(program, executable, options, storage, self.losses.notes)
 
 
 def _by_size(program: Program, options: Mapping[str, Any]) -> list[str]:

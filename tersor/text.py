@@ -45,6 +45,14 @@ def load_tokenizer(folder: Path | None) -> Any:
         raise InputError(f"no tokenizer can be read from {folder}: {reason}") from error
 
 
+def opening(tokenizer: Any) -> list[int]:
+    """The ids that the tokenizer puts before every text; models are lost in a text without those they know."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole: list[int] = tokenizer("a")["input_ids"]
+    places = range(len(whole) - len(bare) + 1)
+    return next((whole[:place] for place in places if whole[place : place + len(bare)] == bare), [])
+
+
 class Written:
     """Text that grows token by token; ``text`` is what is complete of it."""
 

@@ -92,6 +92,7 @@ def train_prompts(
     length: int = 128,
     seed: int = 0,
     progress: Report | None = None,
+    opening: Sequence[int] = (),
 ) -> Trained:
     """Train ``count`` prompt tokens of a language model on a text.
 
@@ -100,19 +101,21 @@ def train_prompts(
         tokens: the ids of the text.
         steps: how often they are adjusted, each time by one row of ``length`` tokens.
         seed: makes the same of the same.
+        opening: ids that every row begins with, as texts do; a model that knows no others is of no use behind others.
 
     Raises:
         InputError: the text is too short, or the model takes no rows of that length.
         RefusedError: the model cannot have a cache or prompt tokens.
     """
-    if count < 1 or steps < 1 or length <= count:
+    piece = length - len(opening)
+    if count < 1 or steps < 1 or piece <= count:
         raise InputError(
-            f"{count} prompt tokens in {steps} steps on rows of {length} tokens: give at least one of each, and rows "
-            "that are longer than there are prompt tokens"
+            f"{count} prompt tokens in {steps} steps on rows of {length} tokens, {len(opening)} of them the opening: "
+            "give at least one of each, and rows that are longer than the opening and the prompt tokens"
         )
-    if len(tokens) < length:
+    if len(tokens) < piece:
         raise InputError(
-            f"the text has {len(tokens)} tokens: give one of at least {length}, or a smaller length"
+            f"the text has {len(tokens)} tokens: give one of at least {piece}, or a smaller length"
         )
     stepped, _ = pipeline.run(program, ["kv-cache", "speculate"])
     table = embeddings(stepped)
@@ -122,11 +125,12 @@ def train_prompts(
     start = start + _SPREAD * spread * torch.randn(start.shape, generator=generator)
     student = _Student(with_prompt_tokens(stepped, start), count, length)
     text = torch.as_tensor(tokens)
-    held_out = max(length, int(_HELD_OUT * len(text)))
+    held_out = max(piece, int(_HELD_OUT * len(text)))
     learned, measured = (
-        (text[:-held_out], text[-held_out:]) if len(text) >= held_out + length else (text, text)
+        (text[:-held_out], text[-held_out:]) if len(text) >= held_out + piece else (text, text)
     )
-    rows = measured.unfold(0, length, length)[:_ROWS]
+    begun = torch.tensor(opening, dtype=text.dtype)
+    rows = [torch.cat([begun, part]) for part in measured.unfold(0, piece, piece)[:_ROWS]]
     best = before = student.quality(rows, start)
     kept = start
     prompts = start.clone().requires_grad_()
@@ -135,10 +139,11 @@ def train_prompts(
     for step in range(steps):
         if progress is not None:
             progress("training prompt tokens", step, steps)
-        place = int(torch.randint(len(learned) - length + 1, (), generator=generator))
+        place = int(torch.randint(len(learned) - piece + 1, (), generator=generator))
         after = torch.randperm(length - count, generator=generator)[: student.groups].sort().values
         optimizer.zero_grad()
-        said, own = student.run(learned[place : place + length], after, prompts)
+        row = torch.cat([begun, learned[place : place + piece]])
+        said, own = student.run(row, after, prompts)
         _divergence(said, own).mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
@@ -218,8 +223,8 @@ class _Student:
         states = self._stepping.results
         return next(i for i, spec in enumerate(self._program.outputs) if spec.name not in states)
 
-    def quality(self, rows: Tensor, prompts: Tensor) -> Quality:
-        """Of ``prompts`` on ``rows [rows, length]``, at places that are spread over them."""
+    def quality(self, rows: Sequence[Tensor], prompts: Tensor) -> Quality:
+        """Of ``prompts`` on rows ``[length]``, at places that are spread over them."""
         loss, first = torch.zeros(self._count), torch.zeros(self._count)
         after = torch.linspace(0, self._length - self._count - 1, self.groups).long()
         with torch.no_grad():

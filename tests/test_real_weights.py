@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import real_models
 import torch
-from prompts import prompts
+from prompts import prompts, untouched_rows
 from real_data import prose
 
 import tersor
@@ -41,11 +41,9 @@ def gemma() -> tuple[Program, Any]:
 @pytest.fixture(scope="module")
 def losses(gemma: tuple[Program, Any]) -> Losses:
     program, tokenizer = gemma
-    ids = tokenizer("\n".join(text for _, text in prose()))["input_ids"]
-    rows = [ids[start : start + TOKENS] for start in range(0, len(ids) - TOKENS, len(ids) // WINDOWS)]
     samples = [
         program.bind(input_ids=torch.tensor([row]), attention_mask=torch.ones(1, TOKENS, dtype=torch.int64))
-        for row in rows
+        for row in untouched_rows(tokenizer, prose(), WINDOWS, TOKENS)
     ]
     return Losses(program, samples, calibrated=True)
 

@@ -43,7 +43,7 @@ def train_prompts(
     import torch
 
     from ..ir.capture import capture
-    from ..text import load_tokenizer, tokenizer_folder
+    from ..text import load_tokenizer, opening, tokenizer_folder
     from ..train_prompts import train_prompts as train
 
     if threads is not None:
@@ -51,8 +51,9 @@ def train_prompts(
     with progress_bar() as report:
         report(f"reading {model}", 0, 1)
         program = capture(model)
-        tokens = load_tokenizer(tokenizer_folder(program, None))(words)["input_ids"]
-        trained = train(program, tokens, prompts, steps, length, seed, report)
+        tokenizer = load_tokenizer(tokenizer_folder(program, None))
+        tokens = tokenizer(words, add_special_tokens=False)["input_ids"]
+        trained = train(program, tokens, prompts, steps, length, seed, report, opening(tokenizer))
         trained.save(place)
     data = {"out": str(place), "before": asdict(trained.before), "after": asdict(trained.after)}
     emit(data, f"before: {trained.before}\nafter:  {trained.after}\nWrote {out}", json)

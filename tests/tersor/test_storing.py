@@ -17,6 +17,7 @@ import tersor
 from tersor import InputError, Program, PromiseError, optimize_model
 from tersor.losses import Losses
 from tersor.lowering import lower
+from tersor.text import load_tokenizer, opening
 from tersor.verification import verify_artifact
 
 PROMPT = "The quick brown fox"
@@ -59,6 +60,25 @@ def test_the_loss_is_that_of_perplexities_computed_by_hand(folder: Path, fast: A
     ]
     assert loss.share == pytest.approx(float((mean[1] - mean[0]).exp()) - 1, abs=1e-6)
     assert losses.positions == 2 * 39
+
+
+def test_calibration_that_opens_as_no_text_does_is_noted(tmp_path: Path) -> None:
+    """Gemma's perplexity on text without what its tokenizer opens texts with is five times as large."""
+    folder = save_text_model(tmp_path / "model", opening="A")
+    begun = opening(load_tokenizer(folder))
+    assert len(begun) == 1
+    rows = torch.randint(100, 256, (2, 40), generator=torch.Generator().manual_seed(0))
+    for padding, opens, noted in ((0, False, True), (0, True, False), (3, True, False), (3, False, True)):
+        ids, mask = rows.clone(), torch.ones_like(rows)
+        mask[:, :padding] = 0
+        if opens:
+            ids[1, padding] = begun[0]
+        report = optimize_model(
+            folder, [], "onnx", weights="int8", threads=1, on_violation="revert", require_speedup=False,
+            calibration=[{"input_ids": ids, "attention_mask": mask}],
+        ).report  # fmt: skip
+        told = [note for note in report.notes if "opens with A, as the tokenizer has every text do" in note]
+        assert len(told) == noted, (padding, opens)
 
 
 def test_an_artifact_stores_it_and_generates_what_it_did_before(

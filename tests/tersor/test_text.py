@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_folder import save_text_model
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from tersor.text import Written, load_tokenizer, stops_at
+from tersor.text import Written, load_tokenizer, opening, stops_at
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +106,15 @@ def test_few_tokens_are_decoded_for_each(of_bytes: Any) -> None:
     for token in of_bytes("of a long text, a few tokens at its end " * 20)["input_ids"]:
         written.append(token)
     assert counting.most <= 3
+
+
+def test_what_texts_open_with_is_what_the_tokenizer_puts_before_them(of_words: Any, of_pieces: Any) -> None:
+    assert opening(of_words) == opening(of_pieces) == []
+    enclosing, before = (
+        processors.TemplateProcessing(single=single, special_tokens=[("[SEP]", 1), ("[UNK]", 0)])
+        for single in ("[SEP] $A [UNK]", "[SEP] [SEP] $A")
+    )
+    for template, begun in ((enclosing, [1]), (before, [1, 1])):
+        tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "[SEP]": 1, "a": 2}, unk_token="[UNK]"))
+        tokenizer.post_processor = template
+        assert opening(PreTrainedTokenizerFast(tokenizer_object=tokenizer)) == begun

@@ -97,6 +97,25 @@ def test_the_same_seed_trains_the_same() -> None:
     assert not torch.equal(trained(3, seed=1).prompts, trained(3).prompts)
 
 
+def test_every_row_opens_as_texts_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[list[int]] = []
+    seen = _Student.run
+
+    def watched(self: _Student, row: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        rows.append(row.tolist())
+        return seen(self, row, *rest)
+
+    monkeypatch.setattr(_Student, "run", watched)
+    text = list(range(3, 60))
+    train_prompts(singer(), text, 2, 3, 16, opening=[1, 2])
+    # Of each row of what is measured, and of one a step.
+    assert len(rows) > 3
+    for row in rows:
+        assert row[:2] == [1, 2]
+        assert row[2:] == list(range(row[2], row[2] + 14))
+    assert max(map(max, rows)) == text[-1]
+
+
 @pytest.mark.parametrize("name", ["gemma3", "gpt2", "opt"])
 def test_training_sees_what_decoding_sees(name: str) -> None:
     """Logits behind groups of prompt tokens in one step are those of a tree behind the text up to there."""
@@ -158,5 +177,7 @@ def test_what_cannot_be_trained_on_is_said() -> None:
         train_prompts(singer(), list(range(10)))
     with pytest.raises(InputError, match="the model takes 64 tokens: rows of 80 are too long"):
         train_prompts(decoder_program("gpt2"), [5] * 200, length=80)
-    with pytest.raises(InputError, match="longer than there are prompt tokens"):
+    with pytest.raises(InputError, match="longer than the opening and the prompt tokens"):
         train_prompts(singer(), [5] * 200, count=8, length=8)
+    with pytest.raises(InputError, match="16 tokens, 8 of them the opening: give"):
+        train_prompts(singer(), [5] * 200, count=8, length=16, opening=[1] * 8)

@@ -12,8 +12,8 @@ from .blocks import Blocks, in_blocks
 from .chunks import by_rows
 from .kind import Kind
 
-# Wider blocks are read and multiplied faster, and round activations more coarsely, which costs even ones little.  What
-# a vocabulary's matrix gives goes into no other layer, where that would add up, and is most of what a step reads.
+# Wider blocks are read and multiplied faster, and round activations more coarsely, which costs even ones little.  A
+# vocabulary's matrix is most of what a step reads; what it scores goes into no other layer, where that would add up.
 _BLOCK_SIZE, _WIDE_BLOCK_SIZE, _VOCABULARY = 32, 128, 1 << 15
 _STEPS = 127
 # Of a row, the part that its last block may have behind it.
