@@ -44,7 +44,7 @@ PLAIN_LIMIT, GUESSED_LIMIT = 6.0, 11.0
 # Over llama.cpp's plain decoding, plain and with guesses; and with guesses over its prompt lookup.
 LLAMA_PLAIN, LLAMA_GUESSED, LLAMA_LOOKED_UP = 1.2, 2.2, 1.2
 # Rows and tokens of the text on which perplexity is measured.
-MEASURED = (24, 256)
+MEASURED = (12, 256)
 # Seconds to the first token of a prompt of so many, int8 over transformers.
 FIRST, FIRST_LIMIT = 1000, 0.5
 _INTRODUCTION = """\

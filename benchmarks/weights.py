@@ -71,29 +71,32 @@ class Cost:
         self.divergence += float((own.exp() * (own - found)).sum(1).mean())
 
 
-def measured(kind: str, model: Any, example: dict[str, Tensor], rows: Tensor, count: int) -> Cost:
-    """What a kind costs on the rows behind those that it is settled on."""
-    calibration = [
-        {"input_ids": row, "attention_mask": torch.ones_like(row)} for row in rows[:count].split(1)
-    ]
+def converted(kind: str, model: Any, example: dict[str, Tensor], rows: Tensor) -> tuple[Any, Cost]:
+    """The model in that kind, settled on ``rows [rows, tokens]``; nothing is measured of it."""
     fast = tersor.optimize_model(
         model,
         ["kv-cache"],
         "onnx",
         example_inputs=example,
-        calibration=calibration,
+        calibration=[_given(row) for row in rows.split(1)],
         require_speedup=False,
         on_violation="revert",
         weights=kind,
     )
     assert fast.report.storage is not None
     kept = fast.report.storage.kept
-    cost = Cost(kind, kept.kind, kept.bytes, [])
-    for row in rows[count:].split(1):
-        own = model(input_ids=row).logits[0].log_softmax(-1)
-        found = fast(input_ids=row, attention_mask=torch.ones_like(row)).logits[0].log_softmax(-1)
-        cost.add(row[0], own, found)
-    return cost
+    return fast, Cost(kind, kept.kind, kept.bytes, [])
+
+
+def measure(model: Any, sides: Sequence[tuple[Any, Cost]], row: Tensor) -> None:
+    """Add what every side costs on ``row [1, tokens]``."""
+    own = model(input_ids=row).logits[0].log_softmax(-1)
+    for fast, cost in sides:
+        cost.add(row[0], own, fast(**_given(row)).logits[0].log_softmax(-1))
+
+
+def _given(row: Tensor) -> dict[str, Tensor]:
+    return {"input_ids": row, "attention_mask": torch.ones_like(row)}
 
 
 def missed(costs: Sequence[Cost]) -> list[str]:
@@ -144,10 +147,14 @@ def main() -> None:
     model, tokenizer, example = gemma()
     count = SETTLED_ON + options.rows
     rows = torch.tensor(untouched_rows(tokenizer, prose(), count, TOKENS))
-    costs = []
+    sides = []
     for kind in (*kinds(), "auto"):
-        costs.append(last := measured(kind, model, example, rows, SETTLED_ON))
-        _console.print(f"{kind}: {last.stored}, {last.loss:+.2%} ± {last.error:.2%}", highlight=False)
+        sides.append(side := converted(kind, model, example, rows[:SETTLED_ON]))
+        _console.print(f"{kind}: {side[1].stored}", highlight=False)
+    for number, row in enumerate(rows[SETTLED_ON:].split(1), 1):
+        measure(model, sides, row)
+        _console.print(f"row {number} of {options.rows}", highlight=False)
+    costs = [cost for _, cost in sides]
     print(section(costs, SETTLED_ON))
     check_limits(missed(costs), options.check)
 
