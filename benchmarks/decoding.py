@@ -259,7 +259,7 @@ def section(
             "",
             (
                 f"Draws are at temperature {TEMPERATURE}, with one seed; they are those without guesses in "
-                f"{sum(not r.drawn_apart for r in results)} of {len(results)} prompts, in others rounding decides. On "
+                f"{sum(not r.drawn_apart for r in results)} of {len(results)} prompts. On "
                 f"the worst prompt with guesses / without: {worst(results, DRAWN_BY, DRAWN):.2f}. Of prompts on which "
                 f"something was below {PROMPT_LIMIT} of plain, that is the median of {_AGAIN} runs more."
             ),

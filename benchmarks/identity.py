@@ -33,12 +33,13 @@ is where tokens part and the two logits lie closer together than twice what a ba
 # Of a run in which nobody rests.
 _EAGER = """\
 
-Every drafter guesses at each step here, as if that cost nothing. *Right*: of the guesses that were checked, those that
-the model said too."""
+Guesses are weighed here as if a step of one token took a second and one of nine a tenth more, so that drafters guess
+far oftener than pays; four at a time they share that step. *Right*: of the guesses that were checked, those that the
+model said too."""
 
 # Ways of guessing that drafters do not take by default: nested models, and two levels over few chunks of the cache.
 _OTHERS = ("self,exits=3+6+9", "model,exits=6+12", "triforce,budget=128,refresh=8,under=6")
-# Seconds of steps, beside which guesses take no time: whoever may guess does so, however rarely it is right.
+# Milliseconds of steps, beside which making guesses takes no time, and checking a few of them little.
 _SLOW = CostCurve((1, 9, 33), (1000.0, 1100.0, 4000.0))
 
 _console = Console(stderr=True)

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from tersor.ir.operands import argument
 from tersor.ir.products import PRODUCTS
 from tersor.ir.program import SMOOTHED, GraphInterpreter, Program
+from tersor.ir.shapes import expression
 from tersor.ir.stepping import run_in_steps
 
 aten = torch.ops.aten
@@ -50,7 +51,7 @@ def smoothing_sites(program: Program) -> list[SmoothingSite]:
     for node in program.graph.nodes:
         if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor):
             continue
-        readers = _readers(node, node, weights)
+        readers = _readers(node, node, weights) if _channels(node) is not None else []
         makers = _makers(node, weights) if readers else None
         if readers and makers:
             found.append(SmoothingSite(node.name, tuple(readers), tuple(makers)))
@@ -111,7 +112,7 @@ def _readers(source: fx.Node, node: fx.Node, weights: _Weights) -> list[tuple[st
     """The weights that multiply ``source``, of which ``node`` is a view; none where anything else reads it."""
     found: list[tuple[str, int]] = []
     for user in node.users:
-        if user.target in _VIEWS and user.meta["val"].shape[-1] == source.meta["val"].shape[-1]:
+        if user.target in _VIEWS and _channels(user) == _channels(source):
             behind = _readers(source, user, weights)
             if not behind:
                 return []
@@ -131,22 +132,31 @@ def _readers(source: fx.Node, node: fx.Node, weights: _Weights) -> list[tuple[st
 
 def _makers(node: fx.Node, weights: _Weights) -> list[tuple[str, int]] | None:
     """The weights in which the channels of ``node`` may be scaled; None where there are none."""
-    channels = node.meta["val"].shape[-1]
+    channels = _channels(node)
     if node.target is aten.layer_norm.default:
-        given = [argument(node, 2), argument(node, 3)]
-        return _named([(vector, 0) for vector in given if vector is not None], weights)
+        scale, shift = argument(node, 2), argument(node, 3)
+        # What has no scale of its own, or one for every place of several dims, cannot be scaled by channel.
+        if scale is None or scale.meta["val"].dim() != 1:
+            return None
+        return _named([(vector, 0) for vector in (scale, shift) if vector is not None], weights)
     if node.target is not aten.mul.Tensor:
         return None
     for factor in node.args:
-        if not isinstance(factor, fx.Node):
+        # What is multiplied by itself would be divided twice.
+        if not isinstance(factor, fx.Node) or node.args.count(factor) > 1 or _channels(factor) != channels:
             continue
-        if factor.op == "get_attr" and tuple(factor.meta["val"].shape) == (channels,):
+        if factor.op == "get_attr" and factor.meta["val"].dim() == 1:
             return _named([(factor, 0)], weights)
-        whole = factor.meta["val"].shape[-1] == channels
-        if whole and factor.target is aten.linear.default and list(factor.users) == [node]:
+        if factor.target is aten.linear.default and list(factor.users) == [node]:
             made = [(argument(factor, 1), 0), (argument(factor, 2), 0)]
             return _named([(weight, dim) for weight, dim in made if weight is not None], weights)
     return None
+
+
+def _channels(node: fx.Node) -> Any:
+    """The size of a value's last dim; None where it has none."""
+    value = node.meta.get("val")
+    return expression(value.shape[-1]) if isinstance(value, Tensor) and value.dim() else None
 
 
 def _named(given: Sequence[tuple[Any, int]], weights: _Weights) -> list[tuple[str, int]] | None:

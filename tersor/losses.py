@@ -59,7 +59,7 @@ class Losses:
         self.notes = _unopened(program, self._language, self.text) if self._language and calibrated else ()
         self.measure = "perplexity" if self.text else "predictions" if self._language else "cosine distance"
         self._own = self._surprise(_whole(program))
-        self.positions = len(self._own) or sum(
+        self.positions = sum(map(len, self._own)) or sum(
             output[..., 0].numel() for outputs in self.reference.outputs for output in outputs.values()
         )
 
@@ -69,17 +69,19 @@ class Losses:
         if not deviation.finite or deviation.not_compared:
             return Loss(math.inf), deviation
         if self.text:
-            more = self._surprise(_whole(executable)) - self._own
-            error = float(more.std()) / math.sqrt(len(more)) if len(more) > 1 else 0.0
-            ratio = math.exp(float(more.mean()))
-            return Loss(ratio - 1.0, ratio * error), deviation
+            rows = [
+                found - own for found, own in zip(self._surprise(_whole(executable)), self._own, strict=True)
+            ]
+            mean = float(torch.cat(rows).mean())
+            ratio = math.exp(mean)
+            return Loss(ratio - 1.0, ratio * _error(rows, mean)), deviation
         if self._language is not None:
             return Loss(math.expm1(max(output.kl or 0.0 for output in deviation.outputs))), deviation
         return Loss(deviation.overall), deviation
 
-    def _surprise(self, run: Callable[[Batch], Sequence[Tensor]]) -> Tensor:
-        """Minus the log-probability of every token of the text but the first of each row, float64 ``[positions]``."""
-        found = [torch.zeros(0, dtype=torch.float64)]
+    def _surprise(self, run: Callable[[Batch], Sequence[Tensor]]) -> list[Tensor]:
+        """By row, minus the log-probability of every token of the text but the first, float64 ``[tokens - 1]``."""
+        found = []
         for batch in self.text:
             assert self._language is not None
             ids = batch[self._language.ids]
@@ -91,7 +93,16 @@ class Losses:
                 targets = ids[row, 1:][here]
                 chosen = predicted.gather(1, targets[:, None])[:, 0]
                 found.append((predicted.logsumexp(1) - chosen).double())
-        return torch.cat(found)
+        return found
+
+
+def _error(rows: Sequence[Tensor], mean: float) -> float:
+    """The standard error of a mean over tokens, of which only those of different rows are independent."""
+    parts = rows if len(rows) > 1 else [place[None] for place in rows[0]]
+    if len(parts) < 2:
+        return 0.0
+    apart = torch.stack([(part - mean).sum() for part in parts])
+    return float(apart.norm()) / sum(map(len, parts)) * math.sqrt(len(parts) / (len(parts) - 1))
 
 
 def _whole(runs: Program | Executable) -> Callable[[Batch], Sequence[Tensor]]:

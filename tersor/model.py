@@ -175,7 +175,8 @@ class OptimizedModel:
 
         With ``generate`` the file decodes by itself, in standard operators: it takes ``input_ids`` (int64
         ``[1, prompt]``) and ``max_new_tokens`` (an int64 number), and returns ``new_tokens`` (int64 ``[1, new]``),
-        the most likely ones: draws and penalties that the model came with settings for are no part of it.
+        the most likely ones, up to an end: what else the model came with settings for (draws, penalties, texts to stop
+        at, tokens that it must or must not say) is no part of it.
         Where ``speculate`` is among the passes, what guesses in it is a chain that follows from the text alone: of
         ``several``, the default, the first drafter that guesses so (``suffix``, which then remembers no other text),
         and nothing of the others.

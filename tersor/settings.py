@@ -34,6 +34,19 @@ _WITHOUT_FORM = {
     "watermarking_config": None,
     "max_time": None,
 }
+# What transformers tells ways of generating by.
+_WAYS = (
+    "num_beams",
+    "penalty_alpha",
+    "top_k",
+    "dola_layers",
+    "constraints",
+    "force_words_ids",
+    "do_sample",
+)
+_STOPS = "stop_strings"
+# All of a model's own settings that change what it generates here, or whether it does.
+OWN = frozenset({*NAMES, CONTEXT, _STOPS, *_WITHOUT_FORM, *_WAYS})
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,7 @@ class Settings:
             frozenset(ends),
             next(iter(ends), 0) if padding is None else padding,
             None if padding in ends else padding,
-            _texts(own.get("stop_strings")),
+            _texts(own.get(_STOPS)),
         )
 
 
@@ -102,17 +115,8 @@ def _check_own(settings: Mapping[str, Any]) -> None:
     from transformers.generation import GenerationMode
 
     asked = {n: settings[n] for n in _WITHOUT_FORM if settings.get(n) not in (None, _WITHOUT_FORM[n])}
-    ways = (
-        "num_beams",
-        "penalty_alpha",
-        "top_k",
-        "dola_layers",
-        "constraints",
-        "force_words_ids",
-        "do_sample",
-    )
     config = GenerationConfig()
-    for name in ways:
+    for name in _WAYS:
         setattr(config, name, settings.get(name))
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):

@@ -21,7 +21,7 @@ from .passes.smoothing import smoothed
 from .passes.storage import Storage, Trial
 
 # What `auto` may lose, whatever its kind may.
-_AUTO_LOSS = 0.01
+AUTO_LOSS = 0.01
 # Batches of text that show which channels are large.
 _SMOOTHED_ON = 8
 # To what share of the matrices it is found how many of them must be.
@@ -65,7 +65,7 @@ def lower_stored(
     tell("measuring the Program")
     trials = _Trials(program, target, dict(options), Losses(program, samples, calibrated), samples[0], tell)
     if asked == "auto":
-        wanted, most, other = _by_size(program, options), _AUTO_LOSS, None
+        wanted, most, other = _by_size(program, options), AUTO_LOSS, None
     else:
         kind = find_kind(asked)
         assert kind is not None

@@ -30,12 +30,13 @@ from .ir.errors import (
     RefusedError,
     SpecError,
 )
-from .ir.program import Program
+from .ir.program import SMOOTHED, Program
 from .ir.structure import Structure
 from .manifest import Manifest, check_interface, read_manifest
 from .passes import pipeline
 from .passes.deviation import Deviation, OutputDeviation, Reference
 from .passes.report import Report, Step, totals_at
+from .passes.smoothing import smoothing_sites
 from .progress import Report as Progress
 from .progress import Steps
 from .same_text import other_text
@@ -189,7 +190,10 @@ def other_model(source: Program, program: Program, family: Any) -> str:
     """How ``source`` is another model than the one that ``program`` was made from, whose weights are not its own."""
     if source.facts.family != family:
         return f"it is a {source.facts.family}, and the artifact was made from a {family}"
-    common = sorted(source.weights.keys() & program.weights.keys())
+    # Those that smoothing scaled differ in any case.
+    sites = smoothing_sites(program) if SMOOTHED in program.notes else []
+    scaled = {name for site in sites for name, _ in (*site.readers, *site.makers)}
+    common = sorted(source.weights.keys() & program.weights.keys() - scaled)
     for what, differs in (("shape", _other_shape), ("values", _other_values)):
         names = [name for name in common if differs(source.weights[name], program.weights[name])]
         if names:

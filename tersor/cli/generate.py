@@ -89,4 +89,5 @@ def generate(
     data = {"prompt": text, "text": new, "seconds": seconds, "statistics": asdict(counts)}
     emit(data, "", json)
     if not json:
-        print(f"{counts}; {counts.tokens / seconds:.1f} tokens/s with the prompt", file=sys.stderr)
+        # The first token is the prompt's own, and no step's.
+        print(f"{counts}; {(1 + counts.tokens) / seconds:.1f} tokens/s with the prompt", file=sys.stderr)

@@ -34,3 +34,14 @@ def test_a_loss_that_is_too_large_or_not_known_well_enough_is_named() -> None:
     text = section([known, Cost("int4", "int4, 9 matrices int8", 5, [0.01] * 100)], 8)
     assert "| int4 | int4, 9 matrices int8 | 0 | +1.01% ± 0.00% | 0.0% | 0.0000 |" in text
     assert "Below what is asked: nothing." in text
+
+
+def test_no_number_and_what_was_kept_in_place_of_another_are_named() -> None:
+    rows = [0.025] * 100
+    one, kept, auto, left = (
+        Cost("int8", "int8", 5, [0.0]),
+        Cost("int4", "int4", 5, rows),
+        Cost("auto", "int4", 5, rows),
+        Cost("int4", "fp32", 5, [0.0] * 100),
+    )
+    assert [text.split(":")[0] for text in missed([one, kept, auto, left])] == ["int8", "auto"]

@@ -105,3 +105,39 @@ def test_decoders_compute_what_they_did(name: str, spec: str | None) -> None:
     after = smoothed(program, [sample])
     assert after.notes[SMOOTHED], "no norm before a product was found"
     assert Reference(program, [program.bind(**rows([8, 8], seed=1))]).compare(after).is_rounding
+
+
+class Odd(nn.Module):
+    """What makes an input by channel, or seems to."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self._form = form
+        self.norm = nn.LayerNorm([5, CHANNELS])
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.shift = nn.Parameter(torch.randn(CHANNELS))
+        self.first, self.second = nn.Linear(CHANNELS, CHANNELS), nn.Linear(CHANNELS, CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._form == "norm of two dims":
+            made = self.norm(x)
+        elif self._form == "norm without a scale":
+            made = nn.functional.layer_norm(x, (CHANNELS,), None, self.shift)
+        elif self._form == "square":
+            made = self.first(x)
+            made = made * made
+        elif self._form == "number":
+            made = x * self.scale
+        else:
+            made = x * self.scale.exp().reshape(1)
+        return self.second(made)
+
+
+@pytest.mark.parametrize(
+    "form", ["norm of two dims", "norm without a scale", "square", "number", "number of one dim"]
+)
+def test_what_cannot_be_scaled_by_channel_is_left_alone(form: str) -> None:
+    program = capture(Odd(form).eval(), {"x": torch.randn(2, 5, CHANNELS)})
+    sample = {"x": torch.randn(3, 5, CHANNELS)}
+    assert smoothing_sites(program) == []
+    assert smoothed(program, [sample]) is program

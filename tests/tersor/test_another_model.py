@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel, ViTConfig, ViTModel
 
 from tersor import InputError, capture, optimize_model
+from tersor.same_text import other_text
 from tersor.verification import verify_artifact
 
 SIZES: dict[str, Any] = dict(
@@ -120,3 +122,15 @@ def test_a_model_with_the_same_weights_that_reads_or_writes_other_text_does_not_
     (failed,) = [check for check in verify_artifact(tmp_path / "out", model).checks if not check.ok]
     assert failed.name == "text"
     assert reason in failed.detail
+
+
+def test_what_another_version_of_transformers_writes_is_no_other_text(tmp_path: Path) -> None:
+    model = save_text_model(tmp_path / "model")
+    optimize_model(model, ["kv-cache"], target="torch").save(tmp_path / "out")
+    _edited(model, "generation_config.json", transformers_version="0.0.1", a_field_of_its_own=3)
+    source = capture(model)
+    # Whatever wrote the file, the library that reads it may put its own version there.
+    source = source.with_facts(generation={**source.facts.generation, "transformers_version": "0.0.1"})
+    assert verify_artifact(tmp_path / "out", source).ok
+    shutil.rmtree(tmp_path / "out" / "tokenizer")
+    assert not other_text(source, source, tmp_path / "out")

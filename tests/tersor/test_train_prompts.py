@@ -179,5 +179,7 @@ def test_what_cannot_be_trained_on_is_said() -> None:
         train_prompts(decoder_program("gpt2"), [5] * 200, length=80)
     with pytest.raises(InputError, match="longer than the opening and the prompt tokens"):
         train_prompts(singer(), [5] * 200, count=8, length=8)
+    with pytest.raises(InputError, match="holds the token id 64; the model takes 0 to 63"):
+        train_prompts(singer(), [*[5] * 200, VOCABULARY], length=16)
     with pytest.raises(InputError, match="16 tokens, 8 of them the opening: give"):
         train_prompts(singer(), [5] * 200, count=8, length=16, opening=[1] * 8)

@@ -20,6 +20,8 @@ from .part import Part
 # A longer prompt goes in pieces: windowed layers then compute no scores that are thrown away.
 _PIECE = 512
 _END = torch.iinfo(torch.int64).max
+# More new tokens than there is memory for; where a prompt and they are counted together, nothing overflows.
+_MOST = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class GeneratorLoop:
         ids = _value("input_ids", torch.int64, [1, "prompt"])
         most = _value("max_new_tokens", torch.int64, [])
         prompt = e.op("Shape", ids, start=1)
-        limit = e.op("Add", prompt, e.op("Reshape", most, e.ints([1])))
+        few = e.op("Min", most, e.const(_MOST))
+        limit = e.op("Add", prompt, e.op("Reshape", few, e.ints([1])))
         known = bounded(e, ids, prompt, 1, None, "prompt out of its range")
         if self._longest is not None:
             # The last of all is never read.

@@ -117,6 +117,12 @@ def test_nothing_is_asked_for_and_nothing_comes(lookup: Program, tmp_path: Path)
         assert new_tokens(session, [5, 6], most) == []
 
 
+def test_as_many_as_there_are_numbers_are_as_many_as_come(lookup: Program, tmp_path: Path) -> None:
+    """Ends stop it; counted with the prompt, so many were below none."""
+    session = opened(tmp_path, "llama", lookup, ends=tuple(range(120)))
+    assert len(new_tokens(session, [5, 6], 2**63 - 1)) == 1
+
+
 def test_a_prompt_that_is_none_is_an_error(lookup: Program, tmp_path: Path) -> None:
     session = opened(tmp_path, "llama", lookup)
     for prompt, what in (
