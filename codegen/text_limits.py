@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from tersor.ir.analyses.position_rows import most_positions
+from tersor.ir.errors import InputError
 from tersor.ir.program import Program, TensorSpec
 
 from .input_domains import input_domains
@@ -27,6 +30,16 @@ def largest_id(program: Program) -> int:
         if domain.input == ids.name and domain.high is not None
     ]
     return min([*bounds, torch.iinfo(ids.dtype).max])
+
+
+def check_ids(tokens: Iterable[int], largest: int, holder: str) -> None:
+    """Raise InputError, which names the ``holder``, where one of ``tokens`` is below 0 or above ``largest``."""
+    wrong = next((token for token in tokens if not 0 <= token <= largest), None)
+    if wrong is not None:
+        raise InputError(
+            f"{holder} holds the token id {wrong}; the model takes 0 to {largest}: give ids of the tokenizer "
+            "that belongs to it"
+        )
 
 
 def _ids(program: Program) -> TensorSpec:

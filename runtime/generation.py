@@ -10,6 +10,7 @@ from numbers import Integral
 
 from torch import Tensor
 
+from tersor.codegen.text_limits import check_ids
 from tersor.ir.drafting import Draft, Drafting, Outlook
 from tersor.ir.errors import InputError
 
@@ -325,13 +326,7 @@ def _check(decoder: Decoder, row: _Row, stopping: Stopping) -> None:
         )
     if any(isinstance(token, bool) or not isinstance(token, int) for token in row.prompt):
         raise InputError(f"prompt {row.number} holds something else than token ids: give integers")
-    limit = decoder.largest_id
-    wrong = next((token for token in row.prompt if not 0 <= token <= limit), None)
-    if wrong is not None:
-        raise InputError(
-            f"prompt {row.number} holds the token id {wrong}; the model takes 0 to {limit}: give ids of the tokenizer "
-            "that belongs to it"
-        )
+    check_ids(row.prompt, decoder.largest_id, f"prompt {row.number}")
     left, longest = stopping.left(row.prompt), decoder.longest
     if left < 1:
         raise InputError(

@@ -9,7 +9,7 @@ from .ir.program import Program
 from .settings import OWN
 from .text import TOKENIZER
 
-# What a library wrote beside the words: of images, or of itself.
+# Copied with a tokenizer's files, and about images.
 _NO_TEXT = frozenset({"preprocessor_config.json"})
 
 

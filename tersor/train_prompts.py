@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from .codegen.text_limits import largest_id
+from .codegen.text_limits import check_ids, largest_id
 from .folders import check_output_file, scratch_folder
 from .ir.dialect import DIALECT
 from .ir.errors import InputError
@@ -120,13 +120,7 @@ def train_prompts(
             f"the text has {len(tokens)} tokens: give one of at least {piece}, or a smaller length"
         )
     stepped, _ = pipeline.run(program, ["kv-cache", "speculate"])
-    largest = largest_id(stepped)
-    wrong = next((token for token in (*opening, *tokens) if not 0 <= token <= largest), None)
-    if wrong is not None:
-        raise InputError(
-            f"the text holds the token id {wrong}; the model takes 0 to {largest}: give ids of the tokenizer that "
-            "belongs to it"
-        )
+    check_ids((*opening, *tokens), largest_id(stepped), "the text")
     table = embeddings(stepped)
     generator = torch.Generator().manual_seed(seed)
     spread = float(table.float().std())
