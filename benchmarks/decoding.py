@@ -66,8 +66,8 @@ Gemma 3 270M, float32, greedy, {new} new tokens behind each of {prompts} prompts
 tokens a second with the prompt's own time, median of {repeats} run(s). *plain*: `kv-cache`; the others: with
 `speculate:drafter=...` of that name; all in ONNX Runtime, all with the tokens of `transformers.generate`, but where two
 logits tie. *transformers lookup*: its own `prompt_lookup_num_tokens=8`. Drafters that remember earlier texts begin each
-prompt without any. Ratios are geometric means over prompts. Drafters that are models cost more than they save here,
-and rest after a few tries; what they are right about counts tries only."""
+prompt without any. Ratios are geometric means over prompts. A drafter that costs more than it saves rests after a few
+tries; what it is right about counts tries only."""
 
 _console = Console(stderr=True)
 

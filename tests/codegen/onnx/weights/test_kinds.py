@@ -136,8 +136,9 @@ def test_what_a_row_gives_does_not_depend_on_the_rows_beside_it(kind: str) -> No
     (together,) = executable.run({"input_ids": ids})
     alone = torch.cat([executable.run({"input_ids": row[None]})[0] for row in ids])
     one_by_one = torch.cat([executable.run({"input_ids": i[None, None]})[0][0] for i in ids[0]])
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(together[0], one_by_one, rtol=1e-5, atol=1e-5)
+    # Sums of a row may come in another order; activations rounded by more than their own row would differ by 1e-2.
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(together[0], one_by_one, rtol=1e-4, atol=1e-4)
 
 
 def test_kinds_whose_rounding_is_known_are_found() -> None:
