@@ -45,6 +45,10 @@ class Stepped(Executable):
     def compute(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         return run_in_steps(self.stepping, self.steps.inputs, self.steps.outputs, self.steps.run, inputs)
 
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        return self.steps.chosen
+
     def describe(self, texts: Mapping[str, str]) -> None:
         self.steps.describe(texts)
 

@@ -47,6 +47,11 @@ class Executable(ABC):
         """Whether activations are rounded to few bits on the way, which makes much of the order of a sum."""
         return False
 
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """Of operators that have several forms in this target, those that were chosen and how often, a line each."""
+        return ()
+
     def run(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Outputs as a flat tuple in the order of ``outputs``; ``inputs`` by name, as ``Program.bind`` returns them.
 

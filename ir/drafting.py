@@ -104,6 +104,9 @@ class Guessing(Protocol):
     def seconds(self) -> float:
         """What a guess is expected to take; 0 where nobody knows."""
 
+    def unread(self, text: Sequence[int]) -> int:
+        """How many tokens of a text it would have to read before it says anything."""
+
     def start(self, text: Sequence[int], most: int, keep: bool = True) -> Tensor:
         """Logits ``[vocabulary]`` behind a text; what its cache does not hold of it yet, is read first.
 

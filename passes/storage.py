@@ -14,7 +14,7 @@ class Trial:
     """Weights stored in one way, against the Program's own.
 
     Attributes:
-        kind: how they are stored; ``int4+int8`` where one kind is mixed with another.
+        kind: how they are stored; as in ``int4, 9 matrices int8`` where one kind is mixed with another.
         bytes: what all weights take.
         loss: what it costs, relatively: 0.01 is one percent; below 0 where chance was kind.  Of a language model how
             much larger perplexity is; where there is no text, the same as the divergence of its predictions foretells;
@@ -53,6 +53,11 @@ class Storage:
     @property
     def kept(self) -> Trial:
         return self.trials[-1]
+
+    @property
+    def rounds(self) -> bool:
+        """Whether weights are other numbers than the model's; not so where every kind was given up."""
+        return self.kept.kind != "fp32"
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ from .tree import Branching, in_a_row
 _MEASURED_BEHIND = 32
 
 Lower = Callable[[Program], Executable]
-Keep = Callable[[Callable[[], CostCurve]], CostCurve]
+Keep = Callable[[Callable[[], CostCurve], Callable[[], float]], CostCurve]
 
 
 class Decoder:
@@ -40,7 +39,8 @@ class Decoder:
         """Of a Program that is run in steps.
 
         Args:
-            keep: gives what a measurement of the cost of steps has found before, or else measures.
+            keep: gives what a measurement of the cost of steps has found before, or else measures; it may ask what a
+                step of one token costs now.
 
         Raises:
             InputError: it is not.
@@ -52,15 +52,16 @@ class Decoder:
         self._states = self.stepping.driven | self.stepping.results
         self.lower = lower
         self._dtypes = {spec.name: spec.dtype for spec in program.inputs}
-        self._forms: dict[tuple[Any, ...], Executable] = {}
-        self._keep = keep or (lambda measure: measure())
+        self._shapes = {spec.name: spec.shape for spec in program.inputs}
+        self._forms: dict[str, Executable] = {}
+        self._keep = keep or (lambda measure, now: measure())
         self._curve: CostCurve | None = None
 
     @property
     def cost_curve(self) -> CostCurve:
         """What steps of several tokens of one row cost here; measured when it is first asked for."""
         if self._curve is None:
-            self._curve = self._keep(self._measured_curve)
+            self._curve = self._keep(self._measured_curve, lambda: self.step_seconds)
         return self._curve
 
     def _measured_curve(self) -> CostCurve:
@@ -239,10 +240,19 @@ class Decoder:
         of the weights a second time.
         """
         one_token = rows > 1 and new == 1
-        sizes = {"batch": 1} if rows == 1 else {"tokens": 1, "wanted": 1} if new == 1 else {}
-        program = straight(self.program) if one_token else self.program
-        key = tuple(sizes)
-        if key not in self._forms:
-            fixed = {name: size for name, size in sizes.items() if name in program.ranges}
-            self._forms[key] = self.lower(fix_sizes(program, fixed) if fixed else program)
-        return self._forms[key], None if one_token else self.stepping.branches
+        name = "one row" if rows == 1 else "one token a row" if new == 1 else "several tokens of several rows"
+        if name not in self._forms:
+            # A model may call its dimensions by any name.
+            (batch, tokens), (_, wanted) = (
+                self._shapes[driven] for driven in (self.stepping.ids, self.stepping.wanted)
+            )
+            fixed = (batch,) if rows == 1 else (tokens, wanted) if new == 1 else ()
+            program = straight(self.program) if one_token else self.program
+            sizes = {str(dim): 1 for dim in fixed if dim in program.ranges}
+            self._forms[name] = self.lower(fix_sizes(program, sizes) if sizes else program)
+        return self._forms[name], None if one_token else self.stepping.branches
+
+    @property
+    def chosen(self) -> dict[str, tuple[str, ...]]:
+        """By the kind of step that was taken so far, the form that the target chose for operators with several."""
+        return {name: form.chosen for name, form in self._forms.items() if form.chosen}

@@ -71,6 +71,10 @@ class Row(DraftRow):
     def stepping(self) -> Stepping:
         return self.decoder.stepping
 
+    def unread(self, text: Sequence[int]) -> int:
+        held = self.place.held
+        return 0 if held is None else len(text) - 1 - len(held)
+
     def start(self, text: Sequence[int], most: int, keep: bool = True) -> Tensor:
         place = self.place
         if place.held is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from tersor.ir.program import TensorSpec
-from tersor.ir.stepping import Slots, Stepping
+from tersor.ir.stepping import Stepping
 
 from .chunks import left_in_chunk
 from .page_pool import PagePool
@@ -72,10 +72,6 @@ class KvCache:
     def buffers(self) -> dict[str, Tensor]:
         """The states, ``[rows, heads, slots, width]`` or pools, by the name of their input."""
         return {name: buffer for store in self._stores.values() for name, buffer in store.buffers.items()}
-
-    def capacity(self, slots: Slots) -> int:
-        """How many slots of a group a row may fill before its buffers grow or move."""
-        return self._stores[slots.length].capacity
 
     @property
     def nbytes(self) -> int:

@@ -146,18 +146,6 @@ class Sampler:
         uniform = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
         return torch.from_numpy(-np.log(-np.log(uniform)))
 
-    def distribution(self, tokens: list[int], logits: Tensor) -> Tensor:
-        """What a draw is from: probabilities ``[vocabulary]`` after every processor.
-
-        Raises:
-            ExecutionError: the logits are not numbers.
-        """
-        scores = self._processed([*self._processors, *self._warpers], tokens, logits)
-        probabilities = torch.softmax(scores.float(), dim=-1)
-        if not torch.isfinite(probabilities).all():
-            raise _no_numbers(len(tokens))
-        return probabilities
-
     def _processed(self, processors: Sequence[Processor], tokens: list[int], logits: Tensor) -> Tensor:
         if not processors:
             return logits

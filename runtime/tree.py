@@ -139,13 +139,14 @@ def in_a_row(depths: Tensor, rows: int) -> Branching:
 
 
 def side_by_side(trees: Sequence[TokenTree]) -> tuple[list[list[int]], Branching | None]:
-    """One step for a tree a row: tokens ``[rows][new]``, and how they branch, None where none does.
+    """One step for a tree a row: tokens ``[rows][new]``, and how they branch, None where all are chains of one length.
 
-    Smaller trees are filled up with nodes that no other sees.
+    Smaller trees are filled up with nodes that no other sees, and that lie where node 0 does: behind the guesses of a
+    row that is near its end there may be no positions left.
     """
     width = max(map(len, trees))
     tokens = [tree.tokens + tree.tokens[:1] * (width - len(tree)) for tree in trees]
-    if all(tree.is_chain and not tree.probes for tree in trees):
+    if all(tree.is_chain and not tree.probes and len(tree) == width for tree in trees):
         return tokens, None
     depths = torch.zeros(len(trees), width, dtype=torch.int64)
     ancestors = torch.eye(width, dtype=torch.bool).repeat(len(trees), 1, 1)

@@ -14,19 +14,33 @@ from .certificate import CERTIFICATE
 from .runtime.cost_curve import CostCurve
 from .runtime.machine import machine_facts
 
+# What was found is measured again where a step takes so many times as long now, or as short.
+_OFF = 2.0
 
-def kept(artifact: Path | None, options: Mapping[str, Any], measure: Callable[[], CostCurve]) -> CostCurve:
+
+def kept(
+    artifact: Path | None,
+    options: Mapping[str, Any],
+    measure: Callable[[], CostCurve],
+    now: Callable[[], float],
+) -> CostCurve:
     """What ``measure`` found, in this process or an earlier one that ran the same artifact in the same way here.
 
     What cannot be read is measured again, and what cannot be written is not kept: a cache is no reason to fail.
+
+    Args:
+        now: seconds of a step of one token, by which what was found while the machine was busy is told.
     """
     path = None if artifact is None else _file(artifact, options)
     if path is None:
         return measure()
     try:
-        return CostCurve.from_json(json.loads(path.read_text(encoding="utf-8")))
+        curve = CostCurve.from_json(json.loads(path.read_text(encoding="utf-8")))
+        if 1 / _OFF < now() / curve.of(1) < _OFF:
+            return curve
     except (OSError, ValueError, KeyError, TypeError):
-        curve = measure()
+        pass
+    curve = measure()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as stream:

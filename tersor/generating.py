@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from .codegen.target import find_target
 from .cost_cache import kept
+from .ir.capture.huggingface import CONTEXT
 from .ir.errors import InputError
 from .ir.program import Program
 from .ir.straight import straight
@@ -36,6 +38,7 @@ class Generator:
         artifact: the folder that the model was loaded from; None where it was made in this process.
         drafter: who guesses; None where nobody does.
         statistics: what came of guesses in the last call.
+        notes: what is to be known of what the last call gave, a line each; they are warnings too.
     """
 
     program: Program
@@ -49,7 +52,7 @@ class Generator:
         self.decoder = Decoder(
             self.program,
             lambda program: lower(program, **self.options),
-            lambda measure: kept(self.artifact, {"target": self.target, **self.options}, measure),
+            lambda measure, now: kept(self.artifact, {"target": self.target, **self.options}, measure, now),
         )
         returned = self.program.returned
         if len(returned) != 1 or not is_logits(self.program, returned[0].name):
@@ -65,6 +68,7 @@ class Generator:
         self._models = DraftModels(models, lambda program: lower(program, **self._options_of(program)))
         self._guess = None if self.drafter is None else self.drafter.begin
         self.statistics = Statistics()
+        self.notes: tuple[str, ...] = ()
         self._folder = tokenizer_folder(self.program, self.artifact)
         self._tokenizer: Any = None
 
@@ -136,6 +140,10 @@ class Generator:
             most = left if settings.most is None else min(settings.most, left)
             stopping = replace(stopping, most=most, longest=None)
         written = [Written(tokenizer) for _ in prompts] if is_text else []
+        self.notes = self._notes(prompts, stopping)
+        for note in self.notes:
+            # Of whoever called OptimizedModel.generate.
+            warnings.warn(note, stacklevel=3)
 
         def tell(row: int, token: int) -> None:
             if is_text:
@@ -167,12 +175,24 @@ class Generator:
             return _padded(torch.as_tensor(inputs), new, settings.fill)
         return [prompt + tokens for prompt, tokens in zip(prompts, new, strict=True)]
 
+    def _notes(self, prompts: Sequence[Sequence[int]], stopping: Stopping) -> tuple[str, ...]:
+        context = dict(self.program.facts.generation).get(CONTEXT)
+        longest = max(len(prompt) + stopping.left(prompt) for prompt in prompts)
+        # Where positions are a table of the model's, what is past it is refused.
+        if context is None or self.decoder.longest is not None or longest <= context:
+            return ()
+        note = (
+            f"up to {longest} tokens with what follows, and the model was made for texts of {context} "
+            f"({CONTEXT}): past that it may say anything; ask for fewer with max_new_tokens, or shorten the prompt"
+        )
+        return (note,)
+
 
 def _padded(ids: Tensor, new: list[list[int]], fill: int) -> Tensor:
     """``ids`` with the new tokens behind, and padding behind those of rows that ended before the longest."""
     longest = max(map(len, new))
     rows = [tokens + [fill] * (longest - len(tokens)) for tokens in new]
-    return torch.cat([ids, torch.tensor(rows, dtype=ids.dtype)], dim=1)
+    return torch.cat([ids, torch.tensor(rows, dtype=ids.dtype, device=ids.device)], dim=1)
 
 
 def check_call(stop: Any, stream: Any, batch_size: Any, tokenizer: Any) -> None:
@@ -215,7 +235,7 @@ def _left(longest: int, width: int) -> int:
 
 def _tensor(name: str, given: Any) -> Tensor:
     try:
-        return torch.as_tensor(given)
+        return torch.as_tensor(given).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{name} is no tensor: give numbers [batch, tokens], as many in every row ({' '.join(str(error).split())})"

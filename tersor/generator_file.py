@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +14,19 @@ from .codegen.onnx.emitter import Ops
 from .codegen.onnx.file import put_in_place
 from .codegen.onnx.generator import export_generator
 from .codegen.onnx.session import run, trial_session
+from .codegen.target import find_target
 from .folders import scratch_folder
 from .generating import Generator
 from .ir.capture import capture
 from .ir.errors import InputError, LoweringError
 from .ir.program import Program
 from .onnx_file import report_metadata
+from .passes.contract import Pass
+from .passes.registry import find_methods
 from .passes.report import Report
+from .passes.speculate.drafter import Drafter
+from .passes.speculate.insert import Speculate
+from .runtime.decoder import Decoder
 from .runtime.divergence import first_divergence
 from .runtime.generation import Stopping, generate
 from .runtime.sampling import Sampling
@@ -30,6 +37,8 @@ EndTokens = int | Sequence[int] | Literal["model"] | None
 _GUESSES = 16
 # What is compared: prompts of so many tokens at most, and so many new ones.
 _LONGEST_PROMPT, _NEW = 48, 16
+# Options of a target that say how weights are stored.
+_STORING = ("weights", "weight_kinds")
 
 
 def export_generating(
@@ -51,7 +60,7 @@ def export_generating(
     guessing = _guessing(generator) if guess else None
     with scratch_folder(path) as folder:
         written = export_generator(program, folder / path.name, ends, guessing, report_metadata(report))
-        _compare(trial_session(folder / path.name), generator, _prompts(generator, samples), ends)
+        _compare(trial_session(folder / path.name), _unrounded(generator), _prompts(generator, samples), ends)
         return put_in_place(written, path)
 
 
@@ -80,16 +89,38 @@ def _check_inputs(program: Program) -> None:
         )
 
 
+def drafter_of(passes: Iterable[Pass]) -> Drafter | None:
+    """Who guesses in what these passes make; None where nobody does."""
+    return next((pass_.drafter for pass_ in passes if isinstance(pass_, Speculate)), None)
+
+
+def check_drafter(drafter: Drafter | None) -> None:
+    """Raise InputError where a drafter cannot guess in a file."""
+    if drafter is not None and drafter.as_module(_GUESSES) is None:
+        known = find_methods(Drafter)
+        able = [name for name, kind in known.items() if _is_able(kind)]
+        raise InputError(
+            f"the drafter {drafter.name!r} remembers more than the text, which a file cannot: use speculate:drafter= "
+            f"with {' or '.join(able)}, or write the file without guesses (guess=False, or --no-guess on the command "
+            "line)"
+        )
+
+
+def _is_able(kind: type) -> bool:
+    """Whether a drafter at its defaults can guess in a file; not so where an option of it has no default."""
+    try:
+        return kind().as_module(_GUESSES) is not None
+    except (TypeError, ValueError, InputError):
+        return False
+
+
 def _guessing(generator: Generator) -> Program | None:
     """What guesses, as a Program of its own; None where nobody does."""
     if generator.drafter is None:
         return None
+    check_drafter(generator.drafter)
     module = generator.drafter.as_module(_GUESSES)
-    if module is None:
-        raise InputError(
-            f"the drafter {generator.drafter.name!r} remembers more than the text, which a file cannot: use "
-            "speculate:drafter=ngram, or write the file without guesses (guess=False)"
-        )
+    assert module is not None
     return capture(
         module, {"tokens": torch.tensor([5, 6, 7, 5, 6, 7, 5, 6])}, dynamic={"tokens": {0: "text"}}
     )
@@ -108,10 +139,17 @@ def _prompts(generator: Generator, samples: Sequence[Batch]) -> list[list[int]]:
     return [row[:most], row[:1], (row[:6] * most)[:most]]
 
 
-def _compare(session: Any, generator: Generator, prompts: Sequence[list[int]], ends: Sequence[int]) -> None:
+def _unrounded(generator: Generator) -> Decoder:
+    """What decodes with the weights that a file has: the Program's own, whatever the artifact's are stored as."""
+    options = {name: value for name, value in generator.options.items() if name not in _STORING}
+    if options == generator.options:
+        return generator.decoder
+    return Decoder(generator.program, partial(find_target(generator.target).lower, **options))
+
+
+def _compare(session: Any, decoder: Decoder, prompts: Sequence[list[int]], ends: Sequence[int]) -> None:
     """Raise LoweringError unless the file gives the tokens of the Program's own generation, but for ties."""
-    decoder, program = generator.decoder, generator.program
-    longest = decoder.longest
+    program, longest = decoder.program, decoder.longest
 
     def again(tokens: Sequence[int]) -> torch.Tensor:
         given = {spec.name: torch.ones(1, len(tokens), dtype=spec.dtype) for spec in program.called_with}

@@ -29,7 +29,7 @@ _FINENESS = 16
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredProgram:
     """A lowered Program, the options it was lowered with, what its way of storing weights costs, and notes on that."""
 
     program: Program
@@ -47,7 +47,7 @@ def lower_stored(
     calibrated: bool,
     on_violation: OnViolation,
     tell: Callable[[str], None],
-) -> Stored:
+) -> StoredProgram:
     """``program`` lowered with weights stored in the kind that ``options`` ask for, which is not fp32.
 
     Where that costs more than the kind may, some of the weights are stored in another one, those first that cost most
@@ -146,7 +146,7 @@ class _Trials:
         label = f"{kind}, {many} matrices {other}"
         return self.done[-1].kind == label or self.attempt(kind, dict.fromkeys(order[:many], other), most)
 
-    def stored(self, most: float) -> Stored:
+    def stored(self, most: float) -> StoredProgram:
         program, executable, options, deviation = self.last
         storage = Storage(
             self.losses.measure,
@@ -157,7 +157,7 @@ class _Trials:
             deviation,
             len(program.notes.get(SMOOTHED, ())),
         )
-        return Stored(program, executable, options, storage, self.losses.notes)
+        return StoredProgram(program, executable, options, storage, self.losses.notes)
 
 
 def _by_size(program: Program, options: Mapping[str, Any]) -> list[str]:

@@ -100,7 +100,8 @@ def compare_with_model(
     if parted is not None and None not in parted.tokens and isinstance(prompt, str):
         texts = tuple(generator.tokenizer.decode([token]) for token in parted.tokens)
     storage = model.report.storage
-    return Comparison(len(new), parted, texts, "" if storage is None else storage.kept.kind)
+    stored = storage.kept.kind if storage is not None and storage.rounds else ""
+    return Comparison(len(new), parted, texts, stored)
 
 
 def _until(tokens: list[int], most: int, ends: Collection[int]) -> list[int]:

@@ -15,10 +15,11 @@ from tersor.passes.pipeline import run
 from tersor.passes.registry import find_methods
 from tersor.passes.speculate.drafter import Drafter
 
+Mode = tuple[str, dict[str, Any]]
 DRAFTERS = find_methods(Drafter)  # type: ignore[type-abstract]
 PATH = "PATH"
 # Beside its defaults, which are there for every drafter: the options of modes that guess in another way.
-FURTHER: tuple[tuple[str, dict[str, Any]], ...] = (
+FURTHER: tuple[Mode, ...] = (
     ("easyspec", {"path": PATH}),
     ("model", {"exits": (1, 2)}),
     ("model", {"path": PATH}),
@@ -27,16 +28,16 @@ FURTHER: tuple[tuple[str, dict[str, Any]], ...] = (
     ("triforce", {"budget": 4, "chunk": 2, "refresh": 2}),
     ("triforce", {"budget": 4, "chunk": 2, "refresh": 2, "under": 1}),
 )
-MODES = (*((name, {}) for name in DRAFTERS), *FURTHER)
+MODES: tuple[Mode, ...] = (*((name, {}) for name in DRAFTERS), *FURTHER)
 
 
-def said(mode: tuple[str, dict[str, Any]]) -> str:
+def said(mode: Mode) -> str:
     """The name of a mode in a test."""
     name, options = mode
     return ",".join([name, *(f"{option}={value}" for option, value in options.items())])
 
 
-def made(mode: tuple[str, dict[str, Any]], folder: Path) -> Drafter:
+def made(mode: Mode, folder: Path) -> Drafter:
     """The drafter of a mode, whose second model is in ``folder``."""
     name, options = mode
     return DRAFTERS[name](

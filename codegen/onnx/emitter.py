@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,6 +21,8 @@ Ops = Literal["portable", "ort"]
 Operand = ir.Value | Tensor | int | float | bool | torch.SymInt
 
 MICROSOFT = "com.microsoft"
+# Where a model says which forms were chosen: a JSON list.
+CHOSEN = "tersor.chosen"
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -32,6 +35,7 @@ class Emitter:
         shared: names of weights that something other than linear layers reads too.
         stored: the weights that are stored otherwise than the Program holds them, by name.
         for_session: whether the model is run in this process, and not written to a file.
+        chosen: how often each form was chosen of the operators that have several.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Emitter:
         self.sizes = Sizes(self)
         self.symbols = dict(symbols)
         self.shared: frozenset[str] = frozenset()
+        self.chosen: Counter[str] = Counter()
         self._weights = weights
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
         self._shared: dict[Hashable, ir.Value] = {}
@@ -111,6 +116,12 @@ class Emitter:
         if key not in self._shared:
             self._shared[key] = compute()
         return self._shared[key]
+
+    def choose(self, form: str) -> None:
+        """Note that the operator at hand, which has several, takes this form."""
+        assert self.node is not None
+        name = getattr(self.node.target, "_opname", str(self.node.target))
+        self.chosen[f"{name} by {form}"] += 1
 
     # -- constants and weights
 

@@ -16,7 +16,7 @@ from tersor.ir.errors import ArtifactError
 from tersor.ir.program import Program, TensorSpec
 
 from .bound_run import BoundRun
-from .emitter import Ops
+from .emitter import CHOSEN, Ops
 from .export import build, export
 from .file import replacing, weights_beside
 from .session import chosen_providers, run, session_from_file, session_from_model, session_options
@@ -83,6 +83,11 @@ class OnnxExecutable(Executable):
             stored=stored,
             domains=input_domains(program),
         )
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        texts = self.session.get_modelmeta().custom_metadata_map
+        return tuple(json.loads(texts.get(CHOSEN, "[]")))
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Mapping
 from typing import Any, get_args
@@ -15,7 +16,7 @@ from tersor.ir.errors import InputError, LoweringError
 from tersor.ir.program import Program, TensorSpec
 
 from .decompose import decomposed, tensor_operands
-from .emitter import Emitter, Ops
+from .emitter import CHOSEN, Emitter, Ops
 from .fusions import FUSIONS
 from .limits import LIMITS, limits_text, refusing
 from .lowerings import LOWERINGS
@@ -68,7 +69,11 @@ def translate(
         ir_version=IR_VERSION,
         producer_name="tersor",
         functions=list(emitter.functions.values()),
-        metadata_props={**(metadata or {}), LIMITS: limits_text(program)},
+        metadata_props={
+            **(metadata or {}),
+            LIMITS: limits_text(program),
+            CHOSEN: json.dumps([f"{count} {form}" for form, count in emitter.chosen.items()]),
+        },
     )
     if emitter.functions:
         common_passes.InlinePass()(model)

@@ -9,7 +9,7 @@ from tersor.ir.program import Program
 from tersor.ir.shapes import Size
 
 from .layout import CacheLayout
-from .row_buffers import RowBuffers
+from .row_group import RowGroup
 
 
 @dataclass(frozen=True)
@@ -21,5 +21,5 @@ class Contiguous(CacheLayout):
     def group(self, window: int) -> int:
         return 0
 
-    def begin(self, work: Program, batch: Size, window: int) -> RowBuffers:
-        return RowBuffers(work, batch, window)
+    def begin(self, work: Program, batch: Size, window: int) -> RowGroup:
+        return RowGroup(work, batch, window)

@@ -69,6 +69,9 @@ class _Calibrated:
     def seconds(self) -> float:
         return self.parallel.seconds
 
+    def unread(self, text: Sequence[int]) -> int:
+        return self.exact.unread(text)
+
     def start(self, text: Sequence[int], most: int, keep: bool = True) -> Tensor:
         # What the parallel layers wrote ahead is read again.
         return self.exact.start(text, most, keep=False)

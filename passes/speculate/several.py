@@ -138,7 +138,33 @@ class _Side(Drafting):
 
     def draft(self, most: int, outlook: Outlook = GREEDILY) -> list[Draft]:
         return [
-            replace(chain, kinds=[number * _KINDS + kind for kind in chain.kinds])
+            _of(number, chain)
             for number, drafting in enumerate(self._draftings)
-            for chain in drafting.draft(most, outlook)
+            for chain in drafting.draft(most, _Outlook(number, outlook))
         ]
+
+
+def _of(number: int, draft: Draft) -> Draft:
+    """A draft of one drafter, whose kinds are told from those of the others."""
+    return replace(draft, kinds=[number * _KINDS + kind for kind in draft.kinds])
+
+
+@dataclass(frozen=True)
+class _Outlook(Outlook):
+    """What one drafter is told, which knows of its own kinds of guesses alone."""
+
+    number: int
+    all: Outlook
+
+    @property
+    def plain(self) -> float:
+        return self.all.plain
+
+    def choose(self, ahead: Sequence[int], logits: Tensor) -> int:
+        return self.all.choose(ahead, logits)
+
+    def noisy(self, ahead: int, tokens: Sequence[int], scores: Sequence[float]) -> list[float]:
+        return self.all.noisy(ahead, tokens, scores)
+
+    def worth(self, draft: Draft, seconds: float) -> bool:
+        return self.all.worth(_of(self.number, draft), seconds)

@@ -85,6 +85,9 @@ class _Sparse:
     def seconds(self) -> float:
         return self._sparse.seconds
 
+    def unread(self, text: Sequence[int]) -> int:
+        return 0
+
     def start(self, text: Sequence[int], most: int, keep: bool = True) -> Tensor:
         if self._chosen_at is None or len(text) >= self._chosen_at + self._options.refresh:
             self._choose(text)
@@ -132,6 +135,9 @@ class _Hierarchy:
     def seconds(self) -> float:
         # One step of the upper level checks what several of the lower one guess.
         return self._lower.seconds + self._upper.seconds / _CHECKED
+
+    def unread(self, text: Sequence[int]) -> int:
+        return 0
 
     def start(self, text: Sequence[int], most: int, keep: bool = True) -> Tensor:
         self._checked, self._path, self._fed = [], [], []

@@ -92,10 +92,13 @@ def convert(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Also write one ONNX file that generates by itself; needs -p kv-cache, guesses with -p speculate "
-            "(of several drafters by the first that goes by the text alone).",
+            help="Also write one ONNX file that generates by itself, with weights of 32 bits; needs -p kv-cache, "
+            "guesses with -p speculate (of several drafters by the first that goes by the text alone).",
         ),
     ] = None,
+    guess: Annotated[
+        bool, typer.Option("--guess/--no-guess", help="Whether the file of --generator guesses.")
+    ] = True,
     imports: Imports = None,
     json: Json = False,
     traceback: Traceback = False,
@@ -103,6 +106,7 @@ def convert(
     """Capture MODEL, apply passes, lower it to a target, and write an artifact that runs."""
     from ..calibration import read_batches
     from ..folders import check_output, check_output_file
+    from ..generator_file import check_drafter, drafter_of
     from ..ir.errors import InputError
     from ..lowering import target_with_options
     from ..optimize import optimize_model
@@ -116,6 +120,10 @@ def convert(
     generating = None if generator is None else check_output_file(generator)
     if generating is not None and all(instance.family != "cache" for instance in instances):
         raise InputError(f"--generator {generator} needs a model that keeps a cache: add -p kv-cache")
+    if generating is None and not guess:
+        raise InputError("--no-guess is of the file that --generator names: add that")
+    if generating is not None and guess:
+        check_drafter(drafter_of(instances))
     sizes = parse_dynamic(dynamic)
     examples = read_examples(example_inputs)
     batches = read_batches(calibration) if calibration is not None else None
@@ -137,7 +145,7 @@ def convert(
         )
         report(f"writing {out}", len(instances) + 4, len(instances) + 5)
         fast.save(place)
-        written = [] if generating is None else fast.export_onnx(generating, generate=True)
+        written = [] if generating is None else fast.export_onnx(generating, generate=True, guess=guess)
     data = {
         "out": str(place),
         "generator": [str(file) for file in written],

@@ -59,7 +59,7 @@ def generate(
     from ..model import load
 
     import_modules(imports)
-    text = sys.stdin.read() if prompt == "-" else prompt
+    text = _read() if prompt == "-" else prompt
     with progress_bar() as report:
         report(f"reading {out}", 0, 1)
         model = load(out, threads=threads) if threads is not None else load(out)
@@ -86,8 +86,32 @@ def generate(
     )
     seconds = time.perf_counter() - started
     counts = model.generated
-    data = {"prompt": text, "text": new, "seconds": seconds, "statistics": asdict(counts)}
+    chosen = model.generator.decoder.chosen
+    data = {
+        "prompt": text,
+        "text": new,
+        "seconds": seconds,
+        "statistics": asdict(counts),
+        "notes": list(model.generator.notes),
+        "chosen": {step: list(forms) for step, forms in chosen.items()},
+    }
     emit(data, "", json)
     if not json:
         # The first token is the prompt's own, and no step's.
         print(f"{counts}; {(1 + counts.tokens) / seconds:.1f} tokens/s with the prompt", file=sys.stderr)
+        for note in model.generator.notes:
+            print(f"note: {note}", file=sys.stderr)
+        for step, forms in chosen.items():
+            print(f"steps of {step}: {'; '.join(forms)}", file=sys.stderr)
+
+
+def _read() -> str:
+    """The prompt from stdin, whatever the terminal's own encoding is."""
+    from ..ir.errors import InputError
+
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"the prompt on stdin is no UTF-8 text: byte {error.start} of it is none of one"
+        ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,66 @@ def test_a_file_that_generates_needs_a_cache(tersor: Tersor, model_folder: Path,
     assert outcome.code == 2
     assert "add -p kv-cache" in outcome.error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_drafter_that_no_file_can_hold_is_named_before_the_model_is_read(
+    tersor: Tersor, tmp_path: Path
+) -> None:
+    command = [
+        "convert",
+        tmp_path / "none",
+        "-p",
+        "kv-cache",
+        "-p",
+        "speculate:drafter=recycle",
+        "-o",
+        tmp_path / "out",
+    ]
+    outcome = tersor(*command, "--generator", tmp_path / "gen.onnx")
+    assert outcome.code == 2
+    assert "'recycle' remembers more than the text" in outcome.error
+    assert "ngram or suffix" in outcome.error
+    without = tersor(*command, "--no-guess")
+    assert "--generator" in without.error
+
+
+def test_a_file_may_be_written_without_guesses(tersor: Tersor, tmp_path: Path) -> None:
+    outcome = tersor(
+        "convert", save_text_model(tmp_path / "model"), "-p", "kv-cache", "-p", "speculate:drafter=recycle",
+        "--target", "torch", "-o", tmp_path / "out", "--generator", tmp_path / "gen.onnx", "--no-guess",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.stderr
+    assert (tmp_path / "gen.onnx").exists()
+
+
+def test_the_prompt_may_come_from_stdin(talking: Path) -> None:
+    def of(text: bytes) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-m", "tersor", "generate", str(talking), "-", "--json"]
+        return subprocess.run(command, input=text, capture_output=True, check=False)
+
+    told = of("schön".encode())
+    assert json.loads(told.stdout)["prompt"] == "schön"
+    refused = of("schön".encode("latin-1"))
+    assert refused.returncode == 2
+    assert (
+        refused.stderr.decode()
+        == "error: the prompt on stdin is no UTF-8 text: byte 3 of it is none of one\n"
+    )
+
+
+def test_what_the_target_chose_is_said(tersor: Tersor, tmp_path: Path) -> None:
+    model, out = save_text_model(tmp_path / "model"), tmp_path / "out"
+    assert tersor("convert", model, "-p", "kv-cache", "--target", "onnx", "-o", out).code == 0
+    told = tersor("generate", out, "Once", "--max-new-tokens", "3")
+    assert "steps of one row: 2 cached_attention by GroupQueryAttention" in told.stderr
+    data = tersor("generate", out, "Once", "--max-new-tokens", "3", "--json").json
+    assert data["chosen"] == {"one row": ["2 cached_attention by GroupQueryAttention"]}
+
+
+def test_a_text_that_grows_past_what_the_model_was_made_for_is_noted(tersor: Tersor, talking: Path) -> None:
+    told = tersor("generate", talking, "Once", "--max-new-tokens", "200")
+    assert told.code == 0
+    assert "note: up to 204 tokens with what follows, and the model was made for texts of 128" in told.stderr
 
 
 def test_weights_in_8_bits_are_stated_saved_and_generated_with(tersor: Tersor, tmp_path: Path) -> None:

@@ -6,11 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from decoders import DECODERS, PROMPTS, decoder, decoder_on, rows
+from chances import chances_of
+from decoders import DECODERS, PROMPTS, decoder, decoder_on, decoder_program, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tersor.codegen.target import find_target
+from tersor.ir.capture import capture
 from tersor.ir.errors import ExecutionError, InputError
+from tersor.passes.pipeline import run
+from tersor.runtime.decoder import Decoder
 from tersor.runtime.generation import Stopping, generate
 from tersor.runtime.sampling import Sampler, Sampling
 
@@ -105,7 +110,7 @@ def test_positions_that_are_computed_bound_nothing(name: str) -> None:
 def test_draws_follow_the_distribution_of_transformers_processors() -> None:
     sampling = Sampling(temperature=0.7, top_k=9, top_p=0.9, repetition_penalty=1.3)
     logits = torch.randn(40) * 3
-    probabilities = Sampler(sampling).distribution([3, 5, 3], logits)
+    probabilities = chances_of(Sampler(sampling), [3, 5, 3], logits)
     scores = logits.clone()
     for token in (3, 5):
         scores[token] = scores[token] / 1.3 if scores[token] > 0 else scores[token] * 1.3
@@ -208,7 +213,40 @@ def test_a_draw_from_the_largest_is_the_draw_from_all(seed: int, size: int, top_
         with pytest.raises(ExecutionError, match="not numbers"):
             sampler.choose([1, 2], logits)
         return
-    chances = sampler.distribution([1, 2], logits)
+    chances = chances_of(sampler, [1, 2], logits)
     ids = chances.nonzero()[:, 0]
     scores = logits.div(0.7)[ids].double() + sampler._noise(2, ids)
     assert sampler.choose([1, 2], logits) == int(ids[scores.argmax()])
+
+
+def test_a_model_may_call_its_dimensions_by_any_name() -> None:
+    ids = torch.tensor([PROMPTS[1]])
+    sizes = {0: "rows", 1: "length"}
+    program = capture(
+        decoder("llama"),
+        {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
+        {"input_ids": sizes, "attention_mask": sizes},
+    )
+    program, _ = run(program, ["kv-cache", "speculate"])
+    on = Decoder(program, find_target("onnx").lower)
+    expected = decoder_on("llama", "onnx")
+    for prompts in (PROMPTS[:1], PROMPTS):
+        assert generate(on, prompts, Stopping(6), Sampling()) == generate(
+            expected, prompts, Stopping(6), Sampling()
+        )
+    assert on.chosen == expected.chosen
+
+
+def test_the_form_that_attention_takes_goes_by_rows_and_tokens_and_is_said() -> None:
+    on = Decoder(run(decoder_program("llama"), ["kv-cache", "speculate"])[0], find_target("onnx").lower)
+    assert on.chosen == {}
+    generate(on, PROMPTS[:2], Stopping(3), Sampling())
+    on.step(on.new_cache(2), [[5, 6], [7, 8]])
+    assert on.chosen == {
+        "one row": ("2 cached_attention by GroupQueryAttention, what a tree sees as a bias",),
+        "one token a row": ("2 cached_attention by GroupQueryAttention",),
+        "several tokens of several rows": (
+            "2 cached_attention by ScatterElements and MatMul over all slots",
+        ),
+    }
+    assert decoder_on("llama", "torch").chosen == {}

@@ -127,6 +127,26 @@ def test_tokens_are_the_same_with_trees_of_guesses(
     assert together == plain
 
 
+@pytest.mark.parametrize("siblings", [0, 1])
+@pytest.mark.parametrize("target", ["onnx", "torch"])
+@pytest.mark.parametrize("name", ["gpt2", "opt"])
+def test_a_row_at_the_models_last_positions_is_beside_one_with_many_guesses(
+    name: str, target: str, siblings: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = _cheap(name, target, monkeypatch)
+    assert decoder.longest == 64
+    prompts, stopping = [[5] * 61, PROMPTS[1]], Stopping(None, longest=65)
+    plain = generate(decoder, prompts, stopping, Sampling())
+    texts = iter([p + n for p, n in zip(prompts, plain, strict=True)])
+    counts = Statistics()
+    wrong = frozenset(range(62, 1000))
+    found = generate(
+        decoder, prompts, stopping, Sampling(), None, lambda _: Knowing(next(texts), wrong, siblings), counts
+    )
+    assert found == plain
+    assert len(counts.drafted) > 4
+
+
 def test_a_model_without_the_pass_checks_no_guesses() -> None:
     program, _ = run(decoder_program("llama"), ["kv-cache"])
     bare = Decoder(program, find_target("torch").lower)

@@ -84,9 +84,17 @@ def test_one_that_does_not_branch_is_a_chain() -> None:
 
 
 def test_rows_that_do_not_branch_need_no_masks() -> None:
-    tokens, branching = side_by_side([tree_of([1, 2]), tree_of()])
-    assert tokens == [[9, 1, 2], [9, 9, 9]]
+    tokens, branching = side_by_side([tree_of([1, 2]), tree_of([3, 4])])
+    assert tokens == [[9, 1, 2], [9, 3, 4]]
     assert branching is None
+
+
+def test_chains_are_filled_up_with_what_lies_no_further_than_their_first() -> None:
+    tokens, branching = side_by_side([tree_of([1, 2]), tree_of([4])])
+    assert tokens == [[9, 1, 2], [9, 4, 9]]
+    assert branching is not None
+    assert branching.depths.tolist() == [[0, 1, 2], [0, 1, 0]]
+    assert branching.ancestors[1].int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
 
 
 def test_rows_are_filled_up_with_what_nobody_sees() -> None:

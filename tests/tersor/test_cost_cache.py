@@ -26,6 +26,11 @@ class Measure:
         return CURVE
 
 
+def now() -> float:
+    """As long as it was."""
+    return CURVE.of(1)
+
+
 @pytest.fixture
 def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -37,12 +42,12 @@ def artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_it_is_measured_once_and_again_where_anything_differs(artifact: Path) -> None:
     measure = Measure()
-    assert [kept(artifact, {"threads": 1}, measure) for _ in range(3)] == [CURVE] * 3
+    assert [kept(artifact, {"threads": 1}, measure, now) for _ in range(3)] == [CURVE] * 3
     assert measure.asked == 1
-    kept(artifact, {"threads": 2}, measure)
+    kept(artifact, {"threads": 2}, measure, now)
     assert measure.asked == 2
     (artifact / CERTIFICATE).write_text('{"another": 1}')
-    kept(artifact, {"threads": 1}, measure)
+    kept(artifact, {"threads": 1}, measure, now)
     assert measure.asked == 3
 
 
@@ -57,7 +62,7 @@ def test_another_machine_measures_for_itself(artifact: Path, monkeypatch: pytest
         (here | {"cores": 999}, 3),
     ):
         monkeypatch.setattr(cost_cache, "machine_facts", lambda bandwidth, facts=facts: facts)
-        kept(artifact, {"threads": 1}, measure)
+        kept(artifact, {"threads": 1}, measure, now)
         assert measure.asked == asked
 
 
@@ -71,12 +76,12 @@ def test_another_machine_measures_for_itself(artifact: Path, monkeypatch: pytest
 )  # fmt: skip
 def test_what_cannot_be_read_is_measured_again_and_kept(artifact: Path, tmp_path: Path, text: str) -> None:
     measure = Measure()
-    kept(artifact, {}, measure)
+    kept(artifact, {}, measure, now)
     (file,) = (tmp_path / "cache").rglob("*.json")
     file.write_text(text)
-    assert kept(artifact, {}, measure) == CURVE
+    assert kept(artifact, {}, measure, now) == CURVE
     assert measure.asked == 2
-    kept(artifact, {}, measure)
+    kept(artifact, {}, measure, now)
     assert measure.asked == 2
     assert [path.suffix for path in file.parent.iterdir()] == [".json"]
 
@@ -86,12 +91,22 @@ def test_a_place_that_cannot_be_written_is_no_reason_to_fail(
 ) -> None:
     (tmp_path / "closed").write_text("a file where a folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "closed"))
-    assert kept(artifact, {}, Measure()) == CURVE
+    assert kept(artifact, {}, Measure(), now) == CURVE
 
 
 def test_a_model_that_is_no_artifact_is_measured_each_time(tmp_path: Path) -> None:
     measure = Measure()
-    kept(None, {}, measure)
-    kept(None, {}, measure)
-    kept(tmp_path, {}, measure)
+    kept(None, {}, measure, now)
+    kept(None, {}, measure, now)
+    kept(tmp_path, {}, measure, now)
     assert measure.asked == 3
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(0.4, 2), (0.6, 1), (1.9, 1), (2.5, 2)])
+def test_what_was_found_while_the_machine_was_busy_is_measured_again(
+    artifact: Path, seconds: float, asked: int
+) -> None:
+    measure = Measure()
+    kept(artifact, {}, measure, now)
+    kept(artifact, {}, measure, lambda: seconds)
+    assert measure.asked == asked

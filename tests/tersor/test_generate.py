@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,17 @@ def test_ids_go_in_and_come_out_as_of_transformers(fast: Any, folder: Path) -> N
     assert torch.equal(torch.as_tensor(fast.generate(ids.numpy(), max_new_tokens=15)), expected)
     rows = [list(row) for row in ids.numpy()]
     assert fast.generate(rows, max_new_tokens=15, batch_size=1) == expected.tolist()
+
+
+def test_texts_past_what_the_model_was_made_for_are_warned_of(fast: Any) -> None:
+    with pytest.warns(
+        UserWarning, match=r"up to 130 tokens .* made for texts of 128 \(max_position_embeddings\)"
+    ) as found:
+        fast.generate([[7] * 100, [5]], max_new_tokens=30)
+    assert found[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fast.generate([[7] * 100, [5]], max_new_tokens=28)
 
 
 def test_padding_is_no_part_of_a_prompt(fast: Any) -> None:

@@ -88,6 +88,23 @@ def test_a_file_that_says_something_else_is_not_handed_over(
         fast.export_onnx(tmp_path / "gen.onnx", generate=True)
 
 
+def test_a_file_of_rounded_weights_is_held_to_the_weights_that_it_has(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding to 4 bits moves logits so far that any mistake would pass for a tie."""
+    rounded = optimize_model(
+        folder, ["kv-cache"], "onnx", weights="int4", on_violation="revert", max_deviation=1.0, threads=1
+    )
+    seen = []
+    true = generator_file.first_divergence
+    monkeypatch.setattr(generator_file, "first_divergence", lambda *given: seen.append(given) or true(*given))
+    rounded.export_onnx(tmp_path / "gen.onnx", generate=True)
+    assert not seen
+    exact = optimize_model(folder, ["kv-cache"], "onnx", threads=1)
+    expected = exact.generate([PROMPT], max_new_tokens=24)[0][len(PROMPT) :]
+    assert alone(tmp_path / "gen.onnx", PROMPT, 24) == expected
+
+
 @pytest.mark.parametrize(
     ("passes", "options", "reason"),
     [

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import huggingface
+from chances import chances_of
 from text_folder import save_text_model
 
 import tersor
@@ -190,7 +191,7 @@ def test_draws_from_the_largest_alone_are_draws_from_all(extra: dict[str, float]
 
     logits = torch.randn(40 * 512) * 3
     sampling = Sampling(1.0, top_k=20, seed=3, others=extra)
-    chances = Sampler(sampling).distribution([1], logits)
+    chances = chances_of(Sampler(sampling), [1], logits)
     drawn = {Sampler(Sampling(1.0, 20, seed=s, others=extra)).choose([1], logits) for s in range(60)}
     assert drawn <= set(chances.nonzero()[:, 0].tolist())
 

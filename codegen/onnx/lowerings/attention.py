@@ -39,9 +39,12 @@ def attention(
     sight = Sight.of(e, query, key, mask, padding, query_positions, key_positions, causal, window)
     if e.ops == "ort":
         if microsoft.takes_group_query(e, sight, value):
+            e.choose("GroupQueryAttention")
             return microsoft.group_query(e, sight, value, sinks, scale, softcap)
         if microsoft.takes_multi_head(e, sight, value, sinks, softcap):
+            e.choose("MultiHeadAttention")
             return microsoft.multi_head(e, sight, value, scale)
+    e.choose("MatMul and Softmax")
     rows = probabilities(e, sight, sinks, scale, softcap)
     return zero_blind(e, sight, times_values(e, rows, query, value))
 

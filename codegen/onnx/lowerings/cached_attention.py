@@ -44,6 +44,7 @@ def cached_attention(
     new = e.fake(key).shape[2]
     tree = _Tree(past_length, depth, ancestors, new, window)
     if e.ops == "ort" and _takes_group_query(e, query, value):
+        e.choose("GroupQueryAttention" + (", what a tree sees as a bias" if tree.branches else ""))
         total, last = _lengths(e, past_length, new)
         bias = _bias(e, tree, total) if tree.branches else None
         output, present_key, present_value = e.ops_out(
@@ -57,6 +58,7 @@ def cached_attention(
         )  # fmt: skip
         batch, heads, queries, width = e.fake(query).shape
         return split_heads(e, output, [batch, queries, heads, width]), present_key, present_value
+    e.choose("ScatterElements and MatMul over all slots")
     slots = e.shared_value(("slots", id(past_length), expression(new)), lambda: _slots(e, past_length, new))
     present_key = _written(e, past_key, key, slots)
     present_value = _written(e, past_value, value, slots)

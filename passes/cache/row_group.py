@@ -16,7 +16,7 @@ from tersor.ir.stepping import Slots, State
 from .layout import WHATS, Group
 
 
-class RowBuffers(Group):
+class RowGroup(Group):
     """States ``[batch, heads, capacity, width]``, which attention itself gives back with the new tokens behind."""
 
     def __init__(self, work: Program, batch: Size, window: int) -> None:
