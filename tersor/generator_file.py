@@ -101,8 +101,8 @@ def check_drafter(drafter: Drafter | None) -> None:
         able = [name for name, kind in known.items() if _is_able(kind)]
         raise InputError(
             f"the drafter {drafter.name!r} remembers more than the text, which a file cannot: use speculate:drafter= "
-            f"with {' or '.join(able)}, or write the file without guesses (guess=False, or --no-guess on the command "
-            "line)"
+            f"with one of {', '.join(sorted(able))}, or write the file without guesses (guess=False, or "
+            "--no-guess on the command line)"
         )
 
 

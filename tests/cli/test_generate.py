@@ -103,7 +103,7 @@ def test_a_drafter_that_no_file_can_hold_is_named_before_the_model_is_read(
     outcome = tersor(*command, "--generator", tmp_path / "gen.onnx")
     assert outcome.code == 2
     assert "'recycle' remembers more than the text" in outcome.error
-    assert "ngram or suffix" in outcome.error
+    assert "with one of ngram, several, suffix, or write the file without guesses" in outcome.error
     without = tersor(*command, "--no-guess")
     assert "--generator" in without.error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import tersor
 from tersor.codegen.onnx import OnnxExecutable, assert_dynamic, build, export
 from tersor.codegen.onnx.checks import check_model
+from tersor.codegen.onnx.emitter import CHOSEN
 from tersor.codegen.onnx.limits import LIMITS
 from tersor.codegen.onnx.session import run, session_from_file, session_options
 from tersor.codegen.target import find_target
@@ -74,6 +76,7 @@ def test_the_file_names_inputs_outputs_dims_and_carries_metadata(bert: Program, 
     assert [d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim] == ["batch", "tokens"]
     told = {p.key: p.value for p in model.metadata_props}
     assert told.pop(LIMITS)
+    assert json.loads(told.pop(CHOSEN)) == ["2 attention by MatMul and Softmax"]
     assert told == {"tersor.passes": "token-drop:keep=0.7"}
     assert "embeddings.word_embeddings.weight" in {i.name for i in model.graph.initializer}
 
