@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from .calibration import Batch
 from .codegen.onnx.emitter import Ops
@@ -94,9 +95,10 @@ def drafter_of(passes: Iterable[Pass]) -> Drafter | None:
     return next((pass_.drafter for pass_ in passes if isinstance(pass_, Speculate)), None)
 
 
-def check_drafter(drafter: Drafter | None) -> None:
-    """Raise InputError where a drafter cannot guess in a file."""
-    if drafter is not None and drafter.as_module(_GUESSES) is None:
+def guessing_module(drafter: Drafter) -> nn.Module:
+    """What guesses in a file; raises InputError where a drafter cannot."""
+    module = drafter.as_module(_GUESSES)
+    if module is None:
         known = find_methods(Drafter)
         able = [name for name, kind in known.items() if _is_able(kind)]
         raise InputError(
@@ -104,6 +106,7 @@ def check_drafter(drafter: Drafter | None) -> None:
             f"with one of {', '.join(sorted(able))}, or write the file without guesses (guess=False, or "
             "--no-guess on the command line)"
         )
+    return module
 
 
 def _is_able(kind: type) -> bool:
@@ -118,11 +121,10 @@ def _guessing(generator: Generator) -> Program | None:
     """What guesses, as a Program of its own; None where nobody does."""
     if generator.drafter is None:
         return None
-    check_drafter(generator.drafter)
-    module = generator.drafter.as_module(_GUESSES)
-    assert module is not None
     return capture(
-        module, {"tokens": torch.tensor([5, 6, 7, 5, 6, 7, 5, 6])}, dynamic={"tokens": {0: "text"}}
+        guessing_module(generator.drafter),
+        {"tokens": torch.tensor([5, 6, 7, 5, 6, 7, 5, 6])},
+        dynamic={"tokens": {0: "text"}},
     )
 
 

@@ -106,7 +106,7 @@ def convert(
     """Capture MODEL, apply passes, lower it to a target, and write an artifact that runs."""
     from ..calibration import read_batches
     from ..folders import check_output, check_output_file
-    from ..generator_file import check_drafter, drafter_of
+    from ..generator_file import drafter_of, guessing_module
     from ..ir.errors import InputError
     from ..lowering import target_with_options
     from ..optimize import optimize_model
@@ -122,8 +122,9 @@ def convert(
         raise InputError(f"--generator {generator} needs a model that keeps a cache: add -p kv-cache")
     if generating is None and not guess:
         raise InputError("--no-guess is of the file that --generator names: add that")
-    if generating is not None and guess:
-        check_drafter(drafter_of(instances))
+    drafter = drafter_of(instances)
+    if generating is not None and guess and drafter is not None:
+        guessing_module(drafter)
     sizes = parse_dynamic(dynamic)
     examples = read_examples(example_inputs)
     batches = read_batches(calibration) if calibration is not None else None
