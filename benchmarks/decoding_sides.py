@@ -193,7 +193,7 @@ class Ours:
         prepared = program if self.drafter is None else drafter(self.drafter).prepared(program)
         if prepared is program and curve is None:
             return self.decoder
-        return Decoder(prepared, self.decoder.lower, None if curve is None else lambda measure: curve)
+        return Decoder(prepared, self.decoder.lower, None if curve is None else lambda *_: curve)
 
     @cached_property
     def _models(self) -> DraftModels | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,8 +33,9 @@ AUTO = "auto"
 _SAID = """\
 Gemma 3 270M with `kv-cache`, on {positions} tokens of the Python manual behind those that it was converted with
 (calibration of {settled} rows of {tokens}). *Perplexity*: over that of the model in float32, with its standard error
-over rows; *same top token* and *divergence* (KL, mean) against its predictions. *Stored*: where one kind costs more
-than it may, some matrices are in another."""
+over rows; *same top token* and *divergence* (KL, mean) against its predictions. *Cut out*: perplexity on the same rows
+without `<bos>`, as text that begins in the midst of another would be read, over that of the model in float32 on them;
+no limit holds there. *Stored*: where one kind costs more than it may, some matrices are in another."""
 
 _console = Console(stderr=True)
 
@@ -45,34 +46,48 @@ class Cost:
 
     Attributes:
         surprise: by row, how much more a token takes, in nats.
+        cut_out: the same without the token that opens texts.
     """
 
     kind: str
     stored: str
     bytes: int
     surprise: list[float]
+    cut_out: list[float] = field(default_factory=list)
     same: float = 0.0
     divergence: float = 0.0
 
     @property
     def loss(self) -> float:
         """By what share perplexity is larger."""
-        return math.expm1(sum(self.surprise) / len(self.surprise))
+        return _loss(self.surprise)
 
     @property
     def error(self) -> float:
         """Its standard error; rows are independent, tokens of one are not."""
-        if len(self.surprise) < 2:
-            return math.nan
-        spread = float(torch.tensor(self.surprise, dtype=torch.float64).std())
-        return (1 + self.loss) * spread / math.sqrt(len(self.surprise))
+        return _error(self.surprise)
 
     def add(self, ids: Tensor, own: Tensor, found: Tensor) -> None:
         """One row: ``ids [tokens]``, and both models' log-probabilities ``[tokens, vocabulary]``."""
-        following = ids[1:, None]
-        self.surprise.append(float((own - found)[:-1].gather(1, following).mean()))
+        self.surprise.append(_surprise(ids, found) - _surprise(ids, own))
         self.same += float((own.argmax(1) == found.argmax(1)).float().mean())
         self.divergence += float((own.exp() * (own - found)).sum(1).mean())
+
+
+def _surprise(ids: Tensor, predicted: Tensor) -> float:
+    """What a token of ``ids [tokens]`` takes on average, in nats, by ``[tokens, vocabulary]`` log-probabilities."""
+    return -float(predicted[:-1].gather(1, ids[1:, None]).mean())
+
+
+def _loss(surprise: Sequence[float]) -> float:
+    return math.expm1(sum(surprise) / len(surprise))
+
+
+def _error(surprise: Sequence[float]) -> float:
+    if len(surprise) < 2:
+        return math.nan
+    spread = float(torch.tensor(surprise, dtype=torch.float64).std())
+    return (1 + _loss(surprise)) * spread / math.sqrt(len(surprise))
 
 
 def converted(kind: str, model: Any, example: dict[str, Tensor], rows: Tensor) -> tuple[Any, Cost]:
@@ -92,11 +107,18 @@ def converted(kind: str, model: Any, example: dict[str, Tensor], rows: Tensor) -
     return fast, Cost(kind, kept.kind, kept.bytes, [])
 
 
-def measure(model: Any, sides: Sequence[tuple[Any, Cost]], row: Tensor) -> None:
-    """Add what every side costs on ``row [1, tokens]``."""
-    own = model(input_ids=row).logits[0].log_softmax(-1)
+def measure(model: Any, sides: Sequence[tuple[Any, Cost]], row: Tensor) -> tuple[float, float]:
+    """Add what every side costs on ``row [1, tokens]``, which opens as texts do; the model's own nats a token on it,
+    and without what opens it."""
+    whole, cut = (_predicted(model, ids) for ids in (row, row[:, 1:]))
     for fast, cost in sides:
-        cost.add(row[0], own, fast(**_given(row)).logits[0].log_softmax(-1))
+        cost.add(row[0], whole, _predicted(fast, row))
+        cost.cut_out.append(_surprise(row[0, 1:], _predicted(fast, row[:, 1:])) - _surprise(row[0, 1:], cut))
+    return _surprise(row[0], whole), _surprise(row[0, 1:], cut)
+
+
+def _predicted(model: Any, ids: Tensor) -> Tensor:
+    return model(**_given(ids)).logits[0].log_softmax(-1)  # type: ignore[no-any-return]
 
 
 def _given(row: Tensor) -> dict[str, Tensor]:
@@ -115,8 +137,8 @@ def missed(costs: Sequence[Cost]) -> list[str]:
     return found
 
 
-def section(costs: Sequence[Cost], settled: int) -> str:
-    """The whole section of the page."""
+def section(costs: Sequence[Cost], own: Sequence[tuple[float, float]], settled: int) -> str:
+    """The whole section of the page; ``own``: what :func:`measure` gives of every row."""
     count = len(costs[0].surprise)
     rows = [
         [
@@ -126,9 +148,11 @@ def section(costs: Sequence[Cost], settled: int) -> str:
             f"{cost.loss:+.2%} ± {cost.error:.2%}",
             f"{cost.same / count:.1%}",
             f"{cost.divergence / count:.4f}",
+            f"{_loss(cost.cut_out):+.2%} ± {_error(cost.cut_out):.2%}",
         ]
         for cost in costs
     ]
+    whole, cut = (math.exp(sum(nats) / count) for nats in zip(*own, strict=True))
     short = missed(costs)
     return "\n".join(
         [
@@ -136,7 +160,9 @@ def section(costs: Sequence[Cost], settled: int) -> str:
             "",
             _SAID.format(positions=count * (TOKENS - 1), settled=settled, tokens=TOKENS),
             "",
-            table(["kind", "stored", "MB", "perplexity", "same top token", "divergence"], rows),
+            table(["kind", "stored", "MB", "perplexity", "same top token", "divergence", "cut out"], rows),
+            "",
+            f"The model's own perplexity in float32: {whole:.1f}, cut out {cut:.1f}.",
             "",
             "Below what is asked: " + ("; ".join(short) if short else "nothing") + ".",
         ]
@@ -156,11 +182,12 @@ def main() -> None:
     for kind in (*kinds(), AUTO):
         sides.append(side := converted(kind, model, example, rows[:SETTLED_ON]))
         _console.print(f"{kind}: {side[1].stored}", highlight=False)
+    own = []
     for number, row in enumerate(rows[SETTLED_ON:].split(1), 1):
-        measure(model, sides, row)
+        own.append(measure(model, sides, row))
         _console.print(f"row {number} of {options.rows}", highlight=False)
     costs = [cost for _, cost in sides]
-    print(section(costs, SETTLED_ON))
+    print(section(costs, own, SETTLED_ON))
     check_limits(missed(costs), options.check)
 
 

@@ -29,7 +29,8 @@ def fewer_layers(program: Program, kept: Collection[int]) -> Program:
     stack = _stack(work)
     unknown = [number for number in kept if not 0 <= number < len(stack)]
     if unknown or not kept:
-        raise RefusedError(f"layers {sorted(kept)} are not of the {len(stack)} (from 0) that the model has")
+        asked = f"layer {min(unknown)}" if unknown else "no layer at all"
+        raise RefusedError(f"{asked} is asked for, and the model has {len(stack)} (from 0)")
     # The last first: where a block begins is where the one before it ends, which is not to move yet.
     for block in reversed(stack.blocks):
         if block.index not in kept:

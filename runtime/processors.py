@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -111,6 +111,8 @@ _DRAWS: Mapping[str, _Option] = {
     "eta_cutoff": _Option(_positive, lambda v, text, t: t.EtaLogitsWarper(v)),
     "renormalize_logits": _Option(_said, lambda v, text, t: t.LogitNormalization()),
 }
+# Longer texts show nothing of an option that shorter ones do not, and may be longer than memory.
+_LONGEST_CHECKED = 4096
 # What leaves the same of all tokens and of those alone that the processors before it leave is not among these.
 ABOVE_TOP_K = frozenset({"top_h"})
 
@@ -134,6 +136,7 @@ def processors_of(
 def check_processors(options: Mapping[str, Any], text: Text, vocabulary: int) -> None:
     """Raise InputError where an option, of those that are not checked otherwise, does not fit the vocabulary."""
     scores = torch.zeros(1, vocabulary)
+    text = replace(text, longest=min(text.longest, _LONGEST_CHECKED))
     # Some do nothing but behind the first token, or before the last.
     others = {1, max(1, text.longest - 1)}
     texts = [text.ids, *(torch.zeros(1, length, dtype=torch.int64) for length in others)]

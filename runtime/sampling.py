@@ -24,6 +24,8 @@ from tersor.ir.largest import among_largest
 from .processors import ABOVE_TOP_K, Processor, Text, check_processors, processors_of
 
 _BITS = 2**64
+# Characters of an option's value in an error.
+_SHOWN = 60
 # Logits over less are beyond what float32 holds.
 _COLDEST = 1e-6
 # Of splitmix64 (Steele et al. 2014).
@@ -114,13 +116,14 @@ class Sampler:
 
         Raises:
             ExecutionError: they are not numbers.
+            InputError: they are, and options leave none of them.
         """
         if self.sampling.greedy:
             scores = self._processed(self._processors, tokens, logits)
             # NumPy's takes a tenth of the time of torch's; both give a NaN, where there is one.
             token = int(scores.float().numpy().argmax())
             if not torch.isfinite(scores[token]):
-                raise _no_numbers(len(tokens))
+                raise self._nothing_follows(len(tokens), logits)
             return token
         scores = self._processed(self._processors, tokens, logits)
         among = among_largest(scores.float().numpy(), self._largest)
@@ -128,7 +131,7 @@ class Sampler:
         scores = self._processed(self._warpers, tokens, scores if ids is None else scores[ids])
         possible = (scores != -torch.inf).nonzero()[:, 0]
         if not len(possible) or not torch.isfinite(scores[possible]).all():
-            raise _no_numbers(len(tokens))
+            raise self._nothing_follows(len(tokens), logits)
         scores, ids = scores[possible], possible if ids is None else ids[possible]
         return int(ids[(scores.double() + self._noise(len(tokens), ids)).argmax()])
 
@@ -139,6 +142,19 @@ class Sampler:
         noise = self._noise(place, torch.tensor(tokens, dtype=torch.int64)).tolist()
         temperature = self.sampling.temperature or 1.0
         return [score / temperature + extra for score, extra in zip(scores, noise, strict=True)]
+
+    def _nothing_follows(self, place: int, logits: Tensor) -> Exception:
+        """The error of a token behind ``place`` others for which no score is a number."""
+        if not torch.isfinite(logits.max()):
+            return ExecutionError(
+                f"the model's logits behind token {place} are not numbers (NaN or infinite): its weights, or the "
+                "precision they are run in, do not bear this input"
+            )
+        told = ", ".join(f"{name}={_short(value)}" for name, value in self.sampling.options.items())
+        return InputError(
+            f"no token may follow token {place}: the model has scores for all, and what changes them leaves no number "
+            f"({told}): ask for less"
+        )
 
     def _noise(self, place: int, ids: Tensor) -> Tensor:
         """Gumbel noise of every token, float64."""
@@ -171,8 +187,6 @@ def _mixed(numbers: np.ndarray) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def _no_numbers(place: int) -> ExecutionError:
-    return ExecutionError(
-        f"the model's logits behind token {place} are not numbers (NaN or infinite): its weights, or the precision "
-        "they are run in, do not bear this input"
-    )
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

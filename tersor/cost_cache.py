@@ -38,7 +38,7 @@ def kept(
         curve = CostCurve.from_json(json.loads(path.read_text(encoding="utf-8")))
         if 1 / _OFF < now() / curve.of(1) < _OFF:
             return curve
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
         pass
     curve = measure()
     try:
@@ -52,12 +52,12 @@ def kept(
 
 
 def _file(artifact: Path, options: Mapping[str, Any]) -> Path | None:
-    """Named after all that a measurement depends on; None where the artifact has no certificate."""
+    """Named after all that a measurement depends on; None where there is no certificate, or this user has no home."""
     try:
         certificate = (artifact / CERTIFICATE).read_bytes()
-    except OSError:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except (OSError, RuntimeError):
         return None
     facts = json.dumps([machine_facts(bandwidth=False), dict(options)], sort_keys=True, default=str)
     name = hashlib.sha256(certificate + facts.encode()).hexdigest()[:32]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "tersor" / "cost-curves" / f"{name}.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import secrets
@@ -21,6 +22,8 @@ MANIFEST = "manifest.json"
 KIND = "tersor-artifact"
 
 _SHOWN = 3
+# Hexadecimal digits in the name of what is not finished.
+_RANDOM = 8
 _unfinished: set[Path] = set()
 _moving = threading.Lock()
 
@@ -45,12 +48,17 @@ def check_output_file(out: str | os.PathLike[str]) -> Path:
     """The absolute path of a file that may be written.
 
     Raises:
-        InputError: it is a folder, or the place cannot be written to.
+        InputError: it is a folder or in an artifact, or the place cannot be written to.
     """
     path = _absolute(out)
     with _writing(out):
         if path.is_dir():
             raise InputError(f"{out} is a folder: give the name of a file to write")
+        artifact = next((parent for parent in path.parents if is_artifact(parent)), None)
+        if artifact is not None:
+            raise InputError(
+                f"{out} is in the artifact {artifact}, whose files are certified: give a place beside it"
+            )
         _check_writable(path, out)
     return path
 
@@ -78,7 +86,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
         check_output(out)
         old = _hidden(out)
         try:
-            with _moving:
+            with _moving, _held(out):
                 if out.exists():
                     out.rename(old)
                 fresh.rename(out)
@@ -102,9 +110,11 @@ def scratch_folder(beside: Path) -> Iterator[Path]:
     made = [parent for parent in folder.parents if not parent.exists()]
     _unfinished.add(folder)
     with _writing(beside):
+        _remove_left_over(beside)
         try:
             folder.mkdir(parents=True)
-            yield folder
+            with _held(folder):
+                yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             _unfinished.discard(folder)
@@ -122,6 +132,35 @@ def abandon_unfinished() -> None:
 
 
 @contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """A lock that ends with the process, whatever ends it; gives whether nobody else has it."""
+    try:
+        import fcntl  # Not everywhere.
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
+
+
+def _remove_left_over(path: Path) -> None:
+    """Remove what processes that were killed while they made ``path`` have left beside it."""
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * _RANDOM}"):
+        with _held(folder) as left:
+            if left:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def _writing(asked: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
@@ -131,7 +170,7 @@ def _writing(asked: str | os.PathLike[str]) -> Iterator[None]:
 
 def _hidden(path: Path) -> Path:
     """A name beside ``path`` that nothing has; of the length of every other, so that one too long is found early."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    return path.with_name(f".{path.name}.{secrets.token_hex(_RANDOM // 2)}")
 
 
 def _absolute(out: str | os.PathLike[str]) -> Path:

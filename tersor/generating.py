@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ from .text import Written, load_tokenizer, stops_at, tokenizer_folder
 @dataclass
 class Generator:
     """What generation keeps between calls: the lowered forms of the Program, and the tokenizer.
+
+    Calls from several threads take turns: forms, their buffers and what drafters remember are shared.
 
     Attributes:
         artifact: the folder that the model was loaded from; None where it was made in this process.
@@ -69,6 +72,8 @@ class Generator:
         self._guess = None if self.drafter is None else self.drafter.begin
         self.statistics = Statistics()
         self.notes: tuple[str, ...] = ()
+        # A callback of ``stream`` may generate, too.
+        self._turn = threading.RLock()
         self._folder = tokenizer_folder(self.program, self.artifact)
         self._tokenizer: Any = None
 
@@ -101,11 +106,18 @@ class Generator:
     def likeliest(self, prompt: Sequence[int], most: int) -> list[int]:
         """At most so many new tokens, each the one that the model itself finds likeliest, whatever settings say."""
         stopping = Stopping(most, self.ends)
-        return generate(self.decoder, [prompt], stopping, Sampling(), guess=self._guess, models=self._models)[
-            0
-        ]
+        with self._turn:
+            found = generate(
+                self.decoder, [prompt], stopping, Sampling(), guess=self._guess, models=self._models
+            )
+        return found[0]
 
-    def __call__(
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """See ``OptimizedModel.generate``."""
+        with self._turn:
+            return self._generate(inputs, **options)
+
+    def _generate(
         self,
         inputs: Any,
         *,
@@ -117,7 +129,6 @@ class Generator:
         batch_size: int | None = None,
         **options: Any,
     ) -> Any:
-        """See ``OptimizedModel.generate``."""
         settings = Settings.of(self.program, options, seed)
         check_call(stop, stream, batch_size, tokenizer)
         is_text = _is_text(inputs)
@@ -127,9 +138,9 @@ class Generator:
         if is_text and attention_mask is not None:
             raise InputError("attention_mask belongs to a tensor of ids: texts have no padding")
         if is_text:
-            prompts = [tokenizer(_encodable(t))["input_ids"] for t in texts]
+            prompts = [tokenizer(encodable(t))["input_ids"] for t in texts]
         else:
-            prompts = _prompts(inputs, attention_mask, settings.padding)
+            prompts = self._rows(inputs, attention_mask, settings.padding)
         if not prompts:
             raise InputError("there is no prompt: give a text, or rows of token ids")
         ends_text = stops_at(tokenizer, stops) if stops else None
@@ -143,7 +154,7 @@ class Generator:
         self.notes = self._notes(prompts, stopping)
         for note in self.notes:
             # Of whoever called OptimizedModel.generate.
-            warnings.warn(note, stacklevel=3)
+            warnings.warn(note, stacklevel=4)
 
         def tell(row: int, token: int) -> None:
             if is_text:
@@ -174,6 +185,21 @@ class Generator:
         if isinstance(inputs, Tensor | np.ndarray):
             return _padded(torch.as_tensor(inputs), new, settings.fill)
         return [prompt + tokens for prompt, tokens in zip(prompts, new, strict=True)]
+
+    def _rows(self, inputs: Any, attention_mask: Any, padding: int | None) -> list[list[int]]:
+        """Rows of token ids without their padding, which is what the mask says, or has the id ``padding``."""
+        if not isinstance(inputs, Tensor | np.ndarray):
+            return _listed(inputs, attention_mask)
+        ids, real = _padded_rows(inputs, attention_mask, padding)
+        windows = {slots.window for slots in self.decoder.stepping.slots} - {0}
+        # A window counts places; what is left out of the midst of a row would let it reach further back.
+        gaps = (real.diff(dim=1) == 1).sum(1) + real[:, 0] > 1
+        if windows and gaps.any():
+            raise InputError(
+                f"row {int(gaps.nonzero()[0, 0])} has padding between its tokens, and layers of this model look "
+                f"{min(windows)} places back, padding counted: pad rows in front or behind"
+            )
+        return [row[keep].tolist() for row, keep in zip(ids, real.bool(), strict=True)]
 
     def _notes(self, prompts: Sequence[Sequence[int]], stopping: Stopping) -> tuple[str, ...]:
         context = dict(self.program.facts.generation).get(CONTEXT)
@@ -214,7 +240,7 @@ def _is_text(inputs: Any) -> bool:
     return isinstance(texts, list | tuple) and bool(texts) and all(isinstance(t, str) for t in texts)
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -242,26 +268,28 @@ def _tensor(name: str, given: Any) -> Tensor:
         ) from error
 
 
-def _prompts(inputs: Any, attention_mask: Any, padding: int | None) -> list[list[int]]:
-    """Rows of token ids without their padding, which is what the mask says, or has the id ``padding``."""
-    if isinstance(inputs, Tensor | np.ndarray):
-        ids = _tensor("input_ids", inputs)
-        if ids.dim() != 2 or ids.dtype not in (torch.int32, torch.int64):
+def _padded_rows(inputs: Any, attention_mask: Any, padding: int | None) -> tuple[Tensor, Tensor]:
+    """Ids ``[batch, tokens]``, and as int64 where they are tokens and no padding."""
+    ids = _tensor("input_ids", inputs)
+    if ids.dim() != 2 or ids.dtype not in (torch.int32, torch.int64):
+        raise InputError(
+            f"input_ids is {list(ids.shape)} {ids.dtype}: give integers [batch, tokens] of int64 or int32, or texts"
+        )
+    if attention_mask is not None:
+        real = _tensor("attention_mask", attention_mask)
+        if not ((real == 0) | (real == 1)).all():
             raise InputError(
-                f"input_ids is {list(ids.shape)} {ids.dtype}: give integers [batch, tokens] of int64 or int32, or texts"
+                "attention_mask holds other numbers than 0 and 1: give 1 at tokens and 0 at padding, and not what "
+                "is added to scores"
             )
-        if attention_mask is not None:
-            real = _tensor("attention_mask", attention_mask)
-            if not ((real == 0) | (real == 1)).all():
-                raise InputError(
-                    "attention_mask holds other numbers than 0 and 1: give 1 at tokens and 0 at padding, and not what "
-                    "is added to scores"
-                )
-        else:
-            real = torch.ones_like(ids) if padding is None else ids != padding
-        if real.shape != ids.shape:
-            raise InputError(f"attention_mask is {list(real.shape)}, and input_ids {list(ids.shape)}")
-        return [row[keep.bool()].tolist() for row, keep in zip(ids, real, strict=True)]
+    else:
+        real = torch.ones_like(ids) if padding is None else ids != padding
+    if real.shape != ids.shape:
+        raise InputError(f"attention_mask is {list(real.shape)}, and input_ids {list(ids.shape)}")
+    return ids, real.long()
+
+
+def _listed(inputs: Any, attention_mask: Any) -> list[list[int]]:
     if isinstance(inputs, list | tuple) and all(isinstance(row, list | tuple) for row in inputs):
         if attention_mask is not None:
             raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from .certificate import CERTIFICATE, read_certificate
 from .folders import check_output, check_output_file, whole_folder
 from .generating import Generator
 from .ir import archive
-from .ir.errors import InputError
+from .ir.errors import ArtifactError, InputError
 from .ir.program import Program, TensorSpec
 from .manifest import Manifest, read_manifest
 from .passes.deviation import Deviation, Reference
@@ -53,12 +54,16 @@ class OptimizedModel:
         source: Program | None = None,
         folder: Path | None = None,
         running: Mapping[str, Any] | None = None,
+        certificate: Mapping[str, Any] | None = None,
     ) -> None:
         self.session, self.manifest, self.report, self.samples = session, manifest, report, samples
         self._program, self._source, self._folder = program, source, folder
         # Options of the target that say how it runs here, beside those that it was made with.
         self._running = dict(running or {})
         self._generator: Generator | None = None
+        self._making = threading.RLock()
+        # That of ``folder``, as it was read.
+        self._certificate = certificate
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on positional or named inputs, or one mapping of them; returns the model's own output structure.
@@ -97,6 +102,8 @@ class OptimizedModel:
         Returns:
             for a text the new text; for texts a list; for token ids the rows with the new tokens behind them.
 
+        Calls from several threads take turns; rows that are to go on side by side belong in one call.
+
         Raises:
             InputError: the model keeps no cache or has no tokenizer, or an option or a prompt makes no sense.
             ExecutionError: the model gives no numbers.
@@ -112,11 +119,12 @@ class OptimizedModel:
         Raises:
             InputError: the model keeps no cache.
         """
-        if self._generator is None:
-            self._generator = Generator(
-                self.program, self.target, {**self.manifest.options, **self._running}, self._folder
-            )
-        return self._generator
+        with self._making:
+            if self._generator is None:
+                self._generator = Generator(
+                    self.program, self.target, {**self.manifest.options, **self._running}, self._folder
+                )
+            return self._generator
 
     @property
     def generated(self) -> Statistics:
@@ -137,11 +145,22 @@ class OptimizedModel:
 
     @property
     def program(self) -> Program:
-        """The rewritten Program; read from the artifact when it is first asked for."""
-        if self._program is None:
-            assert self._folder is not None
-            self._program = archive.load(self._folder)
-        return self._program
+        """The rewritten Program; read from the artifact when it is first asked for.
+
+        Raises:
+            ArtifactError: the artifact was written anew since.
+        """
+        with self._making:
+            if self._program is None:
+                assert self._folder is not None
+                program = archive.load(self._folder)
+                if read_certificate(self._folder) != self._certificate:
+                    raise ArtifactError(
+                        f"{self._folder} was written anew after it was loaded here, and what runs is what it held "
+                        "then: load it again"
+                    )
+                self._program = program
+            return self._program
 
     def save(self, out: str | os.PathLike[str]) -> None:
         """Write the artifact folder, whole or not at all, with its certificate; see ``tersor.artifact``.
@@ -260,6 +279,7 @@ def load(folder: str | os.PathLike[str], *, check: bool = True, **options: Any) 
         raise InputError("the folder's name is empty: give the path that save() or `tersor convert` wrote to")
     path = Path(folder).resolve()
     manifest = read_manifest(path)
+    certificate = read_certificate(path)
     if check:
         artifact.check_files(path)
     return OptimizedModel(
@@ -269,4 +289,5 @@ def load(folder: str | os.PathLike[str], *, check: bool = True, **options: Any) 
         load_batches(path / artifact.SAMPLES),
         folder=path,
         running=options,
+        certificate=certificate,
     )

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from .ir.capture.huggingface import CONTEXT, TOKENS
 from .ir.errors import InputError
 from .ir.program import Program
@@ -79,6 +82,7 @@ class Settings:
                 here.
         """
         asks_nothing = {**_ASKS_NOTHING, **_WITHOUT_FORM}
+        given = {name: _plain(value) for name, value in given.items()}
         given = {n: v for n, v in given.items() if n not in asks_nothing or v not in (None, asks_nothing[n])}
         for name in given:
             if name == "generation_config":
@@ -118,6 +122,9 @@ def _check_own(settings: Mapping[str, Any]) -> None:
     config = GenerationConfig()
     for name in _WAYS:
         setattr(config, name, settings.get(name))
+    if not isinstance(config.top_k, int):
+        # What is wrong with it is said where it is used.
+        config.top_k = None
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise InputError(
@@ -173,6 +180,13 @@ def _padding(both: Mapping[str, Any], config: Mapping[str, Any]) -> int | None:
     if found is not None and (isinstance(found, bool) or not isinstance(found, int) or abs(found) >= _IDS):
         raise InputError(f"pad_token_id={found!r} is no token id")
     return found
+
+
+def _plain(value: Any) -> Any:
+    """``value`` in Python's own numbers and lists where it is in NumPy's or torch's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return value.tolist() if isinstance(value, np.ndarray | Tensor) else value
 
 
 def _texts(found: Any) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -52,6 +53,7 @@ class OnnxExecutable(Executable):
         self._program, self._path = program, path
         self._domains = domains
         self._bound: BoundRun | None = None
+        self._binding = threading.Lock()
 
     @classmethod
     def of(
@@ -112,9 +114,10 @@ class OnnxExecutable(Executable):
         return run(self.session, {spec.name: inputs[spec.name] for spec in self._inputs})
 
     def compute_into(self, inputs: Mapping[str, Tensor], into: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        if self._bound is None or not self._bound.serves(into):
-            self._bound = BoundRun(self.session, self._inputs, self._outputs, into)
-        return self._bound.run(inputs)
+        with self._binding:
+            if self._bound is None or not self._bound.serves(into):
+                self._bound = BoundRun(self.session, self._inputs, self._outputs, into)
+            return self._bound.run(inputs)
 
     def save(self, folder: Path) -> None:
         """Write ``model.onnx`` (and its weights beside it above 2 GB) and ``onnx.json``."""

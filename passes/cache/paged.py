@@ -17,6 +17,9 @@ from tersor.ir.stepping import Pages, Slots, State
 
 from .layout import WHATS, CacheLayout, Group
 
+# Of larger ones a row of few tokens takes more memory than any is worth.
+_LARGEST = 4096
+
 
 @dataclass(frozen=True)
 class Paged(CacheLayout):
@@ -32,8 +35,8 @@ class Paged(CacheLayout):
     page: int = field(default=64, metadata={"help": "tokens of a page"})
 
     def __post_init__(self) -> None:
-        if self.page < 1:
-            raise ValueError(f"page={self.page} must be 1 or more")
+        if not 1 <= self.page <= _LARGEST:
+            raise ValueError(f"page={self.page} is not within 1 and {_LARGEST}")
 
     def group(self, window: int) -> int:
         return window

@@ -95,9 +95,11 @@ class ModelDrafter(Drafter):
 
 
 def check_exits(exits: Sequence[int]) -> None:
-    """Raises ValueError where an exit is after no layer."""
+    """Raises ValueError where an exit is after no layer, or named twice."""
     if any(layer < 1 for layer in exits):
         raise ValueError(f"exits={'+'.join(map(str, exits))}: an exit is after 1 layer or more")
+    if len(set(exits)) < len(exits):
+        raise ValueError(f"exits={'+'.join(map(str, exits))} names an exit twice")
 
 
 class ModelDrafting(Drafting):

@@ -17,7 +17,7 @@ from tersor.ir.fewer_layers import parallel_layers
 from tersor.ir.program import Program
 
 from .draft_loop import ModelDrafter, ModelDrafting
-from .second_model import load_draft
+from .second_model import load_draft, settled
 
 _EXACT, _PARALLEL = "exact", "parallel"
 
@@ -38,6 +38,7 @@ class EasySpec(ModelDrafter):
     def __post_init__(self) -> None:
         if self.group < 2:
             raise ValueError(f"group={self.group}: layers that run at once are 2 or more")
+        object.__setattr__(self, "path", settled(self.path))
 
     def models(self, program: Program) -> Mapping[str, DraftModel]:
         if not self.path:

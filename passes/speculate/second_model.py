@@ -32,7 +32,9 @@ class SecondModel(ModelDrafter):
 
     path: str = field(
         default="",
-        metadata={"help": "folder of one that was converted with kv-cache; by default the model itself"},
+        metadata={
+            "help": "folder, which stays there, of one converted with kv-cache; by default the model itself"
+        },
     )
     exits: tuple[int, ...] = field(
         default=(), metadata={"help": "cut after how many layers, one or several; whole by default"}
@@ -40,6 +42,7 @@ class SecondModel(ModelDrafter):
 
     def __post_init__(self) -> None:
         check_exits(self.exits)
+        object.__setattr__(self, "path", settled(self.path))
 
     def models(self, program: Program) -> Mapping[str, DraftModel]:
         whole = load_draft(self.path, program) if self.path else program
@@ -47,6 +50,11 @@ class SecondModel(ModelDrafter):
             return {_WHOLE: DraftModel(whole, _WHOLE)}
         # Each has a cache of its own: a deeper one lacks what a shallower one leaves out.
         return {str(layer): DraftModel(fewer_layers(whole, range(layer)), str(layer)) for layer in self.exits}
+
+
+def settled(path: str) -> str:
+    """``path`` by a name that holds everywhere: what needs it may be run in another folder than it was made in."""
+    return path and str(Path(path).absolute())
 
 
 def load_draft(path: str, program: Program) -> Program:
@@ -57,9 +65,9 @@ def load_draft(path: str, program: Program) -> Program:
         ArtifactError: it is damaged.
     """
     if not (Path(path) / archive.GRAPH_FILE).is_file():
-        seen = "" if Path(path).is_absolute() else f" (from the working folder, {Path.cwd()})"
         raise InputError(
-            f"there is no model in {path!r}{seen} to guess with: give a folder that `tersor convert` wrote"
+            f"there is no model in {path!r} to guess with: give a folder that `tersor convert` wrote; an artifact "
+            "that guesses so does not hold it, and needs it where it was"
         )
     draft = archive.load(path)
     if draft.stepping is None:

@@ -56,9 +56,12 @@ class Several(Drafter):
             name, option, value = _parts(text)
             if name not in options:
                 raise ValueError(f"given={text}: of={'+'.join(self.of)} names no {name!r}")
+            if option in options[name]:
+                raise ValueError(f"given={'+'.join(self.given)} says {name}.{option} twice")
             options[name][option] = _value(known[name], text, option, value)
-        made = [known[name](**options[name]) for name in self.of]
-        object.__setattr__(self, "_drafters", made)
+        made = {name: known[name](**options[name]) for name in self.of}
+        object.__setattr__(self, "_drafters", list(made.values()))
+        object.__setattr__(self, "given", tuple(_settled(text, made) for text in self.given))
 
     def begin(self, rows: Rows = NO_ROWS) -> Drafting:
         drafters: list[Drafter] = self._drafters  # type: ignore[attr-defined]
@@ -101,6 +104,13 @@ def _parts(text: str) -> tuple[str, str, str]:
     if not dot or not colon:
         raise ValueError(f"given={text}: write drafter.option:value, several joined by +")
     return name, option, value
+
+
+def _settled(text: str, made: Mapping[str, Drafter]) -> str:
+    """``text`` with a name of a file or folder as the drafter has settled it."""
+    name, option, _ = _parts(text)
+    value = getattr(made[name], option)
+    return f"{name}.{option}:{value}" if isinstance(value, str) else text
 
 
 def _value(kind: type[Drafter], text: str, option: str, value: str) -> Any:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ..ir.program import Program
     from ..model import OptimizedModel
 
+# Of models with a cache.
+_WHOLE_ROWS = "of one pass over whole rows; the ratio says nothing of how fast it generates"
+
 
 def bench(
     out: Artifact,
@@ -38,7 +41,10 @@ def bench(
     json: Json = False,
     traceback: Traceback = False,
 ) -> None:
-    """Time OUT and MODEL in alternation on the artifact's inputs, and print the ratio with its spread."""
+    """Time OUT and MODEL in alternation on the artifact's inputs, and print the ratio with its spread.
+
+    Of a model with a cache that is one pass over whole rows, and not how fast it generates.
+    """
     import torch
 
     from ..model import load
@@ -66,6 +72,7 @@ def bench(
         "inputs": {name: list(value.shape) for name, value in inputs.items()},
         "flops": flops,
         "machine": machine_facts(),
+        "notes": [] if fast.program.stepping is None else [_WHOLE_ROWS],
     }
     emit(data, _text(data, str(timing)), json)
     if at_most is not None and timing.ratio > at_most:
@@ -173,4 +180,5 @@ def _text(data: dict[str, Any], timing: str) -> str:
         f"machine  {machine['processor']}, {machine['cores']} cores, {machine['read_bandwidth_gb_s']} GB/s, "
         f"{' '.join(machine['instruction_sets'])}"
     )
+    lines += [f"note     {note}" for note in data["notes"]]
     return "\n".join(lines)

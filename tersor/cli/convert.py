@@ -118,6 +118,10 @@ def convert(
     instances = [parse_spec(spec) for spec in passes or ()]
     target_with_options(target, {"ops": ops, "weights": weights, "threads": threads})
     generating = None if generator is None else check_output_file(generator)
+    if generating is not None and generating.is_relative_to(place):
+        raise InputError(
+            f"--generator {generator} is in {out}, whose files are the artifact's: give a place beside it"
+        )
     if generating is not None and all(instance.family != "cache" for instance in instances):
         raise InputError(f"--generator {generator} needs a model that keeps a cache: add -p kv-cache")
     if generating is None and not guess:

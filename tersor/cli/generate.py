@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .options import Artifact, Imports, Json, Threads, Traceback, import_modules
 from .output import emit, progress_bar
+from .prompt import Prompt, read_prompt
 
 _OWN = "the model's own"
 
 
 def generate(
     out: Artifact,
-    prompt: Annotated[str, typer.Argument(help="The text to go on from; - reads it from stdin.")],
+    prompt: Prompt,
     max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Tokens at most.", min=1)] = 128,
     temperature: Annotated[
         float | None,
@@ -56,10 +57,25 @@ def generate(
     """Print what follows PROMPT, as it is generated; OUT was converted with -p kv-cache."""
     import time
 
+    from ..ir.errors import InputError
     from ..model import load
+    from ..runtime.sampling import Sampling
 
     import_modules(imports)
-    text = _read() if prompt == "-" else prompt
+    options: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+    }
+    said = {name: value for name, value in options.items() if value is not None}
+    # What makes no sense comes out before the model is read.
+    Sampling(**said)
+    if any(not one for one in stop or ()):
+        raise InputError(
+            "--stop is given an empty text: give what generation is to stop behind, or leave it out"
+        )
+    text = read_prompt(prompt)
     with progress_bar() as report:
         report(f"reading {out}", 0, 1)
         model = load(out, threads=threads) if threads is not None else load(out)
@@ -70,15 +86,9 @@ def generate(
             sys.stdout.write(piece)
             sys.stdout.flush()
 
-    options = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "repetition_penalty": repetition_penalty,
-    }
     new = model.generate(
         text,
-        **{name: value for name, value in options.items() if value is not None},
+        **said,
         max_new_tokens=max_new_tokens,
         stop=tuple(stop or ()),
         seed=seed,
@@ -103,15 +113,3 @@ def generate(
             print(f"note: {note}", file=sys.stderr)
         for step, forms in chosen.items():
             print(f"steps of {step}: {'; '.join(forms)}", file=sys.stderr)
-
-
-def _read() -> str:
-    """The prompt from stdin, whatever the terminal's own encoding is."""
-    from ..ir.errors import InputError
-
-    try:
-        return sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"the prompt on stdin is no UTF-8 text: byte {error.start} of it is none of one"
-        ) from None

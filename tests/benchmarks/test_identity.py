@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks.identity import Found, idle, section
+import pytest
+from decoders import decoder_on
+
+from benchmarks.decoding_sides import Ours
+from benchmarks.identity import _SLOW, PLAIN, Found, compare, idle, section
+from examples.prompts import Prompt
 from tersor.runtime.divergence import Divergence
 
 TIE, BUG = Divergence(7, (5, 6), 1e-5, 1e-4, 1e-4), Divergence(3, (5, 6), 0.5, 1e-4, 1e-4)
@@ -26,3 +31,16 @@ def test_ties_are_counted_and_listed_and_what_is_none_is_said() -> None:
 def test_drafters_whose_guesses_are_never_right_are_named() -> None:
     found = [Found("plain", 1), Found("ngram", 1, {}, 400, 100), Found("easyspec", 4, {}, 12, 0)]
     assert idle(found) == ["easyspec, 4 at a time: none of 12 guesses was right"]
+
+
+@pytest.mark.parametrize("name", [PLAIN, "ngram", "model,exits=1"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_sides_guess_where_steps_are_said_to_be_slow(name: str, rows: int) -> None:
+    decoder = decoder_on("llama", "torch")
+    peer = Ours("peer", decoder)
+    chosen = [Prompt("prose", [5, 6, 7, 5, 6, 7, 5, 6]), Prompt("code", [9, 8, 9, 8])]
+    expected = [peer.run(prompt.tokens, 12) for prompt in chosen]
+    side = Ours(name, decoder, None if name == PLAIN else name, curve=None if name == PLAIN else _SLOW)
+    found = compare(chosen, expected, side, rows, peer)  # type: ignore[arg-type]
+    assert not found.parted
+    assert bool(found.guesses) == (name != PLAIN)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks.weights import Cost, missed, section
+from benchmarks.weights import Cost, measure, missed, section
 
 
 def test_the_loss_is_that_of_perplexities_over_rows() -> None:
@@ -31,8 +32,13 @@ def test_a_loss_that_is_too_large_or_not_known_well_enough_is_named() -> None:
     ))  # fmt: skip
     assert missed([known]) == []
     assert [text.split(":")[0] for text in missed([known, large, vague])] == ["int8", "int4"]
-    text = section([known, Cost("int4", "int4, 9 matrices int8", 5, [0.01] * 100)], 8)
-    assert "| int4 | int4, 9 matrices int8 | 0 | +1.01% ± 0.00% | 0.0% | 0.0000 |" in text
+    costs = [
+        Cost(known.kind, known.stored, 10, known.surprise, [0.0] * 100),
+        Cost("int4", "int4, 9 matrices int8", 5, [0.01] * 100, [0.02] * 100),
+    ]
+    text = section(costs, [(math.log(20), math.log(90))] * 100, 8)
+    assert "| int4 | int4, 9 matrices int8 | 0 | +1.01% ± 0.00% | 0.0% | 0.0000 | +2.02% ± 0.00% |" in text
+    assert "own perplexity in float32: 20.0, cut out 90.0." in text
     assert "Below what is asked: nothing." in text
 
 
@@ -45,3 +51,23 @@ def test_no_number_and_what_was_kept_in_place_of_another_are_named() -> None:
         Cost("int4", "fp32", 5, [0.0] * 100),
     )
     assert [text.split(":")[0] for text in missed([one, kept, auto, left])] == ["int8", "auto"]
+
+
+def test_a_row_is_measured_as_it_opens_and_cut_out() -> None:
+    torch.manual_seed(0)
+    tables = [torch.randn(7, 7).double() for _ in range(2)]
+
+    def model(number: int) -> object:
+        # What a first token changes: the model knows nothing where it is not 0.
+        def run(input_ids: torch.Tensor, **_: object) -> object:
+            known = tables[number][input_ids] * (input_ids[:, :1] == 0).double()[..., None]
+            return SimpleNamespace(logits=known)
+
+        return run
+
+    row, cost = torch.tensor([[0, 3, 5, 1, 2]]), Cost("int8", "int8", 10, [])
+    own = measure(model(0), [(model(1), cost)], row)
+    expected = [float(torch.nn.functional.cross_entropy(table[row[0, :-1]], row[0, 1:])) for table in tables]
+    assert own == pytest.approx((expected[0], math.log(7)))
+    assert cost.surprise == pytest.approx([expected[1] - expected[0]])
+    assert cost.cut_out == pytest.approx([0.0])

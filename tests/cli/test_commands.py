@@ -211,6 +211,7 @@ def test_bench_gives_a_ratio_with_its_spread_and_the_machine(
     assert outcome.json["inputs"]["input_ids"][1] == 16
     assert 0 < outcome.json["flops"]["ratio"] < 1
     assert outcome.json["machine"]["read_bandwidth_gb_s"] > 0
+    assert outcome.json["notes"] == []
     outcome = tersor(*request, "--at-most", "0")
     assert outcome.code == 1
     assert "above 0" in outcome.error

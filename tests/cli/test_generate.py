@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,30 @@ def test_a_file_that_generates_needs_a_cache(tersor: Tersor, model_folder: Path,
     assert outcome.code == 2
     assert "add -p kv-cache" in outcome.error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["out/gen.onnx", "out", "out/sub/gen.onnx", "old/gen.onnx"])
+def test_a_file_that_generates_goes_beside_artifacts(
+    tersor: Tersor, talking: Path, tmp_path: Path, place: str
+) -> None:
+    shutil.copytree(talking, tmp_path / "old")
+    command = ("convert", tmp_path / "none", "-p", "kv-cache", "-o", tmp_path / "out", "--generator")
+    outcome = tersor(*command, tmp_path / place)
+    assert outcome.code == 2
+    assert "give a place beside it" in outcome.error
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [("--stop", "", "--stop is given an empty text"), ("--temperature", "nan", "temperature=nan")],
+)
+def test_what_makes_no_sense_is_said_before_the_model_is_read(
+    tersor: Tersor, tmp_path: Path, option: str, value: str, reason: str
+) -> None:
+    outcome = tersor("generate", tmp_path / "none", "Once", option, value)
+    assert outcome.code == 2
+    assert reason in outcome.error
 
 
 def test_a_drafter_that_no_file_can_hold_is_named_before_the_model_is_read(

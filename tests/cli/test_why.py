@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,24 @@ def test_it_says_that_all_tokens_are_the_models(tersor: Tersor, folders: tuple[P
     told = tersor("why", out, "Once", "--against", model, "--max-new-tokens", "9", "--json").json
     assert told["ok"] is True
     assert told["divergence"] is None
+
+
+def test_a_prompt_is_read_as_generate_reads_it(tersor: Tersor, folders: tuple[Path, Path]) -> None:
+    model, out = folders
+    command = [sys.executable, "-m", "tersor", "why", str(out), "-", "--against", str(model)]
+    told = subprocess.run(command, input=b"sch\xf6n", capture_output=True, check=False)
+    assert told.returncode == 2
+    assert b"the prompt on stdin is no UTF-8 text" in told.stderr
+    half = tersor("why", out, "a\udcffb", "--against", model)
+    assert half.code == 2
+    assert "its character 1 is half of one" in half.error
+
+
+def test_bench_says_that_it_times_no_generation(tersor: Tersor, folders: tuple[Path, Path]) -> None:
+    told = tersor("bench", folders[1], "--against", folders[0], "--pairs", "1")
+    assert (
+        "note     of one pass over whole rows; the ratio says nothing of how fast it generates" in told.stdout
+    )
 
 
 def test_another_model_is_no_tie(tersor: Tersor, folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -24,6 +24,16 @@ def out(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "out"))
 
 
+def test_an_artifact_that_is_written_anew_is_not_taken_for_what_was_loaded(
+    program: Program, out: Path
+) -> None:
+    loaded = tersor.load(out)
+    optimize_model(program, ["constant-folding"], "torch").save(out)
+    with pytest.raises(ArtifactError, match="was written anew after it was loaded here"):
+        _ = loaded.program
+    assert tersor.load(out).program
+
+
 def test_what_was_saved_is_what_is_loaded(program: Program, batches: Batches, tmp_path: Path) -> None:
     for target in ("torch", "onnx"):
         fast = optimize_model(program, target=target, calibration=batches)

@@ -71,7 +71,7 @@ def test_another_machine_measures_for_itself(artifact: Path, monkeypatch: pytest
     [
         "", "{", "[]", '{"widths": [1]}', '{"widths": [1, 1], "seconds": [1, 2]}', '{"widths": [2], "seconds": [1]}',
         '{"widths": [1, 2], "seconds": [2, 1]}', '{"widths": [1], "seconds": [0]}',
-        '{"widths": [1], "seconds": [NaN]}',
+        '{"widths": [1], "seconds": [NaN]}', '{"widths": [1, Infinity], "seconds": [1, 2]}', "[" * 100_000,
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_measured_again_and_kept(artifact: Path, tmp_path: Path, text: str) -> None:
@@ -91,6 +91,15 @@ def test_a_place_that_cannot_be_written_is_no_reason_to_fail(
 ) -> None:
     (tmp_path / "closed").write_text("a file where a folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "closed"))
+    assert kept(artifact, {}, Measure(), now) == CURVE
+
+
+def test_a_user_without_a_home_is_no_reason_to_fail(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", none)
     assert kept(artifact, {}, Measure(), now) == CURVE
 
 

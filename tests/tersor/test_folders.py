@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from pathlib import Path
 
@@ -91,6 +93,37 @@ def test_the_longest_name_that_can_be_written_is(fast: OptimizedModel, tmp_path:
             assert not (tmp_path / ("x" * length)).exists()
         else:
             assert tersor.load(tmp_path / ("x" * length)).target == "torch"
+
+
+def test_a_file_is_not_written_into_an_artifact(fast: OptimizedModel, out: Path) -> None:
+    before = sorted(out.iterdir())
+    for place in (out / "model.onnx", out / "more" / "gen.onnx"):
+        with pytest.raises(InputError, match="whose files are certified"):
+            fast.export_onnx(place)
+    assert sorted(out.iterdir()) == before
+
+
+def test_what_a_killed_process_left_goes_with_the_next_save_and_what_one_is_at_stays(
+    fast: OptimizedModel, tmp_path: Path
+) -> None:
+    names = (".out.0123abcd", ".out.89abcdef", ".out.notes", ".other.0123abcd")
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text("much")
+    handle = os.open(tmp_path / names[1], os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    fast.save(tmp_path / "out")
+    os.close(handle)
+    assert {path.name for path in tmp_path.iterdir()} == {*names[1:], "out"}
+
+
+def test_two_that_write_one_place_leave_each_other_alone(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "out") as first:
+        (first / "a").write_text("1")
+        with whole_folder(tmp_path / "other"), whole_folder(tmp_path / "out") as second:
+            assert first.is_dir()
+        assert second != first
+        assert (first / "a").is_file()
 
 
 def test_links_in_a_circle_are_one_clear_error(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from architectures import huggingface
@@ -245,6 +246,10 @@ def test_settings_without_a_form_here_are_refused(
         ({"use_cache": False}, "use_cache=False has no form here"),
         ({"guidance_scale": 2.0}, "guidance_scale=2.0 has no form here"),
         ({"stops": "x"}, "did you mean 'stop'"),
+        ({"top_k": "3"}, "top_k='3' is no number of tokens"),
+        ({"top_k": 2.5, "temperature": 1.0}, "top_k=2.5 is no number of tokens"),
+        ({"suppress_tokens": list(range(256))}, r"no token may follow .* \(suppress_tokens=\[0, 1, 2"),
+        ({"repetition_penalty": 1e-300}, r"no token may follow .*repetition_penalty=1e-300"),
     ],
     ids=str,
 )
@@ -253,6 +258,21 @@ def test_options_that_make_no_sense_are_one_clear_error(
 ) -> None:
     with pytest.raises(InputError, match=reason):
         plain.generate([PROMPT], **options)
+
+
+@pytest.mark.parametrize("most", [{"max_new_tokens": 10**30}, {"max_length": 10**12}], ids=str)
+def test_texts_may_be_longer_than_memory_as_long_as_they_end(plain: Any, most: dict[str, int]) -> None:
+    found = plain.generate([PROMPT], eos_token_id=list(range(1, 256)), suppress_tokens=[0], **most)
+    assert len(found[0]) == len(PROMPT) + 1
+
+
+def test_numbers_may_be_of_numpy_or_torch(plain: Any) -> None:
+    expected = plain.generate([PROMPT], temperature=1.0, top_k=3, seed=5, eos_token_id=[3, 4])
+    for ids in (np.array([3, 4]), torch.tensor([3, 4])):
+        found = plain.generate(
+            [PROMPT], temperature=np.float64(1), top_k=np.int64(3), seed=np.int64(5), eos_token_id=ids
+        )
+        assert found == expected
 
 
 def test_a_damaged_file_of_settings_is_refused(tmp_path: Path) -> None:

@@ -141,5 +141,6 @@ def test_what_has_no_pages_is_written_as_it_was_before_there_were_any() -> None:
 
 
 def test_a_page_holds_a_token_at_least() -> None:
-    with pytest.raises(SpecError, match="page=0 must be 1 or more"):
-        parse_spec("kv-cache:layout=paged,page=0")
+    for page in (0, 10**12):
+        with pytest.raises(SpecError, match=f"page={page} is not within 1 and 4096"):
+            parse_spec(f"kv-cache:layout=paged,page={page}")

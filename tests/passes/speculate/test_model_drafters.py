@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -178,6 +180,7 @@ def test_a_third_of_the_layers_drafts_by_default() -> None:
     [
         ("speculate:drafter=self,exits=0", "an exit is after 1 layer or more"),
         ("speculate:drafter=model,exits=0+1", "an exit is after 1 layer or more"),
+        ("speculate:drafter=self,exits=1+2+1", r"exits=1\+2\+1 names an exit twice"),
         ("speculate:drafter=triforce,chunk=8,budget=4", "chunk=8 must be 1 or more and at most budget=4"),
         ("speculate:drafter=easyspec,group=1", "layers that run at once are 2 or more"),
     ],
@@ -187,9 +190,30 @@ def test_options_that_make_no_sense_are_named(spec: str, reason: str) -> None:
         parse_spec(spec)
 
 
+def test_a_layer_that_is_not_there_is_named_and_no_other() -> None:
+    with pytest.raises(RefusedError) as found:
+        SelfDraft(exits=(200_000,)).models(run(decoder_program("llama"), ["kv-cache"])[0])
+    assert str(found.value) == "layer 2 is asked for, and the model has 2 (from 0)"
+
+
+@pytest.mark.parametrize("kind", [SecondModel, EasySpec])
+def test_a_folder_is_found_from_wherever_it_is_run(
+    kind: type[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    drafter = kind("draft")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert drafter.path == str(tmp_path / "draft")
+    assert kind("draft").path == str(tmp_path / "elsewhere" / "draft")
+    among = Several(of=(kind.name,), given=(f"{kind.name}.path:draft",))
+    assert among.given == (f"{kind.name}.path:{tmp_path / 'elsewhere' / 'draft'}",)
+    assert kind().path == ""
+
+
 def test_models_that_cannot_guess_are_named(tmp_path: Path) -> None:
     llama = decoder_program("llama")
-    missing = r"there is no model in 'nowhere' \(from the working folder, .*\) to guess with"
+    missing = f"there is no model in '{re.escape(str(Path.cwd() / 'nowhere'))}' to guess with"
     with pytest.raises(InputError, match=missing):
         run(llama, ["kv-cache", "speculate:drafter=model,path=nowhere"])
     archive.save(llama, tmp_path / "bare")
@@ -202,7 +226,7 @@ def test_models_that_cannot_guess_are_named(tmp_path: Path) -> None:
 
 
 def test_an_exit_behind_the_last_layer_is_refused() -> None:
-    with pytest.raises(RefusedError, match="are not of the 2"):
+    with pytest.raises(RefusedError, match="the model has 2"):
         run(decoder_program("llama"), ["kv-cache", "speculate:drafter=self,exits=5"])
 
 

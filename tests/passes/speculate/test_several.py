@@ -53,6 +53,7 @@ def test_single_ones_may_be_given_options() -> None:
         ("ngram.depth:2", "ngram has no option 'depth'; it has longest, shortest"),
         ("ngram.longest:far", "longest is a whole number"),
         ("ngram.longest", "write drafter.option:value"),
+        ("ngram.longest:9+ngram.longest:3", "says ngram.longest twice"),
         ("ngram:2", "write drafter.option:value"),
     ],
 )
