@@ -52,10 +52,17 @@ def losses(gemma: tuple[Program, Any]) -> Losses:
 def test_perplexity_stays_within_a_percent(gemma: tuple[Program, Any], losses: Losses, kind: str) -> None:
     loss, deviation = losses.of(lower(gemma[0], "onnx", {"weights": kind}))
     assert losses.positions >= WINDOWS * (TOKENS - 1)
-    # So few tokens tell no percent: what is predicted of them, which is more exact, must be nearly the same too.
-    assert abs(loss.share) < 0.01 + 2 * loss.error
-    assert loss.error < 0.015
-    assert all(output.kl is not None and output.kl < 0.04 for output in deviation.outputs)
+    # So few tokens hardly tell a percent: what is predicted of them, which is more exact, must be nearly the same too.
+    assert abs(loss.share) < 0.01 + loss.error
+    assert loss.error < 0.005
+    assert all(output.kl is not None and output.kl < 0.01 for output in deviation.outputs)
+
+
+def test_what_costs_more_is_measured_as_more(gemma: tuple[Program, Any], losses: Losses) -> None:
+    loss, deviation = losses.of(lower(gemma[0], "onnx", {"weights": "int4"}))
+    # By itself: the front door stores some of its matrices in another kind.
+    assert loss.share - 2 * loss.error > 0.04
+    assert all(output.kl is not None and output.kl > 0.1 for output in deviation.outputs)
 
 
 def test_the_tied_embedding_is_stored_once(gemma: tuple[Program, Any], tmp_path: Any) -> None:
