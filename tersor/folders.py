@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,8 @@ KIND = "tersor-artifact"
 _SHOWN = 3
 # Hexadecimal digits in the name of what is not finished.
 _RANDOM = 8
+# Seconds.
+_LEFT_AFTER = 60
 _unfinished: set[Path] = set()
 _moving = threading.Lock()
 
@@ -155,8 +158,9 @@ def _held(folder: Path) -> Iterator[bool]:
 def _remove_left_over(path: Path) -> None:
     """Remove what processes that were killed while they made ``path`` have left beside it."""
     for folder in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * _RANDOM}"):
-        with _held(folder) as left:
-            if left:
+        # One that was made a moment ago may not be locked yet.
+        with suppress(OSError), _held(folder) as left:
+            if left and time.time() - folder.stat().st_mtime > _LEFT_AFTER:
                 shutil.rmtree(folder, ignore_errors=True)
 
 

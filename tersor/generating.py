@@ -193,7 +193,7 @@ class Generator:
         ids, real = _padded_rows(inputs, attention_mask, padding)
         windows = {slots.window for slots in self.decoder.stepping.slots} - {0}
         # A window counts places; what is left out of the midst of a row would let it reach further back.
-        gaps = (real.diff(dim=1) == 1).sum(1) + real[:, 0] > 1
+        gaps = (real.diff(dim=1, prepend=torch.zeros(len(real), 1, dtype=torch.int64)) == 1).sum(1) > 1
         if windows and gaps.any():
             raise InputError(
                 f"row {int(gaps.nonzero()[0, 0])} has padding between its tokens, and layers of this model look "
@@ -241,6 +241,7 @@ def _is_text(inputs: Any) -> bool:
 
 
 def encodable(text: str) -> str:
+    """``text``; raises InputError where it is none of Unicode, which no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -154,11 +154,7 @@ class OptimizedModel:
             if self._program is None:
                 assert self._folder is not None
                 program = archive.load(self._folder)
-                if read_certificate(self._folder) != self._certificate:
-                    raise ArtifactError(
-                        f"{self._folder} was written anew after it was loaded here, and what runs is what it held "
-                        "then: load it again"
-                    )
+                self._check_unchanged(self._folder)
                 self._program = program
             return self._program
 
@@ -249,8 +245,15 @@ class OptimizedModel:
         specs = ", ".join(step.spec for step in self.report.kept)
         return f"OptimizedModel(target={self.target!r}, passes=[{specs}])"
 
+    def _check_unchanged(self, folder: Path) -> None:
+        if read_certificate(folder) != self._certificate:
+            raise ArtifactError(
+                f"{folder} was written anew after it was loaded here, and what runs is what it held then: load it again"
+            )
+
     def _copy(self, out: Path) -> None:
         assert self._folder is not None
+        self._check_unchanged(self._folder)
         if out == self._folder:
             return
         artifact.check_files(self._folder)

@@ -31,6 +31,9 @@ def test_an_artifact_that_is_written_anew_is_not_taken_for_what_was_loaded(
     optimize_model(program, ["constant-folding"], "torch").save(out)
     with pytest.raises(ArtifactError, match="was written anew after it was loaded here"):
         _ = loaded.program
+    with pytest.raises(ArtifactError, match="was written anew after it was loaded here"):
+        loaded.save(out.parent / "another")
+    assert not (out.parent / "another").exists()
     assert tersor.load(out).program
 
 

@@ -106,10 +106,12 @@ def test_a_file_is_not_written_into_an_artifact(fast: OptimizedModel, out: Path)
 def test_what_a_killed_process_left_goes_with_the_next_save_and_what_one_is_at_stays(
     fast: OptimizedModel, tmp_path: Path
 ) -> None:
-    names = (".out.0123abcd", ".out.89abcdef", ".out.notes", ".other.0123abcd")
+    names = (".out.0123abcd", ".out.89abcdef", ".out.01234567", ".out.notes", ".other.0123abcd")
     for name in names:
         (tmp_path / name).mkdir()
         (tmp_path / name / "weights").write_text("much")
+        if name != names[2]:  # That one was made just now.
+            os.utime(tmp_path / name, (1e9, 1e9))
     handle = os.open(tmp_path / names[1], os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
     fast.save(tmp_path / "out")

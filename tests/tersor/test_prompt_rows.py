@@ -51,6 +51,12 @@ def test_padding_between_tokens_is_that_of_transformers_where_all_are_seen() -> 
     assert torch.equal(found[:, 30:], theirs(model, ids, mask))
 
 
+def test_rows_of_no_tokens_are_empty_prompts() -> None:
+    _, fast = pair("gemma3")
+    with pytest.raises(InputError, match="prompt 0 is empty"):
+        fast.generate(torch.ones(1, 0, dtype=torch.int64))
+
+
 def test_padding_between_tokens_is_refused_where_layers_look_so_many_places_back() -> None:
     _, fast = pair("gemma3")
     ids, mask = masked(slice(0, 2), slice(24, 28))
