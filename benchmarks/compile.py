@@ -233,8 +233,8 @@ def section(results: dict[str, dict[str, list[Result]]]) -> str:
             )
         verdicts.append(_verdict(subject, sides["tersor"], sides["exporter"]))
     header = ["model and side", "warm seconds", "stages", "cold seconds", "peak / weights"]
-    runs = len(next(iter(next(iter(results.values())).values())))
-    introduction = _INTRODUCTION.format(runs=runs)
+    count = len(next(iter(next(iter(results.values())).values())))
+    introduction = _INTRODUCTION.format(runs=count)
     short = f"\nBelow what is asked: {'; '.join(missed(results)) or 'nothing'}."
     return "\n".join([provenance("compile"), "", introduction, "", table(header, rows), "", *verdicts, short])
 

@@ -313,7 +313,7 @@ def _drafter_cells(name: str, results: Sequence[Result]) -> list[str]:
         f"{right / guesses:.0%}" if guesses else "",
         f"{verifying / steps * 1e3:.1f}",
         f"{drafting / steps * 1e3:.1f}",
-        find_methods(Drafter)[name].reported,  # type: ignore[type-abstract]
+        find_methods(Drafter)[name].reported,
     ]
 
 

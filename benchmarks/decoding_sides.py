@@ -28,7 +28,7 @@ from tersor.runtime.generation import Stopping, generate
 from tersor.runtime.sampling import Sampling
 from tersor.runtime.speculation import Statistics
 
-DRAFTERS = tuple(find_methods(Drafter))  # type: ignore[type-abstract]
+DRAFTERS = tuple(find_methods(Drafter))
 # Files of the benchmarks' own that drafters are given; all else is as it is where nobody asks otherwise.
 _GIVEN: dict[str, dict[str, Any]] = {"ppd": {"prompts": str(PROMPT_TOKENS)}}
 
@@ -36,7 +36,7 @@ _GIVEN: dict[str, dict[str, Any]] = {"ppd": {"prompts": str(PROMPT_TOKENS)}}
 def drafter(spec: str) -> Drafter:
     """That of a name, or of a spec such as ``self,exits=3+6``."""
     if spec in DRAFTERS:
-        return find_methods(Drafter)[spec](**_GIVEN.get(spec, {}))  # type: ignore[type-abstract]
+        return find_methods(Drafter)[spec](**_GIVEN.get(spec, {}))
     pass_ = parse_spec(f"speculate:drafter={spec}")
     assert isinstance(pass_, Speculate)
     return pass_.drafter
@@ -141,12 +141,12 @@ class Transformers:
         ids = torch.tensor([prompt])
         fixed = dict(do_sample=False, max_new_tokens=new, pad_token_id=0)
         found = self.model.generate(ids, attention_mask=torch.ones_like(ids), **fixed, **self.options)
-        return found[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
+        return found[0, len(prompt) :].tolist()
 
     def logits(self, tokens: Sequence[int], rows: int = 1) -> torch.Tensor:
         """Behind the last of ``tokens``, computed beside as many rows as there are."""
         ids = torch.tensor([list(tokens)] * rows)
-        return self.model(input_ids=ids, logits_to_keep=1).logits[0, -1]  # type: ignore[no-any-return]
+        return self.model(input_ids=ids, logits_to_keep=1).logits[0, -1]
 
 
 @dataclass

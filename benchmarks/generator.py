@@ -59,7 +59,7 @@ class File:
 
     def run(self, prompt: list[int], new: int) -> list[int]:
         given = {"input_ids": np.array([prompt]), "max_new_tokens": np.array(new)}
-        return self.session.run(None, given)[0][0].tolist()  # type: ignore[no-any-return]
+        return self.session.run(None, given)[0][0].tolist()
 
 
 class Bench:

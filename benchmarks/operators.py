@@ -93,6 +93,7 @@ class Rotated(nn.Module):
     def __init__(self, heads: int, width: int) -> None:
         super().__init__()
         self.heads, self.scale = heads, nn.Parameter(torch.rand(width))
+        self.frequencies: Tensor
         self.register_buffer("frequencies", 1e-4 ** (torch.arange(0, width, 2) / width))
 
     def forward(self, query: Tensor) -> Tensor:

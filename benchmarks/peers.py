@@ -143,12 +143,12 @@ def _genai_folder(precision: str) -> Path:
             "cpu",
         ]
         sys.argv += ["-c", str(source)]
-        AutoConfig.from_pretrained = as_before  # type: ignore[method-assign]
+        AutoConfig.from_pretrained = as_before
         try:
             runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
         finally:
             sys.argv = arguments
-            AutoConfig.from_pretrained = read  # type: ignore[method-assign]
+            AutoConfig.from_pretrained = read
         shutil.rmtree(source)
 
     return built(f"gemma3-270m-genai-{precision}", build)

@@ -183,9 +183,9 @@ def main() -> None:
     options = settings("quantised", __doc__.split("\n")[0])
     torch.set_grad_enabled(False)
     bench = Bench(options.new)
-    chosen = prompts(bench.tokenizer, prose())
-    long: Any = chosen[-1].tokens[:FIRST]
-    chosen = spread(chosen, options.prompts)
+    every = prompts(bench.tokenizer, prose())
+    long: Any = every[-1].tokens[:FIRST]
+    chosen = spread(every, options.prompts)
     results = []
     for prompt in chosen:
         results.append(last := bench.run(prompt, options.repeats))

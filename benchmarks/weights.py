@@ -118,7 +118,7 @@ def measure(model: Any, sides: Sequence[tuple[Any, Cost]], row: Tensor) -> tuple
 
 
 def _predicted(model: Any, ids: Tensor) -> Tensor:
-    return model(**_given(ids)).logits[0].log_softmax(-1)  # type: ignore[no-any-return]
+    return model(**_given(ids)).logits[0].log_softmax(-1)
 
 
 def _given(row: Tensor) -> dict[str, Tensor]:

@@ -17,16 +17,17 @@ from .contract import Method, Pass
 
 _ROOT = __name__.rpartition(".")[0]
 _T = TypeVar("_T")
+_M = TypeVar("_M", bound=Method)
 _unregistered: WeakSet[type] = WeakSet()
 
 
 def find_passes() -> dict[str, type[Pass]]:
     """Every pass by its name: those of this package, and those that the running program has defined."""
     import_all(_ROOT)
-    return named_subclasses(Pass)  # type: ignore[type-abstract]
+    return named_subclasses(Pass)
 
 
-def find_methods(base: type[Method]) -> dict[str, type[Method]]:
+def find_methods(base: type[_M]) -> dict[str, type[_M]]:
     """Every method of a family by its name; ``base`` is the abstract class that annotates the slot."""
     package = base.__module__.rpartition(".")[0]
     if package:

@@ -16,7 +16,7 @@ from tersor.passes.registry import find_methods
 from tersor.passes.speculate.drafter import Drafter
 
 Mode = tuple[str, dict[str, Any]]
-DRAFTERS = find_methods(Drafter)  # type: ignore[type-abstract]
+DRAFTERS = find_methods(Drafter)
 PATH = "PATH"
 # Beside its defaults, which are there for every drafter: the options of modes that guess in another way.
 FURTHER: tuple[Mode, ...] = (

@@ -24,7 +24,7 @@ from tersor.passes.spec import parse_spec
 from tersor.passes.tokens.method import TokenMethod
 
 Inputs = dict[str, Tensor]
-METHODS = list(find_methods(TokenMethod))  # type: ignore[type-abstract]
+METHODS = list(find_methods(TokenMethod))
 LEVELS = tuple(partial(OnnxExecutable.of, ops=ops) for ops in ("ort", "portable"))
 KEEP = 0.7
 

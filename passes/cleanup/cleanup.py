@@ -41,7 +41,7 @@ class Cleanup(Pass):
 def parts() -> list[Part]:
     """Every clean-up pass, with its default options: those of this folder, and those that the program defined."""
     import_all(__name__.rpartition(".")[0])
-    return [kind() for kind in named_subclasses(Part).values()]  # type: ignore[type-abstract]
+    return [kind() for kind in named_subclasses(Part).values()]
 
 
 def _applied(some: list[Part], program: Program) -> tuple[Program, bool]:

@@ -39,7 +39,7 @@ class Several(Drafter):
     )
 
     def __post_init__(self) -> None:
-        known = find_methods(Drafter)  # type: ignore[type-abstract]
+        known = find_methods(Drafter)
         for name in self.of:
             if name not in known or name == self.name:
                 others = ", ".join(sorted(set(known) - {self.name}))

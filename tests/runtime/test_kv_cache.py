@@ -20,10 +20,7 @@ from tersor.runtime.tree import TokenTree, side_by_side
 _STEP, _ROLLBACK = 6, 4
 # Every layout that is found; pages that are smaller than windows.
 SMALL = {"paged": PAGED}
-LAYOUTS = [
-    SMALL.get(name, f"kv-cache:layout={name}")
-    for name in find_methods(CacheLayout)  # type: ignore[type-abstract]
-]
+LAYOUTS = [SMALL.get(name, f"kv-cache:layout={name}") for name in find_methods(CacheLayout)]
 
 
 def small_cache(decoder: Decoder, rows: int) -> KvCache:

@@ -21,7 +21,7 @@ from tersor.passes.spec import parse_spec
 from tersor.passes.tokens.method import TokenMethod
 
 Inputs = Mapping[str, Tensor]
-METHODS = list(find_methods(TokenMethod))  # type: ignore[type-abstract]
+METHODS = list(find_methods(TokenMethod))
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 MODELS = ("bert", "vit")
 by_method = pytest.mark.parametrize("method", METHODS)

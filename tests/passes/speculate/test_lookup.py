@@ -56,5 +56,5 @@ def test_who_guesses_by_more_than_the_text_has_no_such_form() -> None:
     assert Recycle().as_module(8) is None
     assert isinstance(Several().as_module(8), Lookup)
     assert Several(of=("recycle",)).as_module(8) is None
-    forms = [method().as_module(3) for method in find_methods(Drafter).values()]  # type: ignore[type-abstract]
+    forms = [method().as_module(3) for method in find_methods(Drafter).values()]
     assert sum(form is not None for form in forms) >= 3

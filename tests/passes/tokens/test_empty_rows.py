@@ -11,7 +11,7 @@ from tersor.ir.program import Program
 from tersor.passes import registry
 from tersor.passes.tokens.method import TokenMethod
 
-METHODS = sorted(registry.find_methods(TokenMethod))  # type: ignore[type-abstract]
+METHODS = sorted(registry.find_methods(TokenMethod))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -17,7 +17,7 @@ from tersor.passes.registry import find_methods
 from tersor.passes.spec import parse_spec
 from tersor.passes.tokens.method import TokenMethod
 
-METHODS = list(find_methods(TokenMethod))  # type: ignore[type-abstract]
+METHODS = list(find_methods(TokenMethod))
 SIZES: dict[str, Any] = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
 
 

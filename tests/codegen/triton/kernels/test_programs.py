@@ -49,7 +49,7 @@ def decoder() -> Program:
 
 def dropped(program: Program, method: str, **options: Any) -> Program:
     token_drop: Any = find_passes()["token-drop"]
-    chosen: Any = find_methods(TokenMethod)[method]  # type: ignore[type-abstract]
+    chosen: Any = find_methods(TokenMethod)[method]
     made = token_drop(method=chosen(**options), keep=(0.6,), layers=(1,))
     sites = made.legality(program)
     assert isinstance(sites, list), sites
