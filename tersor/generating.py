@@ -28,7 +28,7 @@ from .runtime.generation import Stopping, generate
 from .runtime.sampling import Sampling
 from .runtime.speculation import Statistics
 from .settings import Settings
-from .text import Written, load_tokenizer, stops_at, tokenizer_folder
+from .text import Written, load_tokenizer, stops_at, token_ids, tokenizer_folder
 
 
 @dataclass
@@ -138,7 +138,7 @@ class Generator:
         if is_text and attention_mask is not None:
             raise InputError("attention_mask belongs to a tensor of ids: texts have no padding")
         if is_text:
-            prompts = [tokenizer(encodable(t))["input_ids"] for t in texts]
+            prompts = [token_ids(tokenizer, text) for text in texts]
         else:
             prompts = self._rows(inputs, attention_mask, settings.padding)
         if not prompts:
@@ -238,18 +238,6 @@ def check_call(stop: Any, stream: Any, batch_size: Any, tokenizer: Any) -> None:
 def _is_text(inputs: Any) -> bool:
     texts = [inputs] if isinstance(inputs, str) else inputs
     return isinstance(texts, list | tuple) and bool(texts) and all(isinstance(t, str) for t in texts)
-
-
-def encodable(text: str) -> str:
-    """``text``; raises InputError where it is none of Unicode, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"the prompt {text!r} is no Unicode text: its character {error.start} is half of one, as bytes that are "
-            "not UTF-8 become on a command line"
-        ) from None
-    return text
 
 
 def _left(longest: int, width: int) -> int:

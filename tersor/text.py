@@ -111,3 +111,19 @@ def stops_at(tokenizer: Any, texts: Sequence[str]) -> Any:
         return any(text.rfind(stop) + len(stop) > known for stop in texts if stop in text)
 
     return stops
+
+
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """What ``text`` is to a model.
+
+    Raises:
+        InputError: it is no Unicode, which no tokenizer takes.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the prompt {text!r} is no Unicode text: its character {error.start} is half of one, as bytes that are "
+            "not UTF-8 become on a command line"
+        ) from None
+    return [int(token) for token in tokenizer(text)["input_ids"]]

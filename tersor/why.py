@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .generating import encodable
 from .ir.errors import InputError
 from .ir.program import Program
 from .ir.stepping import Stepping
 from .model import OptimizedModel
 from .runtime.divergence import Divergence, first_divergence
+from .text import token_ids
 from .verification import capture_like
 
 
@@ -77,11 +77,7 @@ def compare_with_model(
         InputError: the model keeps no cache, the prompt is empty, or ``against`` is no model that takes it.
     """
     generator = model.generator
-    tokens = (
-        [int(t) for t in generator.tokenizer(encodable(prompt))["input_ids"]]
-        if isinstance(prompt, str)
-        else prompt
-    )
+    tokens = token_ids(generator.tokenizer, prompt) if isinstance(prompt, str) else prompt
     new = generator.likeliest(tokens, most)
     row = [*tokens, *new]
     stepping = generator.decoder.stepping
